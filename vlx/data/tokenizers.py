@@ -1,0 +1,139 @@
+"""Byte-level BPE as CLIP has it: trained on a run's own captions, or CLIP's published vocabulary.
+
+Text is mended (ftfy), unescaped twice, lower-cased, its white space folded; words are split by
+CLIP's pattern, written as bytes, and merged; the last symbol of a word carries "</w>". An encoded
+text is start, tokens, end (openai/CLIP, simple_tokenizer.py and clip.py).
+"""
+
+import functools
+import gzip
+import html
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import ftfy
+import numpy as np
+import tokenizers
+from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
+
+from vlx.errors import UserError
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+PUBLISHED_MERGES = 49152 - 256 - 2  # the vocabulary file holds more than CLIP uses
+
+
+def clean(text: str) -> str:
+  """What CLIP does to a text before its tokenizer sees it."""
+  return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+
+
+class Tokenizer:
+  """Text → fixed-length ids and their mask, and back."""
+
+  def __init__(self, backend: tokenizers.Tokenizer):
+    self._backend = backend
+    self.start_id = backend.token_to_id(START)
+    self.end_id = backend.token_to_id(END)
+    # Captions come again every epoch, and cleaning one costs more than cropping a picture.
+    self._tokens = functools.lru_cache(maxsize=2**16)(
+        lambda text: backend.encode(clean(text), add_special_tokens=False).ids
+    )
+
+  @property
+  def vocab_size(self) -> int:
+    return self._backend.get_vocab_size()
+
+  def encode(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids i32 `[length]`, mask bool `[length]`): start, tokens, end, then zeros under a False mask.
+
+    A text that is too long loses its last tokens, never the end token.
+    """
+    tokens = self._tokens(text)[: length - 2]
+    ids = np.zeros(length, np.int32)
+    ids[: len(tokens) + 2] = [self.start_id, *tokens, self.end_id]
+    return ids, np.arange(length) < len(tokens) + 2
+
+  def encode_batch(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids `[N, length]`, mask `[N, length]`)."""
+    ids, masks = zip(*(self.encode(text, length) for text in texts))
+    return np.stack(ids), np.stack(masks)
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """The text of ids; start, end and what follows the end are dropped."""
+    ids = [int(i) for i in ids]
+    if self.end_id in ids:
+      ids = ids[: ids.index(self.end_id)]
+    tokens = (self._backend.id_to_token(i) for i in ids if i != self.start_id)
+    byte_of = {symbol: byte for byte, symbol in _byte_symbols().items()}
+    byte_of[" "] = ord(" ")
+    text = "".join(tokens).replace("</w>", " ")
+    return bytes(byte_of[c] for c in text).decode(errors="replace").strip()
+
+  def save(self, path: pathlib.Path) -> None:
+    path.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
+
+
+def _with_clip_rules(bpe: models.BPE) -> tokenizers.Tokenizer:
+  backend = tokenizers.Tokenizer(bpe)
+  backend.normalizer = normalizers.Sequence(
+      [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+  )
+  backend.pre_tokenizer = pre_tokenizers.Sequence([
+      pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+  ])
+  return backend
+
+
+def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+  """Learns merges from texts. The 512 symbols of a byte, at the end of a word or not, are in."""
+  backend = _with_clip_rules(models.BPE(end_of_word_suffix="</w>"))
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  trainer = trainers.BpeTrainer(
+      vocab_size=vocab_size - len(alphabet), initial_alphabet=alphabet, end_of_word_suffix="</w>",
+      special_tokens=[START, END], show_progress=False,
+  )
+  backend.train_from_iterator((clean(t) for t in texts), trainer)
+  # The trainer adds "x</w>" only for the x it has met; without the rest a new word could be lost.
+  state = json.loads(backend.to_str())
+  vocab = state["model"]["vocab"]
+  for symbol in alphabet:
+    vocab.setdefault(symbol + "</w>", len(vocab))
+  return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(state)))
+
+
+def load(path: pathlib.Path) -> Tokenizer:
+  """A tokenizer that `Tokenizer.save` wrote."""
+  return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
+
+
+def load_clip(path: str) -> Tokenizer:
+  """CLIP's own, from `bpe_simple_vocab_16e6.txt.gz`: 49,408 tokens.
+
+  Raises:
+    UserError: where the file is not there or not that vocabulary.
+  """
+  try:
+    lines = gzip.decompress(pathlib.Path(path).expanduser().read_bytes()).decode().split("\n")
+  except OSError as e:
+    raise UserError(f"cannot read CLIP's vocabulary {path}: {e}") from e
+  merges = [tuple(line.split()) for line in lines[1 : PUBLISHED_MERGES + 1]]
+  if any(len(m) != 2 for m in merges) or len(merges) != PUBLISHED_MERGES:
+    raise UserError(f"{path} is not CLIP's bpe_simple_vocab_16e6.txt.gz")
+  symbols = _byte_symbols().values()
+  tokens = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges), START, END]
+  bpe = models.BPE(
+      vocab={t: i for i, t in enumerate(tokens)}, merges=merges, end_of_word_suffix="</w>",
+  )
+  backend = _with_clip_rules(bpe)
+  backend.add_special_tokens([START, END])
+  return Tokenizer(backend)
+
+
+def _byte_symbols() -> dict[int, str]:
+  """One printable character for each byte, in CLIP's order (GPT-2's bytes_to_unicode)."""
+  printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  rest = [b for b in range(256) if b not in printable]
+  return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(rest)}

@@ -1,0 +1,75 @@
+"""Sheets of pictures for a run's `samples/`."""
+
+import pathlib
+import re
+
+import matplotlib
+
+matplotlib.use("Agg")  # files, never a window  # pylint: disable=wrong-import-position
+
+from matplotlib import pyplot as plt
+import numpy as np
+from PIL import Image
+
+RIGHT = "#1a9850"
+
+
+def before_normalize(ops: str) -> str:
+  """A preprocessing string without its `normalize`: pictures stay uint8, to be looked at."""
+  return re.sub(r"\|\s*normalize\s*(\([^|]*\))?\s*(?=\||$)", "", ops)
+
+
+def _save(figure, path: pathlib.Path) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(path, dpi=100)
+  plt.close(figure)
+
+
+def _show(axis, image) -> None:
+  axis.imshow(image)
+  axis.set_xticks([])
+  axis.set_yticks([])
+  for spine in axis.spines.values():
+    spine.set_color("#dddddd")
+
+
+def retrieval_sheet(
+    path: pathlib.Path, rows: list[tuple[str, list[tuple[np.ndarray, bool]]]], title: str
+) -> None:
+  """One row per query: its text, then pictures; those marked True are framed."""
+  columns = max(len(found) for _, found in rows)
+  figure, axes = plt.subplots(
+      len(rows), columns + 1, figsize=(2.6 + 0.9 * columns, 0.95 * len(rows) + 0.5), squeeze=False,
+      gridspec_kw=dict(width_ratios=[2.6] + [0.9] * columns), layout="constrained",
+  )
+  figure.suptitle(title, fontsize=9)
+  for row, (query, found) in zip(axes, rows):
+    for axis in row:
+      axis.axis("off")
+    row[0].text(1.0, 0.5, query, ha="right", va="center", wrap=True, fontsize=8)
+    for axis, (image, right) in zip(row[1:], found):
+      axis.axis("on")
+      _show(axis, image)
+      if right:
+        for spine in axis.spines.values():
+          spine.set(color=RIGHT, linewidth=3)
+  _save(figure, path)
+
+
+def attention_sheet(
+    path: pathlib.Path, items: list[tuple[np.ndarray, np.ndarray, str]], title: str
+) -> None:
+  """Pictures above, the same with the attention map laid over them below."""
+  figure, axes = plt.subplots(
+      2, len(items), figsize=(1.1 * len(items), 2.9), squeeze=False, layout="constrained"
+  )
+  figure.suptitle(title, fontsize=9)
+  for column, (image, attention, caption) in zip(axes.T, items):
+    size = image.shape[1::-1]
+    heat = Image.fromarray((255 * attention / attention.max()).astype(np.uint8))
+    heat = np.asarray(heat.resize(size, Image.Resampling.BICUBIC)) / 255
+    _show(column[0], image)
+    column[0].set_title(caption if len(caption) < 19 else caption[:17] + "…", fontsize=6)
+    _show(column[1], image)
+    column[1].imshow(heat, cmap="inferno", alpha=0.6, vmin=0, vmax=1)
+  _save(figure, path)

@@ -1,0 +1,43 @@
+"""Zero-shot classification with an ensemble of prompts (Radford et al., 2021, §3.1.4)."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from vlx.evaluate import embed
+from vlx.evaluate.retrieval import ranks
+from vlx.train.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShot:
+  """Measures `SPLIT/top1` and `SPLIT/top5`, in percent: the class whose prompts fit a picture best.
+
+  The classes are the distinct captions of the `classes` splits. A class's embedding is the mean of
+  its prompts' normalised embeddings; ties are misses.
+  """
+
+  splits: tuple[str, ...]
+  classes: tuple[str, ...]
+  preprocess: str  # must keep "image" and "caption"
+  text_length: int
+  templates: tuple[str, ...]
+  batch_size: int = 256
+
+  def __call__(self, run: Run, variables, *, draw: bool) -> dict[str, float]:
+    del draw
+    names = sorted({n for split in self.classes for n in run.source(split).texts(("caption",))})
+    classes = embed.texts(run, variables, names, self.text_length, self.batch_size, self.templates)
+    measures = {}
+    for split in self.splits:
+      image, targets = embed.over_split(
+          run, variables, split, self.preprocess, "encode_image", ("image",), ("caption",),
+          self.batch_size,
+      )
+      right = np.array(names)[None, :] == targets["caption"][:, None]
+      scores = run.system.similarity(jnp.asarray(image), jnp.asarray(classes))
+      rank = np.asarray(ranks(scores, jnp.asarray(right, bool)))
+      for k in (1, 5):
+        measures[f"{split}/top{k}"] = 100 * float(np.mean(rank < k))
+    return measures

@@ -1,0 +1,213 @@
+"""CLIP.
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
+Here: the two towers (§2.4), the symmetric contrastive loss with its learned, clipped temperature
+(§2.3, Figure 3), embeddings of pictures and texts, and their similarity.
+
+Fields beyond the paper: `loss="sigmoid"` (SigLIP, Zhai et al., 2023), `similarity` (for the
+ablation of the cosine), text towers without causal mask or pooled by the mean. Parameters and
+initialisation follow the released code (openai/CLIP, model.py) with the presets below.
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vlx import losses
+from vlx.models.layers.transformer import Transformer
+from vlx.models.system import Aux
+from vlx.models.vision.vit import VisionTransformer, attention_map
+
+MAX_SCALE = 100.0  # §2.5: "clipped to prevent scaling the logits by more than 100"
+
+
+def published_size(name: str) -> dict:
+  """The model section of a published CLIP: "B/32", "B/16", "L/14" or "L/14@336" (Table 20)."""
+  name, _, image_size = name.partition("@")
+  width, depth, heads, embed_dim, text_width = {
+      "B": (768, 12, 12, 512, 512), "L": (1024, 24, 16, 768, 768),
+  }[name[0]]
+  shared = dict(
+      activation="quick_gelu", layer_norm_epsilon=1e-5, init="clip",
+  )
+  return dict(
+      image=dict(
+          image_size=int(image_size or 224), patch_size=int(name[2:]), width=width, depth=depth,
+          num_heads=heads, mlp_dim=4 * width, patch_bias=False, pre_norm=True,
+          embedding_std=width**-0.5, **shared,
+      ),
+      text=dict(
+          vocab_size=49408, context_length=77, width=text_width, depth=12,
+          num_heads=text_width // 64, mlp_dim=4 * text_width, **shared,
+      ),
+      embed_dim=embed_dim,
+  )
+
+
+class TextTransformer(nn.Module):
+  """Token ids `[B, T]` and their mask → (pooled `[B, width]`, tokens `[B, T, width]`).
+
+  Shorter texts than `context_length` are taken as they are; pooling is at the last real token
+  (CLIP's end-of-text) or the mean over real tokens.
+  """
+
+  vocab_size: int
+  context_length: int
+  width: int
+  depth: int
+  num_heads: int
+  mlp_dim: int
+  causal: bool = True
+  pool: str = "last"
+  activation: str = "quick_gelu"
+  layer_norm_epsilon: float = 1e-5
+  init: str = "clip"
+  dropout: float = 0.0
+  remat: bool = False
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(
+      self, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"],
+      *, train: bool = False,
+  ) -> tuple[Float[Array, "batch features"], Float[Array, "batch length features"]]:
+    length = text.shape[1]
+    if length > self.context_length:
+      raise ValueError(f"texts of {length} tokens; this tower takes {self.context_length}")
+    if self.pool not in ("last", "mean"):
+      raise ValueError(f"pool is 'last' or 'mean', not {self.pool!r}")
+    embed = nn.Embed(
+        self.vocab_size, self.width, embedding_init=nn.initializers.normal(0.02),
+        dtype=self.dtype, name="token_embedding",
+    )
+    positions = self.param(
+        "position_embedding", nn.initializers.normal(0.01), (self.context_length, self.width)
+    )
+    x = embed(text) + positions[:length].astype(self.dtype)
+    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    # Under a causal mask no real token sees the padding, which stands at the end.
+    if self.causal:
+      mask = jnp.tril(jnp.ones((length, length), bool))[None, None]
+    else:
+      mask = text_mask[:, None, None, :]
+    x = Transformer(
+        self.depth, self.num_heads, self.mlp_dim, self.activation, self.dropout,
+        self.layer_norm_epsilon, self.init, self.remat, self.dtype, name="transformer",
+    )(x, mask, train=train)
+    x = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name="final_norm")(x)
+    if self.pool == "last":
+      last = text_mask.sum(axis=1) - 1
+      pooled = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+    else:
+      weight = text_mask[..., None].astype(x.dtype)
+      pooled = (x * weight).sum(axis=1) / weight.sum(axis=1)
+    return pooled, x
+
+
+class CLIPNetwork(nn.Module):
+  """Both towers, their projections to one space, and the temperature."""
+
+  image: VisionTransformer
+  text: TextTransformer
+  embed_dim: int
+  init_scale: float
+  init_bias: float | None
+
+  def setup(self):
+    projection = lambda width: nn.Dense(
+        self.embed_dim, use_bias=False, dtype=self.image.dtype,
+        kernel_init=nn.initializers.normal(width**-0.5),
+    )
+    self.image_projection = projection(self.image.width)
+    self.text_projection = projection(self.text.width)
+    constant = nn.initializers.constant
+    self.logit_scale = self.param("logit_scale", constant(math.log(self.init_scale)), ())
+    if self.init_bias is not None:
+      self.logit_bias = self.param("logit_bias", constant(self.init_bias), ())
+
+  def encode_image(self, image, *, train=False):
+    return self.image_projection(self.image(image, train=train)[0])
+
+  def encode_text(self, text, text_mask, *, train=False):
+    return self.text_projection(self.text(text, text_mask, train=train)[0])
+
+  def scale(self):
+    return jnp.exp(jnp.minimum(self.logit_scale, math.log(MAX_SCALE)))
+
+  def bias(self):
+    return self.logit_bias
+
+  def __call__(self, image, text, text_mask, *, train=False):
+    return self.encode_image(image, train=train), self.encode_text(text, text_mask, train=train)
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIP:
+  """The system. Batches hold `image`, `text` and `text_mask`, row i of each belonging together."""
+
+  image: VisionTransformer
+  text: TextTransformer
+  embed_dim: int
+  loss_type: str = "softmax"  # or "sigmoid" (SigLIP)
+  similarity_type: str = "cosine"  # or "inner_product", "negative_l2"
+  init_scale: float = 1 / 0.07  # §2.5; SigLIP starts at 10
+  init_bias: float = -10.0  # SigLIP's alone
+
+  def __post_init__(self):
+    if self.loss_type not in ("softmax", "sigmoid"):
+      raise ValueError(f"loss_type is 'softmax' or 'sigmoid', not {self.loss_type!r}")
+    if self.similarity_type not in losses.SIMILARITIES:
+      raise ValueError(
+          f"similarity_type is one of {', '.join(losses.SIMILARITIES)}, not {self.similarity_type!r}"
+      )
+
+  @property
+  def network(self) -> CLIPNetwork:
+    bias = self.init_bias if self.loss_type == "sigmoid" else None
+    return CLIPNetwork(self.image, self.text, self.embed_dim, self.init_scale, bias)
+
+  def init(self, rng, batch):
+    variables = self.network.init(rng, batch["image"], batch["text"], batch["text_mask"])
+    return {"params": variables["params"], "state": {}}
+
+  def loss(self, variables, batch, rng, *, step, train):
+    """Contrastive loss over the global batch; `step` is not used."""
+    del step
+    params = {"params": variables["params"]}
+    image, text = self.network.apply(
+        params, batch["image"], batch["text"], batch["text_mask"], train=train, rngs={"dropout": rng}
+    )
+    scale = self.network.apply(params, method="scale")
+    similarity = losses.SIMILARITIES[self.similarity_type]
+    if self.loss_type == "sigmoid":
+      bias = self.network.apply(params, method="bias")
+      loss = losses.sigmoid_contrastive(image, text, scale, bias, similarity)
+    else:
+      loss = losses.info_nce(image, text, scale, similarity)
+    return loss, Aux(metrics={"scale": scale}, state=variables["state"])
+
+  def encode_image(
+      self, variables, image: Float[Array, "batch height width 3"]
+  ) -> Float[Array, "batch dim"]:
+    """Embeddings, not normalised: `similarity` does what its kind asks for."""
+    return self.network.apply({"params": variables["params"]}, image, method="encode_image")
+
+  def encode_text(
+      self, variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
+  ) -> Float[Array, "batch dim"]:
+    """Embeddings, not normalised."""
+    return self.network.apply({"params": variables["params"]}, text, text_mask, method="encode_text")
+
+  def similarity(
+      self, image: Float[Array, "images dim"], text: Float[Array, "texts dim"]
+  ) -> Float[Array, "images texts"]:
+    """Scores of all pairs: what the loss ranks by, without the temperature."""
+    return losses.SIMILARITIES[self.similarity_type](image, text)
+
+  def attention_map(self, variables, image) -> Float[Array, "batch rows columns"]:
+    """Rollout of the image tower's attention (`vlx.models.vision.vit.attention_map`)."""
+    return attention_map(self.image, variables["params"]["image"], image)

@@ -1,0 +1,42 @@
+"""Learned positions on a grid, and their resampling to another resolution."""
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Float
+
+
+def _linear_interpolation(source: int, target: int) -> np.ndarray:
+  """`[target, source]` weights of linear interpolation whose first and last samples coincide."""
+  if target == 1:  # no interval to divide: the first sample, as scipy.ndimage.zoom does
+    return np.eye(1, source)
+  position = np.linspace(0, source - 1, target)
+  return np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(source)[None, :]))
+
+
+def resample_positions(
+    embedding: Float[Array, "1 length width"],
+    source: tuple[int, int],
+    target: tuple[int, int],
+) -> Float[Array, "1 new_length width"]:
+  """Resamples position embeddings of a `source` grid of patches to a `target` grid.
+
+  Bilinear, corners on corners: `scipy.ndimage.zoom(order=1)` in the released code of ViT
+  (vision_transformer/vit_jax/checkpoint.py; Dosovitskiy et al., 2021, §3.2). Rows before the grid
+  (the class token's) pass through unchanged.
+
+  Args:
+    embedding: `[1, prefix + h*w, D]` for the source grid `(h, w)`, row by row.
+    source: (height, width) in patches that the embedding was made for.
+    target: (height, width) in patches that is wanted.
+  """
+  if source == target:
+    return embedding
+  prefix = embedding.shape[1] - source[0] * source[1]
+  head, grid = embedding[:, :prefix], embedding[:, prefix:]
+  grid = rearrange(grid, "1 (h w) d -> h w d", h=source[0])
+  rows, columns = (
+      jnp.asarray(_linear_interpolation(s, t), embedding.dtype) for s, t in zip(source, target)
+  )
+  grid = jnp.einsum("yh,xw,hwd->yxd", rows, columns, grid)
+  return jnp.concatenate([head, rearrange(grid, "h w d -> 1 (h w) d")], axis=1)

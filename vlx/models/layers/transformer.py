@@ -1,0 +1,125 @@
+"""Pre-norm transformer stacks, scanned over depth.
+
+The block is that of ViT (Dosovitskiy et al., 2021, eq. 2-3) and CLIP (Radford et al., 2021):
+x ← x + MHA(LN x); x ← x + MLP(LN x). All layers live in one set of arrays with a leading `depth`
+axis, so a deep stack compiles as fast as a shallow one.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Bool, Float
+
+from vlx.models.layers.attention import MultiHeadAttention
+
+# Three functions go by the name GELU: the exact one, its tanh approximation (Hendrycks & Gimpel,
+# 2016, §2; what Flax and ViT's code call "gelu"), and x·σ(1.702x), OpenAI CLIP's QuickGELU.
+ACTIVATIONS = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
+
+class MlpBlock(nn.Module):
+  """Dense → activation → Dense."""
+
+  mlp_dim: int
+  activation: str = "gelu_tanh"
+  dropout: float = 0.0
+  kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+  out_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+  bias_init: nn.initializers.Initializer = nn.initializers.normal(1e-6)
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(
+      self, x: Float[Array, "batch length width"], *, train: bool = False
+  ) -> Float[Array, "batch length width"]:
+    width = x.shape[-1]
+    dense = functools.partial(nn.Dense, bias_init=self.bias_init, dtype=self.dtype)
+    x = dense(self.mlp_dim, kernel_init=self.kernel_init, name="fc1")(x)
+    x = ACTIVATIONS[self.activation](x)
+    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    return dense(width, kernel_init=self.out_init, name="fc2")(x)
+
+
+class Block(nn.Module):
+  """One pre-norm layer; the signature is what `nn.scan` wants: (carry, mask) → (carry, None)."""
+
+  num_heads: int
+  mlp_dim: int
+  depth: int  # of the whole stack: CLIP's initialisation scales residual branches by it
+  activation: str = "gelu_tanh"
+  dropout: float = 0.0
+  layer_norm_epsilon: float = 1e-6
+  init: str = "xavier"
+  dtype: str = "float32"
+  train: bool = False
+
+  @nn.compact
+  def __call__(self, x, mask):
+    width = x.shape[-1]
+    if self.init == "clip":  # openai/CLIP model.py, initialize_parameters
+      normal = nn.initializers.normal
+      residual = normal(width**-0.5 * (2 * self.depth) ** -0.5)
+      attention_init = dict(kernel_init=normal(width**-0.5), out_init=residual)
+      mlp_init = dict(
+          kernel_init=normal((2 * width) ** -0.5), out_init=residual,
+          bias_init=nn.initializers.zeros,
+      )
+    elif self.init == "xavier":  # google-research/vision_transformer models_vit.py
+      attention_init, mlp_init = {}, {}
+    else:
+      raise ValueError(f"init is 'xavier' or 'clip', not {self.init!r}")
+    norm = functools.partial(nn.LayerNorm, epsilon=self.layer_norm_epsilon, dtype=self.dtype)
+    dropout = nn.Dropout(self.dropout, deterministic=not self.train)
+
+    y = norm(name="attention_norm")(x)
+    y = MultiHeadAttention(
+        self.num_heads, **attention_init, dtype=self.dtype, name="attention"
+    )(y, mask)
+    x = x + dropout(y)
+    y = norm(name="mlp_norm")(x)
+    y = MlpBlock(
+        self.mlp_dim, self.activation, self.dropout, **mlp_init, dtype=self.dtype, name="mlp"
+    )(y, train=self.train)
+    return x + dropout(y), None
+
+
+class Transformer(nn.Module):
+  """`depth` blocks. Parameters stand under `blocks/…` with a leading depth axis."""
+
+  depth: int
+  num_heads: int
+  mlp_dim: int
+  activation: str = "gelu_tanh"
+  dropout: float = 0.0
+  layer_norm_epsilon: float = 1e-6
+  init: str = "xavier"
+  remat: bool = False
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(
+      self,
+      x: Float[Array, "batch length width"],
+      mask: Bool[Array, "#batch #heads #length keys"] | None = None,
+      *,
+      train: bool = False,
+  ) -> Float[Array, "batch length width"]:
+    # prevent_cse is for remat outside of a loop; inside one it only costs speed.
+    block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+    stack = nn.scan(
+        block,
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=nn.broadcast,
+        length=self.depth,
+    )
+    x, _ = stack(
+        self.num_heads, self.mlp_dim, self.depth, self.activation, self.dropout,
+        self.layer_norm_epsilon, self.init, self.dtype, train, name="blocks",
+    )(x, mask)
+    return x

@@ -1,0 +1,34 @@
+"""What the training loop knows of a model: pure functions over plain dicts.
+
+A system is one paper. It is a frozen dataclass whose fields are the config's `model` section; its
+networks (Flax Linen) stay inside its own file.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+# {"params": …, "state": …}; `state` holds what no gradient touches (batch statistics, codebooks).
+Variables = dict[str, Any]
+# The names of design: image [B,H,W,3], text [B,T], text_mask [B,T], label [B], example_mask [B], …
+Batch = Mapping[str, jax.Array]
+
+
+class Aux(NamedTuple):
+  """What a loss returns beside its value."""
+
+  metrics: Mapping[str, jax.Array]  # scalars to log
+  state: Mapping[str, Any]  # the new `state`
+
+
+class System(Protocol):
+  """The contract between a model file and everything else."""
+
+  def init(self, rng: jax.Array, batch: Batch) -> Variables:
+    """Fresh variables; works under `jax.eval_shape`."""
+
+  def loss(
+      self, variables: Variables, batch: Batch, rng: jax.Array, *, step: jax.Array, train: bool
+  ) -> tuple[jax.Array, Aux]:
+    """Scalar loss of a (global) batch, a pure function of its arguments."""

@@ -1,0 +1,120 @@
+"""Residual networks.
+
+He et al., "Deep Residual Learning for Image Recognition", 2016. Here: basic and bottleneck blocks
+(Fig. 5) in the stages of Table 1, and the classifier as a system. The stride of a bottleneck stands
+on its 3x3 convolution, as in torchvision's weights ("v1.5"), not on the first 1x1 of the paper.
+
+`stem="cifar"` is the paper's network for small pictures (§4.2): one 3x3 convolution, no pooling.
+"""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vlx.models.vision.classifier import Classifier
+
+# Table 1.
+STAGE_SIZES = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+}
+
+
+class ResidualBlock(nn.Module):
+  """y = relu(F(x) + shortcut(x)), F of two 3x3 convolutions, or of 1x1, 3x3, 1x1 (bottleneck)."""
+
+  channels: int
+  stride: int
+  bottleneck: bool
+  train: bool
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x):
+    conv = functools.partial(
+        nn.Conv, use_bias=False, dtype=self.dtype,
+        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    )
+    norm = functools.partial(
+        nn.BatchNorm, use_running_average=not self.train, momentum=0.9, dtype=self.dtype
+    )
+    # Explicit padding: with stride 2 "SAME" pads on one side only, torch on both.
+    conv3 = functools.partial(conv, kernel_size=(3, 3), padding=1)
+    conv1 = functools.partial(conv, kernel_size=(1, 1))
+    stride = (self.stride, self.stride)
+    if self.bottleneck:
+      y = jax.nn.relu(norm(name="norm1")(conv1(self.channels, name="conv1")(x)))
+      y = jax.nn.relu(norm(name="norm2")(conv3(self.channels, strides=stride, name="conv2")(y)))
+      y = norm(name="norm3")(conv1(4 * self.channels, name="conv3")(y))
+    else:
+      y = jax.nn.relu(norm(name="norm1")(conv3(self.channels, strides=stride, name="conv1")(x)))
+      y = norm(name="norm2")(conv3(self.channels, name="conv2")(y))
+    if x.shape != y.shape:
+      x = norm(name="shortcut_norm")(conv1(y.shape[-1], strides=stride, name="shortcut")(x))
+    return jax.nn.relu(x + y)
+
+
+class ResNetTower(nn.Module):
+  """Image `[B, H, W, 3]` → (pooled `[B, D]`, feature map `[B, H/32, W/32, D]`).
+
+  With `stem="cifar"` the map is four times finer.
+  """
+
+  stage_sizes: tuple[int, ...]
+  bottleneck: bool
+  width: int = 64
+  stem: str = "imagenet"
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(
+      self, image: Float[Array, "batch height width 3"], *, train: bool = False
+  ) -> tuple[Float[Array, "batch features"], Float[Array, "batch rows columns features"]]:
+    if self.stem not in ("imagenet", "cifar"):
+      raise ValueError(f"stem is 'imagenet' or 'cifar', not {self.stem!r}")
+    x = jnp.asarray(image, self.dtype)
+    size, stride = ((7, 7), 2) if self.stem == "imagenet" else ((3, 3), 1)
+    x = nn.Conv(
+        self.width, size, stride, padding=size[0] // 2, use_bias=False, dtype=self.dtype, name="conv"
+    )(x)
+    x = nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype, name="norm")(x)
+    x = jax.nn.relu(x)
+    if self.stem == "imagenet":
+      x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+    for stage, blocks in enumerate(self.stage_sizes):
+      for i in range(blocks):
+        x = ResidualBlock(
+            self.width * 2**stage, 2 if stage > 0 and i == 0 else 1, self.bottleneck, train,
+            self.dtype, name=f"stage{stage}_block{i}",
+        )(x)
+    return x.mean(axis=(1, 2)), x
+
+
+class ResNetNetwork(nn.Module):
+  tower: ResNetTower
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, image, *, train: bool = False):
+    x, _ = self.tower(image, train=train)
+    return nn.Dense(self.num_classes, name="head")(jnp.asarray(x, jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNet(Classifier):
+  """The classifier of the paper. Batches hold `image` and `label`."""
+
+  tower: ResNetTower
+  num_classes: int
+  label_smoothing: float = 0.0
+
+  @property
+  def network(self) -> nn.Module:
+    return ResNetNetwork(self.tower, self.num_classes)

@@ -1,0 +1,180 @@
+"""Vision Transformer.
+
+Dosovitskiy et al., "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale",
+2021. Here: the image tower (§3.1) in its published sizes, resampling of positions for other
+resolutions (§3.2), attention rollout (§4.5, after Abnar & Zuidema, 2020), and the classifier as a
+system. The pretraining head's extra tanh layer is the field `representation_size`.
+
+Departures, each a field and off by default: mean pooling in place of the class token (§D.3 finds
+them equal), a convolutional stem in place of the patch embedding (Xiao et al., 2021, "Early
+Convolutions Help Transformers See Better"), CLIP's pre-norm and its patch embedding without bias.
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange, reduce
+from jaxtyping import Array, Float
+
+from vlx.models.layers.position import resample_positions
+from vlx.models.layers.transformer import Transformer
+from vlx.models.vision.classifier import Classifier
+
+# Table 1 (B, L, H); Ti and S from the appendix's successor, Steiner et al., 2021, Table 2.
+SIZES = {
+    "Ti": dict(width=192, depth=12, mlp_dim=768, num_heads=3),
+    "S": dict(width=384, depth=12, mlp_dim=1536, num_heads=6),
+    "B": dict(width=768, depth=12, mlp_dim=3072, num_heads=12),
+    "L": dict(width=1024, depth=24, mlp_dim=4096, num_heads=16),
+    "H": dict(width=1280, depth=32, mlp_dim=5120, num_heads=16),
+}
+
+
+def published_size(name: str) -> dict:
+  """Fields of a published model by the paper's notation: "B/16" → width, depth, …, patch_size."""
+  size, patch_size = name.split("/")
+  return dict(SIZES[size], patch_size=int(patch_size))
+
+
+class VisionTransformer(nn.Module):
+  """Image `[B, H, W, 3]` → (pooled `[B, width]`, tokens `[B, N, width]`).
+
+  Any `H`, `W` that patches tile are taken; positions learned at `image_size` are resampled.
+  """
+
+  image_size: int
+  patch_size: int
+  width: int
+  depth: int
+  num_heads: int
+  mlp_dim: int
+  pool: str = "cls"  # "cls" (a class token) or "mean" (of all tokens)
+  stem: tuple[int, ...] = ()  # channels of 3x3 stride-2 convolutions before the patch embedding
+  patch_bias: bool = True
+  pre_norm: bool = False
+  activation: str = "gelu_tanh"
+  layer_norm_epsilon: float = 1e-6
+  embedding_std: float = 0.02  # of positions, and with `pre_norm` of the class token (CLIP)
+  init: str = "xavier"
+  dropout: float = 0.0
+  remat: bool = False
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(
+      self, image: Float[Array, "batch height width 3"], *, train: bool = False
+  ) -> tuple[Float[Array, "batch features"], Float[Array, "batch tokens features"]]:
+    if self.pool not in ("cls", "mean"):
+      raise ValueError(f"pool is 'cls' or 'mean', not {self.pool!r}")
+    x = jnp.asarray(image, self.dtype)
+    for i, channels in enumerate(self.stem):
+      x = nn.Conv(channels, (3, 3), (2, 2), use_bias=False, dtype=self.dtype, name=f"stem_{i}")(x)
+      x = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name=f"stem_norm_{i}")(x)
+      x = jax.nn.relu(x)
+    patch = self._stemmed(self.patch_size)
+    if x.shape[1] % patch or x.shape[2] % patch:
+      raise ValueError(
+          f"patches of {self.patch_size} do not tile an image of {image.shape[1]}x{image.shape[2]}"
+      )
+    x = nn.Conv(
+        self.width, (patch, patch), (patch, patch), padding="VALID",
+        use_bias=self.patch_bias, dtype=self.dtype, name="patch_embedding",
+    )(x)
+    grid = x.shape[1:3]
+    x = rearrange(x, "b h w d -> b (h w) d")
+
+    if self.pool == "cls":
+      cls_init = nn.initializers.normal(self.embedding_std) if self.pre_norm else nn.initializers.zeros
+      cls = self.param("cls", cls_init, (1, 1, self.width))
+      x = jnp.concatenate([jnp.tile(cls.astype(x.dtype), (x.shape[0], 1, 1)), x], axis=1)
+    learned_grid = (self.image_size // self.patch_size,) * 2
+    positions = self.param(
+        "position_embedding", nn.initializers.normal(self.embedding_std),
+        (1, (self.pool == "cls") + math.prod(learned_grid), self.width),
+    )
+    x = x + resample_positions(positions, learned_grid, grid).astype(x.dtype)
+    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+
+    norm = lambda name: nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name=name)
+    if self.pre_norm:
+      x = norm("pre_norm")(x)
+    x = Transformer(
+        self.depth, self.num_heads, self.mlp_dim, self.activation, self.dropout,
+        self.layer_norm_epsilon, self.init, self.remat, self.dtype, name="transformer",
+    )(x, train=train)
+    x = norm("final_norm")(x)
+    return (x[:, 0] if self.pool == "cls" else x.mean(axis=1)), x
+
+  def _stemmed(self, pixels: int) -> int:
+    """A length in pixels, in units of the stem's output."""
+    return pixels // 2 ** len(self.stem)
+
+
+def attention_rollout(
+    weights: Float[Array, "depth batch heads tokens tokens"],
+) -> Float[Array, "batch tokens tokens"]:
+  """Attention from the output's tokens to the input's, through all layers.
+
+  Abnar & Zuidema, 2020: A̅ = mean over heads; Ã = ½A̅ + ½I for the residual; R = Ã_L ⋯ Ã₁.
+  Rows of the result sum to one.
+  """
+  weights = reduce(weights, "l b h q k -> l b q k", "mean")
+  weights = 0.5 * weights + 0.5 * jnp.eye(weights.shape[-1])
+  rollout, _ = jax.lax.scan(lambda r, a: (a @ r, None), weights[0], weights[1:])
+  return rollout
+
+
+def attention_map(
+    tower: VisionTransformer, params, image: Float[Array, "batch height width 3"]
+) -> Float[Array, "batch rows columns"]:
+  """Where the pooled output looks: rollout from the class token (or the mean) to the patches.
+
+  The class token's own share is dropped, as in the paper's Figure 6. Needs a square image.
+  """
+  _, collections = tower.apply({"params": params}, image, mutable=["intermediates"])
+  weights, = collections["intermediates"]["transformer"]["blocks"]["attention"]["attention"]
+  rollout = attention_rollout(weights)
+  pooled = rollout[:, 0, 1:] if tower.pool == "cls" else rollout.mean(axis=1)
+  return rearrange(pooled, "b (h w) -> b h w", h=image.shape[1] // tower.patch_size)
+
+
+class ViTNetwork(nn.Module):
+  """Tower and head: a Dense, after a Dense + tanh where `representation_size` is given."""
+
+  tower: VisionTransformer
+  num_classes: int
+  representation_size: int
+  head_bias: float
+
+  @nn.compact
+  def __call__(self, image, *, train: bool = False):
+    x, _ = self.tower(image, train=train)
+    x = jnp.asarray(x, jnp.float32)
+    if self.representation_size:
+      x = jnp.tanh(nn.Dense(self.representation_size, name="pre_logits")(x))
+    return nn.Dense(
+        self.num_classes, kernel_init=nn.initializers.zeros,
+        bias_init=nn.initializers.constant(self.head_bias), name="head",
+    )(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class ViT(Classifier):
+  """The classifier of the paper. Batches hold `image` and `label`."""
+
+  tower: VisionTransformer
+  num_classes: int
+  representation_size: int = 0
+  head_bias: float = 0.0  # the released code starts ImageNet-21k pretraining at -10
+  label_smoothing: float = 0.0
+
+  @property
+  def network(self) -> nn.Module:
+    return ViTNetwork(self.tower, self.num_classes, self.representation_size, self.head_bias)
+
+  def attention_map(self, variables, image):
+    """Rollout of the tower's attention, `[B, rows, columns]`."""
+    return attention_map(self.tower, variables["params"]["tower"], image)

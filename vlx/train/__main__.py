@@ -1,0 +1,27 @@
+"""python -m vlx.train --config=configs/clip.py:emoji --workdir=runs/clip
+
+Starts a run, or goes on with the one that the folder holds.
+"""
+
+import pathlib
+
+from absl import flags
+
+from vlx import cli
+from vlx.errors import UserError
+from vlx.train import loop
+from vlx.train.run import Run
+
+CONFIG = cli.define_config_flag()
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; made if it is not there.")
+PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of steps 10-15 to WORKDIR/profile.")
+
+
+def main():
+  if CONFIG.value is None or WORKDIR.value is None:
+    raise UserError("give --config=FILE:VARIANT and --workdir=DIR")
+  loop.train(Run(CONFIG.value, pathlib.Path(WORKDIR.value)), profile=PROFILE.value)
+
+
+if __name__ == "__main__":
+  cli.run(main)

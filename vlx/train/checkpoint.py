@@ -1,0 +1,95 @@
+"""Checkpoints: Orbax, asynchronous and atomic, kept by count and by best measure."""
+
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from vlx.errors import UserError
+from vlx.train import partition
+
+
+def open_manager(
+    folder: pathlib.Path, *, keep: int = 1, best: str = "", read_only: bool = False
+) -> ocp.CheckpointManager:
+  """A manager of `folder`/STEP.
+
+  Args:
+    folder: of the checkpoints.
+    keep: how many of the latest to keep.
+    best: a measure of results, as "retrieval/combo/image_to_text_r1"; the checkpoint where it was
+      highest is kept too. Empty: none.
+    read_only: for readers of a run that may be going on.
+  """
+  kept = [policies.LatestN(keep)]
+  if best:
+    kept.append(policies.BestN(
+        get_metric_fn=lambda measures: measures[best], n=1, keep_checkpoints_without_metrics=False
+    ))
+  return ocp.CheckpointManager(
+      folder.absolute(),
+      options=ocp.CheckpointManagerOptions(
+          preservation_policy=policies.AnyPreservationPolicy(kept),
+          create=not read_only, read_only=read_only, enable_async_checkpointing=not read_only,
+          cleanup_tmp_directories=not read_only,
+      ),
+  )
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: Any, measures: dict[str, float]) -> None:
+  """Starts saving `state`; returns once its arrays are copied to the host."""
+  if step not in manager.all_steps():
+    manager.save(step, args=ocp.args.StandardSave(state), metrics=measures or None)
+
+
+def restore_latest(manager: ocp.CheckpointManager, like: Any) -> tuple[int, Any] | None:
+  """(step, state) of the newest checkpoint that can be read, None where there is none at all.
+
+  Args:
+    manager: of the run's checkpoints.
+    like: a state of `jax.ShapeDtypeStruct` with shardings: the arrays come back so placed.
+
+  Raises:
+    UserError: where the checkpoint is of other shapes (every mismatch is named), or none of the
+      checkpoints can be read.
+  """
+  failures = []
+  for step in sorted(manager.all_steps(), reverse=True):
+    try:
+      _check(manager, step, like)
+      state = manager.restore(step, args=ocp.args.StandardRestore(like))
+    except UserError:
+      raise
+    except Exception as e:  # Orbax, tensorstore and the file system each have their own.
+      failures.append(f"{step} ({type(e).__name__})")
+      logging.warning("checkpoint %s cannot be read, trying the one before: %s", step, e)
+      continue
+    return step, state
+  if failures:
+    raise UserError(
+        f"none of the checkpoints in {manager.directory} can be read: {', '.join(failures)}"
+    )
+  return None
+
+
+def _check(manager: ocp.CheckpointManager, step: int, like: Any) -> None:
+  """Compares names, shapes and dtypes before any array is read."""
+
+  def described(tree):
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: hasattr(x, "shape"))
+    keys = jax.tree.leaves(partition.names(tree))
+    return {k: (tuple(x.shape), str(x.dtype)) for k, x in zip(keys, leaves)}
+
+  saved = described(manager.item_metadata(step).tree)
+  wanted = described(ocp.tree.serialize_tree(like, keep_empty_nodes=False))
+  lines = [f"{k} is missing" for k in wanted if k not in saved]
+  lines += [f"{k} is not in this model" for k in saved if k not in wanted]
+  lines += [
+      f"{k} is {saved[k]}, this model has {wanted[k]}"
+      for k in wanted if k in saved and saved[k] != wanted[k]
+  ]
+  if lines:
+    raise UserError(f"checkpoint {step} is of another model: {'; '.join(lines)}")

@@ -1,0 +1,50 @@
+"""What every config starts from; a config file changes what is its own."""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """All sections with their defaults. Fill in `system`, `model`, `data`, `steps`, `optim.lr`."""
+  config = ml_collections.ConfigDict()
+  config.system = ml_collections.config_dict.placeholder(str)  # import path of a System
+  config.model = ml_collections.ConfigDict()  # the System's fields
+  config.seed = 0
+  config.steps = ml_collections.config_dict.placeholder(int)
+  config.log_every = 20
+  config.eval_every = 1_000_000_000  # the last step is always evaluated
+
+  config.data = dict(
+      source=ml_collections.config_dict.placeholder(str),  # KIND:PLACE (vlx.data.sources)
+      split="train",
+      batch_size=256,
+      preprocess="",  # ops (vlx.data.preprocess)
+      bad_records=100,  # so many are replaced by their neighbours; one more stops the run
+      threads=2,
+      ahead=4,  # batches made ahead of the step
+  )
+
+  config.optim = dict(
+      name="adamw",
+      lr=ml_collections.config_dict.placeholder(float),
+      schedule="cosine",
+      warmup_steps=0,
+      final_lr_ratio=0.0,
+      b1=0.9,
+      b2=0.999,
+      eps=1e-8,
+      weight_decay=0.0,
+      # (pattern over parameter names, changes); None freezes. No decay on gains, biases, scalars.
+      rules=((r"(bias|scale|logit_.*|cls|position_embedding)$", dict(weight_decay=0.0)), (".*", {})),
+      clip_norm=1.0,  # 0: no clipping
+      accumulate=1,
+      ema_decay=0.0,  # 0: no moving average
+  )
+
+  # -1: all devices that are left. Rules: (pattern, axis of the mesh for each axis of the array).
+  config.mesh = dict(data=-1, fsdp=1, tensor=1)
+  config.partition = ((".*", ()),)
+
+  config.checkpoint = dict(every=1000, keep=1, best="")
+  config.evaluators = ml_collections.ConfigDict()  # name → type (import path) and fields
+  config.baselines = ml_collections.ConfigDict()  # "evaluator/split/measure" → number to beat
+  return config

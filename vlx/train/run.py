@@ -1,0 +1,149 @@
+"""What a config makes: system, data, mesh, state's shapes. Shared by training and evaluation."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from vlx import config as configs
+from vlx.data import batches, preprocess, sources, tokenizers
+from vlx.errors import UserError
+from vlx.models.system import System
+from vlx.train import optimizer as optimizers
+from vlx.train import partition, state as states
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run's folder and config, and what follows from them."""
+
+  config: ml_collections.ConfigDict
+  workdir: pathlib.Path
+
+  @functools.cached_property
+  def system(self) -> System:
+    return configs.build_system(self.config)
+
+  @functools.cached_property
+  def mesh(self) -> jax.sharding.Mesh:
+    return partition.make_mesh(self.config.mesh)
+
+  @functools.cached_property
+  def tokenizer(self) -> tokenizers.Tokenizer | None:
+    """The run folder's, made there on first use: read from CLIP's file, or trained on captions."""
+    section = self.config.get("tokenizer")
+    if not section:
+      return None
+    path = self.workdir / "tokenizer.json"
+    if not path.exists():
+      if section.vocabulary:
+        made = tokenizers.load_clip(section.vocabulary)
+      else:
+        texts = self.source(self.config.data.split).texts(section.fields)
+        made = tokenizers.train(texts, section.vocab_size)
+      made.save(path)
+    tokenizer = tokenizers.load(path)
+    if tokenizer.vocab_size > section.vocab_size:
+      raise UserError(
+          f"tokenizer.vocab_size is {section.vocab_size}, but {path} has {tokenizer.vocab_size} tokens"
+      )
+    return tokenizer
+
+  def source(self, split: str) -> sources.Source:
+    return sources.open_source(self.config.data.source, split)
+
+  def examples(self, split: str, ops: str, *, bad_records: int = 0) -> batches.Examples:
+    parsed = preprocess.parse(ops, self.tokenizer)
+    return batches.Examples(self.source(split), parsed, bad_records)
+
+  @functools.cached_property
+  def batches(self) -> batches.Batches:
+    """Of training."""
+    data = self.config.data
+    examples = self.examples(data.split, data.preprocess, bad_records=data.bad_records)
+    return batches.Batches(examples, data.batch_size, self.config.seed)
+
+  @functools.cached_property
+  def batch_shapes(self):
+    """Shapes of a global batch on the devices."""
+    sharding = partition.batch_sharding(self.mesh)
+    rows = self.config.data.batch_size
+    if rows % (sharding.mesh.shape["data"] * sharding.mesh.shape["fsdp"] * self.config.optim.accumulate):
+      raise UserError(
+          f"data.batch_size {rows} is not divided by the mesh {dict(self.mesh.shape)}"
+          f" and optim.accumulate {self.config.optim.accumulate}"
+      )
+    device, _ = batches.split_host(self.batches[0])
+    return {
+        k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), _canonical(v.dtype), sharding=sharding)
+        for k, v in device.items()
+    }
+
+  @functools.cached_property
+  def params_shapes(self):
+    return jax.eval_shape(self.system.init, jax.random.key(0), self.batch_shapes)["params"]
+
+  @functools.cached_property
+  def optimizer(self) -> optax.GradientTransformation:
+    return optimizers.make(self.config.optim, self.config.steps, self.params_shapes)
+
+  def init_state(self, rng, batch) -> states.TrainState:
+    averaged = bool(self.config.optim.ema_decay)
+    return states.init(self.system, self.optimizer, rng, batch, averaged=averaged)
+
+  @functools.cached_property
+  def state_shapes(self) -> states.TrainState:
+    """Shapes, dtypes and shardings of the whole state; no array is made."""
+    shapes = jax.eval_shape(self.init_state, jax.random.key(0), self.batch_shapes)
+    shardings = partition.state_shardings(self.config.partition, shapes, self.mesh)
+    return jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+        shapes, shardings,
+    )
+
+  def fresh_state(self) -> states.TrainState:
+    """A new state, each array made where it will live."""
+    shardings = jax.tree.map(lambda s: s.sharding, self.state_shapes)
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), self.batch_shapes)
+    init = jax.jit(lambda rng: self.init_state(rng, zeros), out_shardings=shardings)
+    return init(jax.random.key(self.config.seed))
+
+  def save_config(self) -> None:
+    """Writes config.json, or compares with the one that is there.
+
+    Raises:
+      UserError: where the folder belongs to a run with another config; every difference is named.
+    """
+    path = self.workdir / "config.json"
+    ours = configs.from_json(configs.to_json(self.config)).to_dict()
+    if path.exists():
+      theirs = configs.from_json(path.read_text()).to_dict()
+      if changed := configs.differences(theirs, ours):
+        raise UserError(
+            f"{self.workdir} holds a run with another config ({'; '.join(changed)});"
+            " name another --workdir, or remove this one"
+        )
+      return
+    self.workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(configs.to_json(self.config))
+
+
+def open_run(workdir: str) -> Run:
+  """The run that a folder holds.
+
+  Raises:
+    UserError: where it holds none.
+  """
+  path = pathlib.Path(workdir) / "config.json"
+  if not path.is_file():
+    raise UserError(f"{workdir} holds no run: there is no config.json")
+  return Run(configs.from_json(path.read_text()), pathlib.Path(workdir))
+
+
+def _canonical(dtype: np.dtype) -> np.dtype:
+  """The dtype an array of this dtype has on a device (JAX works in 32 bits)."""
+  return jax.dtypes.canonicalize_dtype(dtype)
