@@ -7,6 +7,7 @@ Variants: smoke, demo, emoji, folder, and the published b32, b16, l14, l14_336 (
 
 import ml_collections
 
+from vlx.config import choose
 from vlx.models.contrastive import clip
 from vlx.train import defaults
 
@@ -18,8 +19,7 @@ BASELINES = {"combo": (21.0, 71.2), "concept": (3.3, 17.3), "style": (6.9, 11.8)
 
 def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
   variants = dict(smoke=smoke, demo=demo, emoji=emoji)
-  config = variants[variant]()
-  return config.lock()
+  return choose(variants, variant)().lock()
 
 
 def _emoji(size: int, text_length: int, vocab_size: int) -> ml_collections.ConfigDict:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vlx.config import nearest
@@ -44,10 +44,6 @@ def load_config(path: str):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config(variant) if variant else module.get_config()
-
-
-class _ConfigFlagError(Exception):
-  """A config or an override that does not parse."""
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -89,6 +85,10 @@ def run(main: Callable[[], None]) -> None:
   """Parses flags and calls `main()`; a `UserError` becomes one line on stderr and exit code 2."""
 
   def guarded(argv):
+    if not flags.FLAGS["verbosity"].present:
+      # TFDS, Orbax and JAX tell of every file and backend.
+      logging.set_verbosity(logging.WARNING)
+      logging.get_absl_logger().setLevel("ERROR")
     if len(argv) > 1:
       fail(f"unexpected argument {argv[1]!r}; every option is a --flag=value (see --help)")
     try:

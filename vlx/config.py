@@ -32,6 +32,13 @@ def nearest(name: str, valid) -> str:
   return f"did you mean {close[0]!r}?" if close else f"valid names: {', '.join(sorted(valid))}"
 
 
+def choose(variants: Mapping[str, Any], name: str) -> Any:
+  """What a config's variants have under `name`; an unknown name is the user's error."""
+  if name not in variants:
+    raise UserError(f"no variant {name!r}: {nearest(name, variants)}")
+  return variants[name]
+
+
 def build(cls: type, section: Mapping[str, Any], where: str) -> Any:
   """An instance of a dataclass from a config section with its fields' names.
 

@@ -31,6 +31,7 @@ def open_manager(
     ))
   return ocp.CheckpointManager(
       folder.absolute(),
+      item_handlers=ocp.StandardCheckpointHandler(),
       options=ocp.CheckpointManagerOptions(
           preservation_policy=policies.AnyPreservationPolicy(kept),
           create=not read_only, read_only=read_only, enable_async_checkpointing=not read_only,
@@ -79,17 +80,14 @@ def _check(manager: ocp.CheckpointManager, step: int, like: Any) -> None:
   """Compares names, shapes and dtypes before any array is read."""
 
   def described(tree):
-    leaves = jax.tree.leaves(tree, is_leaf=lambda x: hasattr(x, "shape"))
-    keys = jax.tree.leaves(partition.names(tree))
-    return {k: (tuple(x.shape), str(x.dtype)) for k, x in zip(keys, leaves)}
+    pairs = zip(jax.tree.leaves(partition.names(tree)), jax.tree.leaves(tree))
+    return {name: f"{x.dtype}{list(x.shape)}" for name, x in pairs}
 
   saved = described(manager.item_metadata(step).tree)
-  wanted = described(ocp.tree.serialize_tree(like, keep_empty_nodes=False))
-  lines = [f"{k} is missing" for k in wanted if k not in saved]
-  lines += [f"{k} is not in this model" for k in saved if k not in wanted]
-  lines += [
-      f"{k} is {saved[k]}, this model has {wanted[k]}"
-      for k in wanted if k in saved and saved[k] != wanted[k]
+  wanted = described(like)
+  lines = [
+      f"{name}: {saved.get(name, 'nothing')} saved, {wanted.get(name, 'nothing')} in this model"
+      for name in sorted({*saved, *wanted}) if saved.get(name) != wanted.get(name)
   ]
   if lines:
     raise UserError(f"checkpoint {step} is of another model: {'; '.join(lines)}")

@@ -6,7 +6,6 @@ Order of a step (the state that is evaluated and saved is always the one *before
 """
 
 import contextlib
-import logging
 import signal
 
 import jax
@@ -53,8 +52,6 @@ def train(run: Run, *, profile: bool = False) -> dict[str, float]:
   """
   config, workdir = run.config, run.workdir
   run.save_config()
-  # Orbax tells of every file it writes.
-  logging.getLogger("absl").setLevel(logging.WARNING)
   with jax.set_mesh(run.mesh), checkpoint.open_manager(
       workdir / "checkpoints", keep=config.checkpoint.keep, best=config.checkpoint.best
   ) as manager, _Stop() as stop:

@@ -32,7 +32,7 @@ def published_size(name: str) -> dict:
       "B": (768, 12, 12, 512, 512), "L": (1024, 24, 16, 768, 768),
   }[name[0]]
   shared = dict(
-      activation="quick_gelu", layer_norm_epsilon=1e-5, init="clip",
+      activation="quick_gelu", layer_norm_epsilon=1e-5, initialization="clip",
   )
   return dict(
       image=dict(
@@ -65,7 +65,7 @@ class TextTransformer(nn.Module):
   pool: str = "last"
   activation: str = "quick_gelu"
   layer_norm_epsilon: float = 1e-5
-  init: str = "clip"
+  initialization: str = "clip"
   dropout: float = 0.0
   remat: bool = False
   dtype: str = "float32"
@@ -96,7 +96,7 @@ class TextTransformer(nn.Module):
       mask = text_mask[:, None, None, :]
     x = Transformer(
         self.depth, self.num_heads, self.mlp_dim, self.activation, self.dropout,
-        self.layer_norm_epsilon, self.init, self.remat, self.dtype, name="transformer",
+        self.layer_norm_epsilon, self.initialization, self.remat, self.dtype, name="transformer",
     )(x, mask, train=train)
     x = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name="final_norm")(x)
     if self.pool == "last":

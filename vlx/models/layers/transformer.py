@@ -54,14 +54,14 @@ class Block(nn.Module):
   activation: str = "gelu_tanh"
   dropout: float = 0.0
   layer_norm_epsilon: float = 1e-6
-  init: str = "xavier"
+  initialization: str = "xavier"
   dtype: str = "float32"
   train: bool = False
 
   @nn.compact
   def __call__(self, x, mask):
     width = x.shape[-1]
-    if self.init == "clip":  # openai/CLIP model.py, initialize_parameters
+    if self.initialization == "clip":  # openai/CLIP model.py, initialize_parameters
       normal = nn.initializers.normal
       residual = normal(width**-0.5 * (2 * self.depth) ** -0.5)
       attention_init = dict(kernel_init=normal(width**-0.5), out_init=residual)
@@ -69,10 +69,10 @@ class Block(nn.Module):
           kernel_init=normal((2 * width) ** -0.5), out_init=residual,
           bias_init=nn.initializers.zeros,
       )
-    elif self.init == "xavier":  # google-research/vision_transformer models_vit.py
+    elif self.initialization == "xavier":  # google-research/vision_transformer models_vit.py
       attention_init, mlp_init = {}, {}
     else:
-      raise ValueError(f"init is 'xavier' or 'clip', not {self.init!r}")
+      raise ValueError(f"initialization is 'xavier' or 'clip', not {self.initialization!r}")
     norm = functools.partial(nn.LayerNorm, epsilon=self.layer_norm_epsilon, dtype=self.dtype)
     dropout = nn.Dropout(self.dropout, deterministic=not self.train)
 
@@ -97,7 +97,7 @@ class Transformer(nn.Module):
   activation: str = "gelu_tanh"
   dropout: float = 0.0
   layer_norm_epsilon: float = 1e-6
-  init: str = "xavier"
+  initialization: str = "xavier"
   remat: bool = False
   dtype: str = "float32"
 
@@ -120,6 +120,6 @@ class Transformer(nn.Module):
     )
     x, _ = stack(
         self.num_heads, self.mlp_dim, self.depth, self.activation, self.dropout,
-        self.layer_norm_epsilon, self.init, self.dtype, train, name="blocks",
+        self.layer_norm_epsilon, self.initialization, self.dtype, train, name="blocks",
     )(x, mask)
     return x

@@ -58,7 +58,7 @@ class VisionTransformer(nn.Module):
   activation: str = "gelu_tanh"
   layer_norm_epsilon: float = 1e-6
   embedding_std: float = 0.02  # of positions, and with `pre_norm` of the class token (CLIP)
-  init: str = "xavier"
+  initialization: str = "xavier"
   dropout: float = 0.0
   remat: bool = False
   dtype: str = "float32"
@@ -103,7 +103,7 @@ class VisionTransformer(nn.Module):
       x = norm("pre_norm")(x)
     x = Transformer(
         self.depth, self.num_heads, self.mlp_dim, self.activation, self.dropout,
-        self.layer_norm_epsilon, self.init, self.remat, self.dtype, name="transformer",
+        self.layer_norm_epsilon, self.initialization, self.remat, self.dtype, name="transformer",
     )(x, train=train)
     x = norm("final_norm")(x)
     return (x[:, 0] if self.pool == "cls" else x.mean(axis=1)), x

@@ -1,0 +1,22 @@
+"""Which similarity should a contrastive loss rank by?
+
+CLIP uses the cosine (Radford et al., 2021, Figure 3) and does not compare it with others. Here the
+same training with the plain inner product and with the negative Euclidean distance.
+"""
+
+from vlx.ablate.experiment import Experiment
+
+EXPERIMENT = Experiment(
+    claim="Cosine similarity beats the inner product and the negative L2 distance.",
+    config="configs/clip.py:demo",
+    common={"steps": 300},
+    arms={
+        "cosine": {"model.similarity_type": "cosine"},
+        # Without normalisation the embeddings' own length is a temperature: start the scale at 1.
+        "inner_product": {"model.similarity_type": "inner_product", "model.init_scale": 1.0},
+        "negative_l2": {"model.similarity_type": "negative_l2", "model.init_scale": 1.0},
+    },
+    measures=tuple(
+        f"retrieval/{split}/image_to_text_r{k}" for split in ("combo", "concept", "style") for k in (1, 5)
+    ),
+)

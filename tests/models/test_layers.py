@@ -1,0 +1,114 @@
+"""Attention, the transformer stack, positions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+from jax.test_util import check_grads
+
+from vlx.models.layers.attention import MultiHeadAttention, attention_weights
+from vlx.models.layers.position import resample_positions
+from vlx.models.layers.transformer import ACTIVATIONS, Transformer
+
+
+def normal(*shape, seed=0):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def test_attention_is_softmax_of_scaled_products_times_values():
+  module = MultiHeadAttention(num_heads=2)
+  x = normal(3, 5, 8)
+  mask = jnp.asarray(np.random.default_rng(1).random((3, 1, 5, 5)) < 0.7) | jnp.eye(5, dtype=bool)
+  params = module.init(jax.random.key(0), x)["params"]
+  params = jax.tree.map(lambda p: normal(*p.shape, seed=p.size), params)
+  q, k, v = (
+      jnp.einsum("btd,dhe->bthe", x, params[n]["kernel"]) + params[n]["bias"]
+      for n in ("query", "key", "value")
+  )
+  scores = jnp.einsum("bqhe,bkhe->bhqk", q, k) / 2.0  # √head_dim
+  weights = jnp.where(mask, jnp.exp(scores), 0)
+  weights = weights / weights.sum(-1, keepdims=True)
+  expected = jnp.einsum("bhqk,bkhe,hed->bqd", weights, v, params["out"]["kernel"]) + params["out"]["bias"]
+  found, sown = module.apply({"params": params}, x, mask, mutable=["intermediates"])
+  np.testing.assert_allclose(found, expected, atol=2e-4, rtol=1e-4)
+  np.testing.assert_allclose(sown["intermediates"]["attention"][0], weights, atol=1e-5)
+  np.testing.assert_allclose(attention_weights(q, k, mask), weights, atol=1e-5)
+
+
+def test_permuting_tokens_permutes_the_output():
+  stack = Transformer(depth=2, num_heads=2, mlp_dim=16)
+  x = normal(2, 6, 8)
+  params = stack.init(jax.random.key(0), x)
+  order = np.random.default_rng(0).permutation(6)
+  np.testing.assert_allclose(
+      stack.apply(params, x[:, order]), stack.apply(params, x)[:, order], atol=1e-5
+  )
+
+
+def test_causal_mask_by_gradient():
+  """∂ output[t] / ∂ input[s] is zero exactly where s > t."""
+  stack = Transformer(depth=2, num_heads=2, mlp_dim=16)
+  x = normal(1, 5, 8)
+  params = stack.init(jax.random.key(0), x)
+  mask = jnp.tril(jnp.ones((5, 5), bool))[None, None]
+  jacobian = jax.jacobian(lambda x: stack.apply(params, x, mask)[0])(x)[:, :, 0]
+  reach = np.abs(jacobian).sum(axis=(1, 3)) > 1e-7
+  np.testing.assert_array_equal(reach, np.tril(np.ones((5, 5), bool)))
+
+
+def test_remat_changes_no_value_and_no_gradient():
+  x = normal(2, 4, 8)
+  plain, saved = (Transformer(depth=3, num_heads=2, mlp_dim=16, remat=r) for r in (False, True))
+  params = plain.init(jax.random.key(0), x)
+  loss = lambda stack: jax.value_and_grad(lambda p: (stack.apply(p, x) ** 2).sum())(params)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), loss(plain), loss(saved))
+
+
+def test_layers_start_different():
+  params = Transformer(depth=3, num_heads=2, mlp_dim=16).init(jax.random.key(0), normal(1, 4, 8))
+  kernel = params["params"]["blocks"]["mlp"]["fc1"]["kernel"]
+  assert kernel.shape == (3, 8, 16)
+  assert not np.allclose(kernel[0], kernel[1])
+
+
+def test_dropout_is_off_unless_training():
+  x = normal(1, 4, 8)
+  stack = Transformer(depth=2, num_heads=2, mlp_dim=16, dropout=0.5)
+  params = stack.init(jax.random.key(0), x)
+  np.testing.assert_array_equal(stack.apply(params, x), stack.apply(params, x))
+  one, other = (
+      stack.apply(params, x, train=True, rngs={"dropout": jax.random.key(i)}) for i in range(2)
+  )
+  assert not np.allclose(one, other)
+
+
+@pytest.mark.parametrize("name,value", [
+    # By hand at x = 1: Φ(1); ½(1 + tanh(√(2/π)·1.044715)); σ(1.702).
+    ("gelu", 0.8413447), ("gelu_tanh", 0.8411920), ("quick_gelu", 0.8457958),
+])
+def test_the_three_gelus(name, value):
+  np.testing.assert_allclose(ACTIVATIONS[name](jnp.float32(1.0)), value, rtol=1e-6)
+
+
+def test_positions_at_the_same_size_are_unchanged():
+  embedding = normal(1, 1 + 12, 7)
+  np.testing.assert_array_equal(resample_positions(embedding, (3, 4), (3, 4)), embedding)
+
+
+@pytest.mark.parametrize("target", [(5, 7), (2, 2), (6, 3)])
+def test_positions_resample_as_the_released_code_does(target):
+  embedding = normal(1, 1 + 12, 7)
+  found = resample_positions(embedding, (3, 4), target)
+  np.testing.assert_array_equal(found[:, 0], embedding[:, 0])
+  grid = np.asarray(embedding[0, 1:]).reshape(3, 4, 7)
+  zoom = (target[0] / 3, target[1] / 4, 1)
+  expected = scipy.ndimage.zoom(grid, zoom, order=1)
+  np.testing.assert_allclose(found[0, 1:].reshape(*target, 7), expected, atol=1e-5)
+
+
+def test_attention_gradient():
+  module = MultiHeadAttention(num_heads=2)
+  x = normal(1, 3, 4)
+  params = module.init(jax.random.key(0), x)
+  check_grads(lambda x: module.apply(params, x), (x,), order=1, modes=("rev",), atol=1e-2, rtol=1e-2)

@@ -1,0 +1,141 @@
+"""ViT and ResNet: published sizes, positions, rollout, classifiers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vlx.models.vision.resnet import STAGE_SIZES, ResNet, ResNetTower
+from vlx.models.vision.vit import SIZES, ViT, VisionTransformer, attention_rollout, published_size
+
+
+def count(system, batch):
+  shapes = jax.eval_shape(system.init, jax.random.key(0), batch)
+  return sum(x.size for x in jax.tree.leaves(shapes["params"]))
+
+
+IMAGE224 = {"image": jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)}
+
+
+# timm's counts, with a head of 1,000 classes; the paper's Table 1 has 86M, 307M (384 px), 632M.
+@pytest.mark.parametrize("name,expected", [
+    ("S/16", 22_050_664), ("B/16", 86_567_656), ("B/32", 88_224_232), ("L/16", 304_326_632),
+    ("H/14", 632_045_800),
+])
+def test_published_vit_parameters(name, expected):
+  vit = ViT(VisionTransformer(image_size=224, **published_size(name)), 1000)
+  assert count(vit, IMAGE224) == expected
+
+
+# torchvision's counts.
+@pytest.mark.parametrize("depth,expected", [
+    (18, 11_689_512), (34, 21_797_672), (50, 25_557_032), (101, 44_549_160), (152, 60_192_808),
+])
+def test_published_resnet_parameters(depth, expected):
+  assert count(ResNet(ResNetTower(*STAGE_SIZES[depth]), 1000), IMAGE224) == expected
+
+
+TINY = dict(image_size=16, patch_size=4, width=16, depth=2, num_heads=2, mlp_dim=32)
+
+
+def test_published_sizes_have_heads_of_64():
+  assert all(s["width"] // s["num_heads"] in (64, 80) for s in SIZES.values())
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_vit_takes_other_resolutions(pool):
+  tower = VisionTransformer(**TINY, pool=pool)
+  params = tower.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+  pooled, tokens = tower.apply(params, jnp.ones((2, 24, 32, 3)))
+  assert pooled.shape == (2, 16)
+  assert tokens.shape == (2, 6 * 8 + (pool == "cls"), 16)
+  with pytest.raises(ValueError, match="do not tile"):
+    tower.apply(params, jnp.ones((1, 18, 16, 3)))
+
+
+def test_stem_keeps_the_grid():
+  tower = VisionTransformer(**TINY, pool="mean", stem=(8, 16))
+  params = tower.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+  _, tokens = tower.apply(params, jnp.zeros((1, 16, 16, 3)))
+  assert tokens.shape == (1, 16, 16)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_in_float32():
+  tower = VisionTransformer(**TINY, dtype="bfloat16")
+  params = tower.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+  pooled, _ = tower.apply(params, jnp.ones((1, 16, 16, 3)))
+  assert pooled.dtype == jnp.bfloat16
+  assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_rollout_rows_sum_to_one_and_identity_attention_is_identity():
+  weights = jax.nn.softmax(jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 4, 5, 5)), jnp.float32))
+  np.testing.assert_allclose(attention_rollout(weights).sum(-1), 1.0, rtol=1e-5)
+  identity = jnp.broadcast_to(jnp.eye(5), (3, 2, 4, 5, 5))
+  np.testing.assert_allclose(attention_rollout(identity), identity[0, :, 0], atol=1e-6)
+
+
+def test_rollout_multiplies_later_layers_from_the_left():
+  """Layer 1 moves token 1 to 0, layer 2 moves token 0 to 2: 2 looks at 1 only through both."""
+  first = jnp.eye(3).at[0].set(jnp.array([0.0, 1.0, 0.0]))
+  second = jnp.eye(3).at[2].set(jnp.array([1.0, 0.0, 0.0]))
+  rollout = attention_rollout(jnp.stack([first, second])[:, None, None])[0]
+  np.testing.assert_allclose(rollout[2], [0.25, 0.25, 0.5])
+
+
+def batch():
+  rng = np.random.default_rng(0)
+  return {
+      "image": jnp.asarray(rng.normal(size=(8, 16, 16, 3)), jnp.float32),
+      "label": jnp.asarray(rng.integers(0, 5, 8)),
+  }
+
+
+@pytest.mark.parametrize("system", [
+    ViT(VisionTransformer(**TINY), 5),
+    ResNet(ResNetTower((1, 1), False, 8, stem="cifar"), 5),
+])
+def test_classifiers_fit_a_batch(system):
+  """A few steps of gradient descent on one batch classify it: the gradient is that of the loss."""
+  data, variables = batch(), system.init(jax.random.key(0), batch())
+
+  @jax.jit
+  def step(variables):
+    def loss(params):
+      return system.loss({**variables, "params": params}, data, jax.random.key(0), step=0, train=True)
+
+    (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    params = jax.tree.map(lambda p, g: p - 0.1 * g, variables["params"], grads)
+    return {"params": params, "state": aux.state}, value, aux.metrics["accuracy"]
+
+  # A head of zeros says every class is as likely: log 5.
+  first = step(variables)[1]
+  if isinstance(system, ViT):
+    np.testing.assert_allclose(first, np.log(5), rtol=1e-6)
+  for _ in range(100):
+    variables, value, accuracy = step(variables)
+  assert value < 0.1 and accuracy == 1.0
+  assert system.logits(variables, data["image"]).shape == (8, 5)
+
+
+def test_batch_statistics_are_state_and_move_only_in_training():
+  system = ResNet(ResNetTower((1,), False, 8, stem="cifar"), 5)
+  variables = system.init(jax.random.key(0), batch())
+  moved = {}
+  for train in (False, True):
+    _, aux = system.loss(variables, batch(), jax.random.key(0), step=0, train=train)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), aux.state, variables["state"])
+    moved[train] = not all(jax.tree.leaves(same))
+  assert moved == {False: False, True: True}
+
+
+def test_label_smoothing_has_its_known_value():
+  smooth = ViT(VisionTransformer(**TINY), 5, label_smoothing=0.2, head_bias=0.0)
+  variables = smooth.init(jax.random.key(0), batch())
+  # Logits (a, 0, 0, 0, 0) for label 0: -(0.84 log p₀ + 4·0.04 log p₁).
+  variables["params"]["head"]["bias"] = jnp.array([2.0, 0, 0, 0, 0])
+  data = {**batch(), "label": jnp.zeros(8, jnp.int32)}
+  value, _ = smooth.loss(variables, data, jax.random.key(0), step=0, train=False)
+  total = np.exp(2.0) + 4
+  expected = -(0.84 * np.log(np.exp(2.0) / total) + 0.16 * np.log(1 / total))
+  np.testing.assert_allclose(value, expected, rtol=1e-6)

@@ -1,0 +1,33 @@
+"""python -m vlx.ablate --experiment=experiments/clip_similarity.py --workdir=runs/ablations
+
+Runs every arm of an experiment with every seed, leaving out what is already done, and writes a
+table (mean and standard deviation over seeds) and a plot to WORKDIR/NAME/.
+"""
+
+import pathlib
+
+from absl import flags
+
+from vlx import cli
+from vlx.ablate import experiment as experiments
+from vlx.errors import UserError
+
+EXPERIMENT = flags.DEFINE_string("experiment", None, "File with an EXPERIMENT, e.g. experiments/clip_similarity.py.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where experiments have their folders.")
+
+
+def main():
+  if EXPERIMENT.value is None or WORKDIR.value is None:
+    raise UserError("give --experiment=FILE and --workdir=DIR")
+  path = pathlib.Path(EXPERIMENT.value)
+  experiment = experiments.load(path)
+  folder = pathlib.Path(WORKDIR.value) / path.stem
+  values = experiments.run_arms(experiment, folder)
+  text = experiments.table(experiment, values)
+  (folder / "table.md").write_text(text, encoding="utf-8")
+  experiments.plot(experiment, values, folder / "plot.png")
+  print(f"{text}\n{folder}/table.md, {folder}/plot.png")
+
+
+if __name__ == "__main__":
+  cli.run(main)
