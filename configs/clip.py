@@ -18,7 +18,11 @@ BASELINES = {"combo": (21.0, 71.2), "concept": (3.3, 17.3), "style": (6.9, 11.8)
 
 
 def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
-  variants = dict(smoke=smoke, demo=demo, emoji=emoji)
+  variants = dict(
+      smoke=smoke, demo=demo, emoji=emoji, folder=folder, paper=lambda: paper("L/14@336"),
+      b32=lambda: paper("B/32"), b16=lambda: paper("B/16"), l14=lambda: paper("L/14"),
+      l14_336=lambda: paper("L/14@336"),
+  )
   return choose(variants, variant)().lock()
 
 
@@ -82,3 +86,64 @@ def demo() -> ml_collections.ConfigDict:
 
 def emoji() -> ml_collections.ConfigDict:
   return demo()
+
+
+def folder() -> ml_collections.ConfigDict:
+  """Your own pictures: --config.data.source=folder:PATH (metadata.jsonl with file_name, caption)."""
+  config = emoji()
+  size, text_length = config.model.image.image_size, config.model.text.context_length
+  config.data.source = "folder:."
+  config.data.preprocess = (
+      f'decode|random_resized_crop({size}, 0.6)|normalize|'
+      f'tokenize("caption", {text_length})|keep("image", "text", "text_mask")'
+  )
+  config.tokenizer.fields = ("caption",)
+  config.evaluators.retrieval.update(dict(splits=("val",), gallery=("val",)))
+  config.evaluators.attention.splits = ("val",)
+  config.baselines = ml_collections.ConfigDict()
+  return config
+
+
+def paper(name: str) -> ml_collections.ConfigDict:
+  """A published CLIP (Tables 18-20): batch 32,768, AdamW, cosine, 32 epochs of 400M pairs.
+
+  WebImageText is not public: name your own source. `tokenizer.vocabulary` is OpenAI's
+  bpe_simple_vocab_16e6.txt.gz.
+  """
+  config = defaults.get_config()
+  config.system = "vlx.models.contrastive.clip.CLIP"
+  config.model = clip.published_size(name)
+  for tower in (config.model.image, config.model.text):
+    tower.update(dict(remat=True, dtype="bfloat16"))
+  size = config.model.image.image_size
+  mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+  config.data.source = "folder:."
+  config.data.batch_size = 32_768
+  config.data.preprocess = (
+      f'decode|resize_small({size})|random_crop({size})|normalize({mean}, {std})|'
+      'tokenize("caption", 77)|keep("image", "text", "text_mask")'
+  )
+  config.data.update(threads=32, ahead=16)
+  config.tokenizer = dict(
+      vocabulary="bpe_simple_vocab_16e6.txt.gz", vocab_size=49_408, fields=("caption",)
+  )
+  config.steps = 32 * 400_000_000 // 32_768
+  config.optim.update(dict(
+      # L/14@336 is L/14 trained for one more epoch at the higher resolution, at 2e-5.
+      lr={"B/32": 5e-4, "B/16": 5e-4, "L/14": 4e-4, "L/14@336": 2e-5}[name],
+      warmup_steps=2000, weight_decay=0.2, b1=0.9, b2=0.98, eps=1e-6, clip_norm=0.0,
+  ))
+  if name == "L/14@336":
+    config.steps = 400_000_000 // 32_768
+  config.mesh.update(dict(data=1, fsdp=-1))
+  config.partition = defaults.TRANSFORMER_PARTITION
+  config.evaluators = dict(
+      retrieval=dict(
+          type="vlx.evaluate.retrieval.Retrieval", splits=("val",), gallery=("val",), text_length=77,
+          preprocess=(
+              f'decode|resize_small({size})|central_crop({size})|normalize({mean}, {std})|'
+              'keep("image", "caption")'
+          ),
+      ),
+  )
+  return config

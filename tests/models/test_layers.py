@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
-from jax.test_util import check_grads
 
 from vlx.models.layers.attention import MultiHeadAttention, attention_weights
 from vlx.models.layers.position import resample_positions
@@ -20,7 +19,7 @@ def test_attention_is_softmax_of_scaled_products_times_values():
   module = MultiHeadAttention(num_heads=2)
   x = normal(3, 5, 8)
   mask = jnp.asarray(np.random.default_rng(1).random((3, 1, 5, 5)) < 0.7) | jnp.eye(5, dtype=bool)
-  params = module.init(jax.random.key(0), x)["params"]
+  params = jax.jit(module.init)(jax.random.key(0), x)["params"]
   params = jax.tree.map(lambda p: normal(*p.shape, seed=p.size), params)
   q, k, v = (
       jnp.einsum("btd,dhe->bthe", x, params[n]["kernel"]) + params[n]["bias"]
@@ -39,7 +38,7 @@ def test_attention_is_softmax_of_scaled_products_times_values():
 def test_permuting_tokens_permutes_the_output():
   stack = Transformer(depth=2, num_heads=2, mlp_dim=16)
   x = normal(2, 6, 8)
-  params = stack.init(jax.random.key(0), x)
+  params = jax.jit(stack.init)(jax.random.key(0), x)
   order = np.random.default_rng(0).permutation(6)
   np.testing.assert_allclose(
       stack.apply(params, x[:, order]), stack.apply(params, x)[:, order], atol=1e-5
@@ -50,7 +49,7 @@ def test_causal_mask_by_gradient():
   """∂ output[t] / ∂ input[s] is zero exactly where s > t."""
   stack = Transformer(depth=2, num_heads=2, mlp_dim=16)
   x = normal(1, 5, 8)
-  params = stack.init(jax.random.key(0), x)
+  params = jax.jit(stack.init)(jax.random.key(0), x)
   mask = jnp.tril(jnp.ones((5, 5), bool))[None, None]
   jacobian = jax.jacobian(lambda x: stack.apply(params, x, mask)[0])(x)[:, :, 0]
   reach = np.abs(jacobian).sum(axis=(1, 3)) > 1e-7
@@ -60,13 +59,15 @@ def test_causal_mask_by_gradient():
 def test_remat_changes_no_value_and_no_gradient():
   x = normal(2, 4, 8)
   plain, saved = (Transformer(depth=3, num_heads=2, mlp_dim=16, remat=r) for r in (False, True))
-  params = plain.init(jax.random.key(0), x)
+  params = jax.jit(plain.init)(jax.random.key(0), x)
   loss = lambda stack: jax.value_and_grad(lambda p: (stack.apply(p, x) ** 2).sum())(params)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), loss(plain), loss(saved))
 
 
 def test_layers_start_different():
-  params = Transformer(depth=3, num_heads=2, mlp_dim=16).init(jax.random.key(0), normal(1, 4, 8))
+  params = jax.jit(Transformer(depth=3, num_heads=2, mlp_dim=16).init)(
+      jax.random.key(0), normal(1, 4, 8)
+  )
   kernel = params["params"]["blocks"]["mlp"]["fc1"]["kernel"]
   assert kernel.shape == (3, 8, 16)
   assert not np.allclose(kernel[0], kernel[1])
@@ -75,7 +76,7 @@ def test_layers_start_different():
 def test_dropout_is_off_unless_training():
   x = normal(1, 4, 8)
   stack = Transformer(depth=2, num_heads=2, mlp_dim=16, dropout=0.5)
-  params = stack.init(jax.random.key(0), x)
+  params = jax.jit(stack.init)(jax.random.key(0), x)
   np.testing.assert_array_equal(stack.apply(params, x), stack.apply(params, x))
   one, other = (
       stack.apply(params, x, train=True, rngs={"dropout": jax.random.key(i)}) for i in range(2)
@@ -105,10 +106,3 @@ def test_positions_resample_as_the_released_code_does(target):
   zoom = (target[0] / 3, target[1] / 4, 1)
   expected = scipy.ndimage.zoom(grid, zoom, order=1)
   np.testing.assert_allclose(found[0, 1:].reshape(*target, 7), expected, atol=1e-5)
-
-
-def test_attention_gradient():
-  module = MultiHeadAttention(num_heads=2)
-  x = normal(1, 3, 4)
-  params = module.init(jax.random.key(0), x)
-  check_grads(lambda x: module.apply(params, x), (x,), order=1, modes=("rev",), atol=1e-2, rtol=1e-2)

@@ -45,8 +45,8 @@ def test_published_sizes_have_heads_of_64():
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_vit_takes_other_resolutions(pool):
   tower = VisionTransformer(**TINY, pool=pool)
-  params = tower.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
-  pooled, tokens = tower.apply(params, jnp.ones((2, 24, 32, 3)))
+  params = jax.jit(tower.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+  pooled, tokens = jax.jit(tower.apply)(params, jnp.ones((2, 24, 32, 3)))
   assert pooled.shape == (2, 16)
   assert tokens.shape == (2, 6 * 8 + (pool == "cls"), 16)
   with pytest.raises(ValueError, match="do not tile"):
@@ -55,14 +55,14 @@ def test_vit_takes_other_resolutions(pool):
 
 def test_stem_keeps_the_grid():
   tower = VisionTransformer(**TINY, pool="mean", stem=(8, 16))
-  params = tower.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+  params = jax.jit(tower.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
   _, tokens = tower.apply(params, jnp.zeros((1, 16, 16, 3)))
   assert tokens.shape == (1, 16, 16)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_in_float32():
   tower = VisionTransformer(**TINY, dtype="bfloat16")
-  params = tower.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+  params = jax.jit(tower.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
   pooled, _ = tower.apply(params, jnp.ones((1, 16, 16, 3)))
   assert pooled.dtype == jnp.bfloat16
   assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
@@ -97,7 +97,7 @@ def batch():
 ])
 def test_classifiers_fit_a_batch(system):
   """A few steps of gradient descent on one batch classify it: the gradient is that of the loss."""
-  data, variables = batch(), system.init(jax.random.key(0), batch())
+  data, variables = batch(), jax.jit(system.init)(jax.random.key(0), batch())
 
   @jax.jit
   def step(variables):
@@ -120,7 +120,7 @@ def test_classifiers_fit_a_batch(system):
 
 def test_batch_statistics_are_state_and_move_only_in_training():
   system = ResNet(ResNetTower((1,), False, 8, stem="cifar"), 5)
-  variables = system.init(jax.random.key(0), batch())
+  variables = jax.jit(system.init)(jax.random.key(0), batch())
   moved = {}
   for train in (False, True):
     _, aux = system.loss(variables, batch(), jax.random.key(0), step=0, train=train)
@@ -131,7 +131,7 @@ def test_batch_statistics_are_state_and_move_only_in_training():
 
 def test_label_smoothing_has_its_known_value():
   smooth = ViT(VisionTransformer(**TINY), 5, label_smoothing=0.2, head_bias=0.0)
-  variables = smooth.init(jax.random.key(0), batch())
+  variables = jax.jit(smooth.init)(jax.random.key(0), batch())
   # Logits (a, 0, 0, 0, 0) for label 0: -(0.84 log p₀ + 4·0.04 log p₁).
   variables["params"]["head"]["bias"] = jnp.array([2.0, 0, 0, 0, 0])
   data = {**batch(), "label": jnp.zeros(8, jnp.int32)}

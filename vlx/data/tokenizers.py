@@ -88,19 +88,22 @@ def _with_clip_rules(bpe: models.BPE) -> tokenizers.Tokenizer:
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-  """Learns merges from texts. The 512 symbols of a byte, at the end of a word or not, are in."""
+  """Learns merges from texts: equal texts give equal tokenizers.
+
+  The 512 symbols of a byte, at the end of a word or not, are in, so any text can be spelled.
+  """
   backend = _with_clip_rules(models.BPE(end_of_word_suffix="</w>"))
   alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  # Left to itself the trainer adds the "x</w>" that it meets, in the order of a hash table, and by
+  # that order it breaks ties. As special tokens they have fixed places; below they are plain again.
+  word_ends = [symbol + "</w>" for symbol in alphabet]
   trainer = trainers.BpeTrainer(
-      vocab_size=vocab_size - len(alphabet), initial_alphabet=alphabet, end_of_word_suffix="</w>",
-      special_tokens=[START, END], show_progress=False,
+      vocab_size=vocab_size, initial_alphabet=alphabet, end_of_word_suffix="</w>",
+      special_tokens=[START, END, *word_ends], show_progress=False,
   )
   backend.train_from_iterator((clean(t) for t in texts), trainer)
-  # The trainer adds "x</w>" only for the x it has met; without the rest a new word could be lost.
   state = json.loads(backend.to_str())
-  vocab = state["model"]["vocab"]
-  for symbol in alphabet:
-    vocab.setdefault(symbol + "</w>", len(vocab))
+  state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] in (START, END)]
   return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(state)))
 
 

@@ -2,6 +2,15 @@
 
 import ml_collections
 
+# The kernels of scanned blocks (leading axis: depth), split over `fsdp` and `tensor`; the rest is small.
+TRANSFORMER_PARTITION = (
+    (r"blocks/attention/(query|key|value)/kernel", (None, "fsdp", "tensor")),
+    (r"blocks/attention/out/kernel", (None, "tensor", None, "fsdp")),
+    (r"blocks/mlp/fc1/kernel", (None, "fsdp", "tensor")),
+    (r"blocks/mlp/fc2/kernel", (None, "tensor", "fsdp")),
+    (".*", ()),
+)
+
 
 def get_config() -> ml_collections.ConfigDict:
   """All sections with their defaults. Fill in `system`, `model`, `data`, `steps`, `optim.lr`."""

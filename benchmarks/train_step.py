@@ -1,0 +1,62 @@
+"""Milliseconds of one CLIP training step on this machine's devices.
+
+  python benchmarks/train_step.py
+
+64 px, patch 8, width 256, 6+6 layers, batch 128, f32, AdamW: the sizes at which the README compares
+with open_clip on the same cores. Prints the median of `--steps` steps after the first, and one step
+of compilation.
+"""
+
+import statistics
+import time
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from vlx.config import build
+from vlx.models.contrastive.clip import CLIP
+from vlx.train import defaults, optimizer as optimizers, state as states, step as steps
+
+STEPS = flags.DEFINE_integer("steps", 10, "Steps to time.")
+TOWER = dict(
+    width=256, depth=6, num_heads=4, mlp_dim=1024, activation="gelu", layer_norm_epsilon=1e-5,
+    initialization="clip",
+)
+MODEL = dict(
+    image=dict(image_size=64, patch_size=8, patch_bias=False, pre_norm=True, **TOWER),
+    text=dict(vocab_size=49408, context_length=77, **TOWER),
+    embed_dim=256,
+)
+
+
+def main(_):
+  clip = build(CLIP, MODEL, "model")
+  rng = np.random.default_rng(0)
+  rows = 128
+  batch = jax.device_put({
+      "image": rng.normal(size=(rows, 64, 64, 3)).astype(np.float32),
+      "text": rng.integers(0, 49408, (rows, 77)).astype(np.int32),
+      "text_mask": np.ones((rows, 77), bool),
+  })
+  optim = defaults.get_config().optim
+  optim.update(dict(lr=5e-4, weight_decay=0.2, b2=0.98, eps=1e-6, clip_norm=0.0))
+  params = jax.eval_shape(clip.init, jax.random.key(0), batch)["params"]
+  optimizer = optimizers.make(optim, 1000, params)
+  state = jax.jit(lambda: states.init(clip, optimizer, jax.random.key(0), batch, averaged=False))()
+  train_step = jax.jit(steps.make(clip, optimizer, optim, 1000, seed=0), donate_argnums=0)
+  times = []
+  for _ in range(STEPS.value + 1):
+    start = time.perf_counter()
+    state, metrics = train_step(state, batch)
+    jax.block_until_ready((state, metrics))
+    times.append(time.perf_counter() - start)
+  print(
+      f"first {times[0]:.1f} s, then median {1000 * statistics.median(times[1:]):.0f} ms"
+      f" ({rows / statistics.median(times[1:]):.0f} examples/s), loss {metrics['loss']:.3f},"
+      f" {len(jax.devices())} x {jax.devices()[0].device_kind}"
+  )
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,107 @@
+"""ViT.
+
+  python -m vlx.train --config=configs/vit.py:VARIANT --workdir=runs/vit
+
+Variants: smoke, emoji, emoji_cnn (a residual network trained the same way), and the paper's b16,
+l16, h14 (paper = b16) on ImageNet.
+"""
+
+import ml_collections
+
+from vlx.config import choose
+from vlx.data.emoji import GROUPS
+from vlx.models.vision import vit
+from vlx.train import defaults
+
+
+def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
+  variants = dict(
+      smoke=smoke, emoji=emoji, emoji_cnn=emoji_cnn, paper=lambda: paper("B/16"),
+      b16=lambda: paper("B/16"), l16=lambda: paper("L/16"), h14=lambda: paper("H/14"),
+  )
+  return choose(variants, variant)().lock()
+
+
+def _emoji(size: int) -> ml_collections.ConfigDict:
+  """Emoji into Unicode's ten groups, from pictures alone."""
+  config = defaults.get_config()
+  config.data.source = "tfds:emoji"
+  config.data.batch_size = 128
+  config.data.preprocess = (
+      f'decode("RGBA")|cache|background|random_resized_crop({size}, 0.5)|normalize|keep("image", "label")'
+  )
+  evaluation = f'decode|resize({size})|normalize|keep("image", "{{}}")'
+  config.evaluators = dict(
+      classification=dict(
+          type="vlx.evaluate.classification.Classification", splits=("concept", "style"),
+          preprocess=evaluation.format("label"),
+      ),
+  )
+  config.steps = 1500
+  config.optim.lr = 1e-3
+  config.optim.warmup_steps = 100
+  config.optim.weight_decay = 0.1
+  return config
+
+
+def emoji() -> ml_collections.ConfigDict:
+  config = _emoji(size=64)
+  config.system = "vlx.models.vision.vit.ViT"
+  config.model = dict(
+      tower=dict(image_size=64, patch_size=8, width=128, depth=6, num_heads=4, mlp_dim=512),
+      num_classes=len(GROUPS), label_smoothing=0.1,
+  )
+  config.evaluators.attention = dict(
+      type="vlx.evaluate.attention.Attention", splits=("concept",),
+      preprocess='decode|resize(64)|normalize|keep("image", "caption")',
+  )
+  return config
+
+
+def emoji_cnn() -> ml_collections.ConfigDict:
+  config = _emoji(size=64)
+  config.system = "vlx.models.vision.resnet.ResNet"
+  config.model = dict(
+      tower=dict(stage_sizes=(2, 2, 2), bottleneck=False, width=24, stem="cifar"),
+      num_classes=len(GROUPS), label_smoothing=0.1,
+  )
+  return config
+
+
+def smoke() -> ml_collections.ConfigDict:
+  """Seconds; the tests use it."""
+  config = emoji()
+  config.model.tower.update(dict(width=32, depth=2, num_heads=2, mlp_dim=64))
+  config.steps = 4
+  config.optim.warmup_steps = 2
+  config.data.batch_size = 32
+  return config
+
+
+def paper(name: str) -> ml_collections.ConfigDict:
+  """From scratch on ImageNet-1k as in Table 3: 300 epochs, batch 4096, Adam, dropout 0.1, wd 0.3."""
+  config = defaults.get_config()
+  config.system = "vlx.models.vision.vit.ViT"
+  config.model = dict(
+      tower=dict(image_size=224, dropout=0.1, remat=True, dtype="bfloat16", **vit.published_size(name)),
+      num_classes=1000,
+  )
+  config.model.representation_size = config.model.tower.width
+  config.data.source = "tfds:imagenet2012"
+  config.data.batch_size = 4096
+  config.data.preprocess = (
+      'decode|random_resized_crop(224, 0.05)|flip_lr|normalize|keep("image", "label")'
+  )
+  config.data.update(threads=32, ahead=16)
+  config.steps = 300 * 1_281_167 // 4096
+  config.optim.update(dict(lr=3e-3, warmup_steps=10_000, weight_decay=0.3))
+  config.mesh.update(dict(data=1, fsdp=-1))
+  config.partition = defaults.TRANSFORMER_PARTITION
+  config.evaluators = dict(
+      classification=dict(
+          type="vlx.evaluate.classification.Classification", splits=("validation",),
+          preprocess='decode|resize_small(256)|central_crop(224)|normalize|keep("image", "label")',
+          batch_size=1024,
+      ),
+  )
+  return config

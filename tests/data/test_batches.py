@@ -1,0 +1,165 @@
+"""Batches are a function of the step; bad records and sources."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlx.data import preprocess
+from vlx.data.batches import Batches, Examples, one_pass
+from vlx.data.sources import FolderSource, epoch_order, open_source
+from vlx.errors import UserError
+
+
+def png(value):
+  out = io.BytesIO()
+  Image.new("RGB", (9, 9), (value, value, value)).save(out, "png")
+  return out.getvalue()
+
+
+class Memory:
+  """Pictures whose color is their index; those in `broken` cannot be decoded."""
+
+  def __init__(self, count, broken=()):
+    self._records = [{"image": png(i) if i not in broken else b"no"} for i in range(count)]
+
+  def __len__(self):
+    return len(self._records)
+
+  def __getitem__(self, index):
+    return self._records[index]
+
+  def name(self, index):
+    return f"memory/{index}"
+
+
+OPS = 'decode|cache|random_crop(4)|keep("image")'
+
+
+def batches(count=20, batch_size=8, seed=0, ops=OPS, **kwargs):
+  examples = Examples(Memory(count, kwargs.pop("broken", ())), preprocess.parse(ops), **kwargs)
+  return Batches(examples, batch_size, seed)
+
+
+def test_a_batch_is_the_same_from_any_start():
+  expected = {s: batches()[s] for s in (7, 3)}
+  data = batches()
+  walked = dict(enumerate(data.iterate(0, 9)))
+  resumed = dict(enumerate(batches().iterate(3, 9), start=3))
+  for step, batch in expected.items():
+    for name, value in batch.items():
+      np.testing.assert_array_equal(walked[step][name], value)
+      np.testing.assert_array_equal(resumed[step][name], value)
+  assert list(resumed) == [3, 4, 5, 6, 7, 8]
+
+
+def test_each_epoch_sees_each_record_once_in_another_order():
+  data = batches(count=20, batch_size=5)
+  ids = np.concatenate([data[s]["example_id"] for s in range(12)]).reshape(3, 20)
+  for epoch in ids:
+    np.testing.assert_array_equal(np.sort(epoch), np.arange(20))
+  assert len({tuple(epoch) for epoch in ids}) == 3
+
+
+def test_another_seed_is_another_order_and_other_crops():
+  one, other = batches(seed=0)[0], batches(seed=1)[0]
+  assert one["example_id"].tolist() != other["example_id"].tolist()
+
+
+def test_randomness_differs_from_epoch_to_epoch():
+  array = np.random.default_rng(0).integers(0, 255, (9, 9, 3), np.uint8)
+  out = io.BytesIO()
+  Image.fromarray(array).save(out, "png")
+
+  class One(Memory):
+    def __getitem__(self, index):
+      return {"image": out.getvalue()}
+
+  data = Batches(Examples(One(1), preprocess.parse(OPS)), 1, 0)
+  crops = {data[s]["image"].tobytes() for s in range(20)}
+  assert len(crops) > 10
+
+
+def test_order_without_shuffle_is_the_sources():
+  assert [epoch_order(3, 0, shuffle=False)[i] for i in range(5)] == [0, 1, 2, 0, 1]
+
+
+def test_bad_records_are_replaced_by_the_next_good_one(caplog):
+  good, bad = batches(bad_records=2), batches(broken=(4, 5), bad_records=2)
+  for step in range(3):
+    expected = np.where(np.isin(good[step]["example_id"], (4, 5)), 6, good[step]["example_id"])
+    np.testing.assert_array_equal(bad[step]["example_id"], expected)
+  assert "memory/4" in caplog.text and "memory/5" in caplog.text
+
+
+def test_too_many_bad_records_stop_the_run_with_their_names():
+  data = batches(broken=(1, 2, 3), bad_records=2)
+  with pytest.raises(UserError, match="3 bad records, more than data.bad_records=2.*memory/"):
+    for step in range(3):
+      data[step]
+
+
+def test_one_pass_sees_everything_once_and_masks_the_rest():
+  examples = Examples(Memory(11), preprocess.parse('decode|keep("image")'))
+  passes = list(one_pass(examples, 4))
+  assert [len(b["image"]) for b in passes] == [4, 4, 4]
+  values = np.concatenate([b["image"][b["example_mask"]][:, 0, 0, 0] for b in passes])
+  np.testing.assert_array_equal(values, np.arange(11))
+
+
+def write_folder(root, names, kind="jsonl"):
+  root.mkdir(parents=True, exist_ok=True)
+  rows = [{"file_name": n, "caption": f"picture {n}"} for n in names]
+  for i, row in enumerate(rows):
+    (root / row["file_name"]).write_bytes(png(i))
+  if kind == "jsonl":
+    (root / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+  else:
+    with (root / "metadata.csv").open("w", newline="") as f:
+      writer = csv.DictWriter(f, ["file_name", "caption"])
+      writer.writeheader()
+      writer.writerows(rows)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_folder_without_subfolders_holds_out_a_tenth_by_name(tmp_path, kind):
+  names = [f"{i}.png" for i in range(200)]
+  write_folder(tmp_path, names, kind)
+  train, val = (open_source(f"folder:{tmp_path}", s) for s in ("train", "val"))
+  captions = [{s[i]["caption"] for i in range(len(s))} for s in (train, val)]
+  assert captions[0] | captions[1] == {f"picture {n}" for n in names} and not captions[0] & captions[1]
+  assert 8 <= len(val) <= 34  # 200 fair draws of a tenth: five standard deviations
+  assert set(train.texts(("caption",))) == captions[0]
+  # A new picture moves none of the others.
+  write_folder(tmp_path, names + ["new.png"], kind)
+  assert {r["caption"] for r in map(FolderSource(str(tmp_path), "val").__getitem__, range(len(val)))} >= captions[1]
+
+
+def test_folder_with_subfolders_takes_them_as_splits(tmp_path):
+  write_folder(tmp_path / "train", ["a.png"])
+  write_folder(tmp_path / "test", ["b.png", "c.png"])
+  assert len(open_source(f"folder:{tmp_path}", "test")) == 2
+  assert open_source(f"folder:{tmp_path}", "train")[0]["image"] == png(0)
+
+
+def test_sources_that_cannot_be(tmp_path):
+  (tmp_path / "empty").mkdir()
+  (tmp_path / "none").mkdir()
+  (tmp_path / "none" / "metadata.jsonl").write_text("")
+  (tmp_path / "bad").mkdir()
+  (tmp_path / "bad" / "metadata.jsonl").write_text('{"file_name": "a.png"}\n')
+  for spec, split, message in [
+      ("foldr:x", "train", "did you mean 'folder'"),
+      ("folder:/does/not/exist", "train", "no folder"),
+      (f"folder:{tmp_path}/empty", "train", "neither metadata.jsonl nor metadata.csv"),
+      (f"folder:{tmp_path}/none", "train", "has no records"),
+      (f"folder:{tmp_path}/bad", "train", "record 1: no caption"),
+      (f"folder:{tmp_path}/none", "test", "no subfolder 'test'"),
+      ("tfds:emoji", "traim", "did you mean 'train'"),
+      ("tfds:no_such_data_set", "train", "no_such_data_set"),
+  ]:
+    with pytest.raises(UserError, match=message):
+      open_source(spec, split)

@@ -1,0 +1,96 @@
+"""CLIP: published sizes, the text tower, temperature, the system's loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vlx.config import build
+from vlx.losses import cosine_similarity
+from vlx.models.contrastive.clip import CLIP, TextTransformer, published_size
+
+S = jax.ShapeDtypeStruct
+TOWER = dict(width=16, depth=2, num_heads=2, mlp_dim=32)
+TEXT = dict(vocab_size=30, context_length=8, **TOWER)
+SECTION = dict(image=dict(image_size=8, patch_size=4, **TOWER), text=TEXT, embed_dim=12)
+
+
+# The counts of OpenAI's released models.
+@pytest.mark.parametrize("name,expected", [
+    ("B/32", 151_277_313), ("B/16", 149_620_737), ("L/14", 427_616_513), ("L/14@336", 427_944_193),
+])
+def test_published_clip_parameters(name, expected):
+  clip = build(CLIP, published_size(name), "model")
+  size = clip.image.image_size
+  batch = {
+      "image": S((1, size, size, 3), jnp.float32), "text": S((1, 77), jnp.int32),
+      "text_mask": S((1, 77), jnp.bool_),
+  }
+  shapes = jax.eval_shape(clip.init, jax.random.key(0), batch)["params"]
+  assert sum(x.size for x in jax.tree.leaves(shapes)) == expected
+
+
+def batch(seed=0):
+  rng = np.random.default_rng(seed)
+  lengths = rng.integers(3, 9, size=(6, 1))
+  return {
+      "image": jnp.asarray(rng.normal(size=(6, 8, 8, 3)), jnp.float32),
+      "text": jnp.asarray(rng.integers(0, 30, (6, 8)), jnp.int32),
+      "text_mask": jnp.asarray(np.arange(8) < lengths),
+  }
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("pool", ["last", "mean"])
+def test_padding_is_never_read(causal, pool):
+  tower = TextTransformer(**TEXT, causal=causal, pool=pool)
+  data = batch()
+  params = jax.jit(tower.init)(jax.random.key(0), data["text"], data["text_mask"])
+  encode = jax.jit(lambda text: tower.apply(params, text, data["text_mask"])[0])
+  scrambled = jnp.where(data["text_mask"], data["text"], (data["text"] + 7) % 30)
+  np.testing.assert_allclose(encode(data["text"]), encode(scrambled), atol=1e-6)
+  changed = data["text"].at[:, 0].add(1) % 30
+  assert not np.allclose(encode(data["text"]), encode(changed), atol=1e-4)
+
+
+def test_a_shorter_context_gives_the_same_embedding():
+  tower, data = TextTransformer(**TEXT), batch()
+  mask = data["text_mask"] & (jnp.arange(8) < 5)
+  params = jax.jit(tower.init)(jax.random.key(0), data["text"], mask)
+  whole, short = (
+      jax.jit(tower.apply)(params, data["text"][:, :n], mask[:, :n])[0] for n in (8, 5)
+  )
+  np.testing.assert_allclose(whole, short, atol=1e-6)
+  with pytest.raises(ValueError, match="this tower takes 8"):
+    tower.apply(params, jnp.zeros((1, 9), jnp.int32), jnp.ones((1, 9), bool))
+
+
+def test_temperature_starts_at_a_fourteenth_and_is_clipped_at_100():
+  clip = build(CLIP, SECTION, "model")
+  variables = jax.jit(clip.init)(jax.random.key(0), batch())
+  loss = jax.jit(lambda v: clip.loss(v, batch(), jax.random.key(0), step=0, train=False))
+  np.testing.assert_allclose(loss(variables)[1].metrics["scale"], 1 / 0.07, rtol=1e-6)
+  variables["params"]["logit_scale"] = jnp.float32(9.0)
+  np.testing.assert_allclose(loss(variables)[1].metrics["scale"], 100.0, rtol=1e-5)
+
+
+def test_loss_is_that_of_its_own_embeddings():
+  """The system's loss, from its public methods: InfoNCE of encode_image and encode_text."""
+  clip, data = build(CLIP, SECTION, "model"), batch()
+  variables = jax.jit(clip.init)(jax.random.key(0), data)
+  image = jax.jit(clip.encode_image)(variables, data["image"])
+  text = jax.jit(clip.encode_text)(variables, data["text"], data["text_mask"])
+  logits = cosine_similarity(image, text) / 0.07
+  np.testing.assert_allclose(clip.similarity(image, text) / 0.07, logits, rtol=1e-5)
+  both = [jnp.diag(jax.nn.log_softmax(logits, axis)).mean() for axis in (0, 1)]
+  loss, _ = jax.jit(
+      lambda v: clip.loss(v, data, jax.random.key(0), step=0, train=True)
+  )(variables)
+  np.testing.assert_allclose(loss, -sum(both) / 2, rtol=1e-5)
+
+
+def test_sigmoid_loss_learns_a_bias_of_its_own():
+  clip = build(CLIP, {**SECTION, "loss_type": "sigmoid", "init_scale": 10.0}, "model")
+  params = jax.eval_shape(clip.init, jax.random.key(0), batch())["params"]
+  softmax = jax.eval_shape(build(CLIP, SECTION, "model").init, jax.random.key(0), batch())["params"]
+  assert set(params) - set(softmax) == {"logit_bias"}
