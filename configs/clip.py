@@ -11,8 +11,17 @@ from vlx.config import choose
 from vlx.models.contrastive import clip
 from vlx.train import defaults
 
-PROMPTS = ("{}", "a picture of {}", "an emoji of {}", "a drawing of {}")
 EVAL = 'decode|resize({size})|normalize|keep("image", "caption")'
+# Towards what another hand would draw: other colors and backgrounds, outlines, lines alone.
+AUGMENT = (
+    'random_affine({size}, 0.85, 1.15, 8)|outline(0.3)|background|ink(0.2)|color_jitter(0.4)|'
+    'grayscale(0.05)|posterize(0.05)|random_erase(0.05)|normalize'
+)
+TEXT = (
+    'add_keywords(0.3, 0.05)|shuffle_words(0.1)|'
+    'template("{{}}", "{{}}", "{{}}", "a picture of {{}}", "an emoji of {{}}")|'
+    'tokenize("caption", {text_length})|keep("image", "text", "text_mask")'
+)
 # Colour and HOG features, kernel ridge regression to TF-IDF of the captions.
 BASELINES = {"combo": (21.0, 71.2), "concept": (3.3, 17.3), "style": (6.9, 11.8)}
 
@@ -30,10 +39,9 @@ def _emoji(size: int, text_length: int, vocab_size: int) -> ml_collections.Confi
   config = defaults.get_config()
   config.system = "vlx.models.contrastive.clip.CLIP"
   config.data.source = "tfds:emoji"
-  config.data.preprocess = (
-      f'decode("RGBA")|cache|background|random_resized_crop({size}, 0.6)|normalize|'
-      f'template{PROMPTS}|tokenize("caption", {text_length})|keep("image", "text", "text_mask")'
-  )
+  config.data.preprocess = "|".join([
+      'decode("RGBA")|cache', AUGMENT.format(size=size), TEXT.format(text_length=text_length)
+  ])
   config.tokenizer = dict(vocabulary="", vocab_size=vocab_size, fields=("caption", "keywords"))
   splits = tuple(BASELINES)
   config.evaluators = dict(
@@ -69,23 +77,43 @@ def smoke() -> ml_collections.ConfigDict:
   return config
 
 
-def demo() -> ml_collections.ConfigDict:
-  config = _emoji(size=64, text_length=24, vocab_size=1500)
-  tower = dict(width=128, depth=4, num_heads=4, mlp_dim=512)
+def _small(size: int, depth: int) -> ml_collections.ConfigDict:
+  """Towers of width 128 for two CPU cores: a convolutional stem, a text tower of one layer.
+
+  Token embeddings start at zero and are dropped at random, whole: a word that was never trained
+  then stands for "some word", and its caption is found by the words around it.
+  """
+  vocab_size, text_length = 3500, 24
+  config = _emoji(size, text_length, vocab_size)
+  tower = dict(width=128, num_heads=4, mlp_dim=512, activation="gelu_tanh", initialization="clip")
   config.model = dict(
-      image=dict(image_size=64, patch_size=16, pool="mean", **tower),
-      text=dict(vocab_size=1500, context_length=24, **tower),
+      image=dict(
+          image_size=size, patch_size=8, stem=(32, 64, 128), pool="mean", depth=depth, **tower
+      ),
+      text=dict(
+          vocab_size=vocab_size, context_length=text_length, depth=1, causal=False, pool="mean",
+          embedding_std=0.0, token_dropout=0.2, **tower,
+      ),
       embed_dim=128,
+      init_scale=20.0,
   )
-  config.steps = 900
-  config.optim.lr = 1e-3
-  config.optim.warmup_steps = 50
-  config.optim.weight_decay = 0.1
+  config.optim.update(dict(lr=2e-3, warmup_steps=40, weight_decay=0.1, b2=0.98))
+  return config
+
+
+def demo() -> ml_collections.ConfigDict:
+  config = _small(size=32, depth=2)
+  config.steps = 620
+  config.optim.ema_decay = 0.98
   return config
 
 
 def emoji() -> ml_collections.ConfigDict:
-  return demo()
+  config = _small(size=48, depth=2)
+  config.steps = 4000
+  config.eval_every = 1000
+  config.optim.ema_decay = 0.998
+  return config
 
 
 def folder() -> ml_collections.ConfigDict:

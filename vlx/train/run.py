@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from vlx import config as configs
+from vlx.data import augment  # registers its ops  # pylint: disable=unused-import
 from vlx.data import batches, preprocess, sources, tokenizers
 from vlx.errors import UserError
 from vlx.models.system import System

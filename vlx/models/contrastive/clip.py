@@ -63,6 +63,8 @@ class TextTransformer(nn.Module):
   mlp_dim: int
   causal: bool = True
   pool: str = "last"
+  embedding_std: float = 0.02  # of tokens; 0 makes a token that training never meets say nothing
+  token_dropout: float = 0.0  # how often a token's embedding is dropped whole in training
   activation: str = "quick_gelu"
   layer_norm_epsilon: float = 1e-5
   initialization: str = "clip"
@@ -81,13 +83,16 @@ class TextTransformer(nn.Module):
     if self.pool not in ("last", "mean"):
       raise ValueError(f"pool is 'last' or 'mean', not {self.pool!r}")
     embed = nn.Embed(
-        self.vocab_size, self.width, embedding_init=nn.initializers.normal(0.02),
+        self.vocab_size, self.width, embedding_init=nn.initializers.normal(self.embedding_std),
         dtype=self.dtype, name="token_embedding",
     )
     positions = self.param(
         "position_embedding", nn.initializers.normal(0.01), (self.context_length, self.width)
     )
-    x = embed(text) + positions[:length].astype(self.dtype)
+    x = embed(text)
+    # The same for all of a token's features, so that what is left is "some word stands here".
+    x = nn.Dropout(self.token_dropout, broadcast_dims=(-1,), deterministic=not train)(x)
+    x = x + positions[:length].astype(self.dtype)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     # Under a causal mask no real token sees the padding, which stands at the end.
     if self.causal:

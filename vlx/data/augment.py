@@ -1,0 +1,171 @@
+"""Random changes of pictures, and of texts, as preprocessing ops (`vlx.data.preprocess`).
+
+Those on transparent pictures (RGBA) come before `background`: they know where the object ends.
+"""
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from vlx.data.preprocess import image_op, op
+
+LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601
+
+
+@image_op
+def random_affine(image, rng, size, min_scale=0.8, max_scale=1.2, degrees=10.0, stretch=0.15,
+                  shift=0.08):
+  """RGBA to a `size` square, scaled, turned, stretched and shifted at random.
+
+  Sampled at twice the size and averaged, so shrinking does not alias.
+
+  Args:
+    image: RGBA.
+    rng: of the example.
+    size: of the result, in pixels.
+    min_scale: least size of the picture in units of the frame.
+    max_scale: greatest.
+    degrees: of turning, either way.
+    stretch: of the aspect ratio, as a natural logarithm, either way.
+    shift: in units of the frame, either way.
+  """
+  height, width = image.shape[:2]
+  scale = np.exp(rng.uniform(np.log(min_scale), np.log(max_scale)))
+  aspect = np.exp(0.5 * rng.uniform(-stretch, stretch))
+  angle = np.deg2rad(rng.uniform(-degrees, degrees))
+  center = rng.uniform(-shift, shift, 2)
+  fine = 2 * size
+  # From a pixel of the result (centered, in frames) to one of the source.
+  turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+  matrix = turn @ np.diag([1 / (scale * aspect), aspect / scale]) * [[width], [height]] / fine
+  offset = (center + 0.5) * [width, height] - matrix @ [fine / 2, fine / 2]
+  coefficients = (*matrix[0], offset[0], *matrix[1], offset[1])
+  # "RGBa" is premultiplied: no color bleeds from where nothing is seen.
+  source = Image.fromarray(image, "RGBA").convert("RGBa")
+  moved = source.transform(
+      (fine, fine), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
+  )
+  return np.asarray(moved.reduce(2).convert("RGBA"))
+
+
+@image_op
+def outline(image, rng, probability=0.3, max_width=2):
+  """RGBA: a black or colored line of 1 … `max_width` pixels around what is opaque."""
+  if rng.random() >= probability:
+    return image
+  alpha = Image.fromarray(image[..., 3])
+  grown = np.asarray(alpha.filter(ImageFilter.MaxFilter(2 * rng.integers(1, max_width + 1) + 1)))
+  color = np.zeros(3) if rng.random() < 0.75 else rng.uniform(0, 255, 3)
+  inside = image[..., 3:].astype(np.float32) / np.maximum(grown[..., None], 1)
+  rgb = image[..., :3] * inside + color.astype(np.float32) * (1 - inside)
+  return np.concatenate([rgb.astype(np.uint8), grown[..., None]], axis=-1)
+
+
+@image_op
+def ink(image, rng, probability=0.2, fill=0.5):
+  """Dark lines where the picture changes, as a drawing has; sometimes nothing but the lines.
+
+  Args:
+    image: RGB.
+    rng: of the example.
+    probability: of doing so at all.
+    fill: how often the colors stay; else they fade to white.
+  """
+  if rng.random() >= probability:
+    return image
+  # Luma alone does not see red beside green of the same lightness.
+  value = image @ (LUMA + np.float32([0.5, 0, -0.5]))
+  change = np.zeros_like(value)
+  change[:, 1:] = np.abs(np.diff(value, axis=1))
+  change[1:] += np.abs(np.diff(value, axis=0))
+  threshold = rng.uniform(12, 40)
+  line = np.clip((change - threshold) * rng.uniform(0.02, 0.05), 0, 1)[..., None]
+  paper = image if rng.random() < fill else 255 - (255 - image) * np.float32(rng.uniform(0, 0.3))
+  return (paper * (1 - line * np.float32(rng.uniform(0.5, 1.0)))).astype(np.uint8)
+
+
+@image_op
+def color_jitter(image, rng, probability=0.5, hue=0.05, saturation=0.5, contrast=0.3, brightness=0.15):
+  """One random linear map of the colors: hue and saturation turn and stretch chroma, in YIQ.
+
+  Args:
+    image: RGB.
+    rng: of the example.
+    probability: of doing so at all.
+    hue: greatest turn, in turns.
+    saturation: greatest change of chroma, as a natural logarithm.
+    contrast: greatest change, as a natural logarithm.
+    brightness: greatest shift, of 1.
+  """
+  if rng.random() >= probability:
+    return image
+  angle = 2 * np.pi * rng.uniform(-hue, hue)
+  chroma = np.exp(rng.uniform(-saturation, saturation))
+  turn = np.diag([1.0, chroma, chroma]) @ np.array(
+      [[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]]
+  )
+  matrix = _FROM_YIQ @ turn @ _TO_YIQ * np.exp(rng.uniform(-contrast, contrast))
+  shift = 255 * rng.uniform(-brightness, brightness)
+  changed = (image - np.float32(127.5)) @ matrix.T.astype(np.float32) + np.float32(127.5 + shift)
+  return np.clip(changed, 0, 255).astype(np.uint8)
+
+
+# NTSC's color space: luma, and two axes of chroma.
+_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+_FROM_YIQ = np.linalg.inv(_TO_YIQ)
+
+
+@image_op
+def grayscale(image, rng, probability=0.1):
+  """RGB: luma in all channels."""
+  if rng.random() >= probability:
+    return image
+  return np.repeat((image @ LUMA)[..., None], 3, axis=-1).astype(np.uint8)
+
+
+@image_op
+def posterize(image, rng, probability=0.1, levels=6):
+  """RGB: 3 … `levels` values per channel."""
+  if rng.random() >= probability:
+    return image
+  step = 255 / (rng.integers(3, levels + 1) - 1)
+  return (np.round(image / step) * step).astype(np.uint8)
+
+
+@image_op
+def random_erase(image, rng, probability=0.1, max_side=0.4):
+  """RGB: a square in one color, of up to `max_side` of the side (Zhong et al., 2017)."""
+  if rng.random() >= probability:
+    return image
+  height, width = image.shape[:2]
+  side = max(1, int(min(height, width) * rng.uniform(0.1, max_side)))
+  top, left = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
+  image = image.copy()
+  image[top : top + side, left : left + side] = rng.integers(0, 256, 3)
+  return image
+
+
+@op
+def add_keywords(probability=0.3, alone=0.1, most=3, field="keywords", to="caption"):
+  """Puts some of the record's `keywords` behind its caption, or (`alone`) in its place."""
+
+  def apply(example, rng):
+    keywords = [k for k in example[field] if k != example[to]]
+    chance = rng.random()
+    if not keywords or chance >= probability + alone:
+      return example
+    chosen = rng.permutation(keywords)[: rng.integers(1, most + 1)].tolist()
+    return {**example, to: " ".join(chosen if chance < alone else [example[to], *chosen])}
+
+  return apply
+
+
+@op
+def shuffle_words(probability=0.2, field="caption"):
+  """The text's words in another order."""
+
+  def apply(example, rng):
+    if rng.random() >= probability:
+      return example
+    return {**example, field: " ".join(rng.permutation(example[field].split()))}
+
+  return apply
