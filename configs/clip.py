@@ -7,7 +7,7 @@ Variants: smoke, demo, emoji, folder, and the published b32, b16, l14, l14_336 (
 
 import ml_collections
 
-from vlx.config import choose
+from vlx.config import choose, finish
 from vlx.models.contrastive import clip
 from vlx.train import defaults
 
@@ -32,7 +32,7 @@ def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
       b32=lambda: paper("B/32"), b16=lambda: paper("B/16"), l14=lambda: paper("L/14"),
       l14_336=lambda: paper("L/14@336"),
   )
-  return choose(variants, variant)().lock()
+  return finish(choose(variants, variant)())
 
 
 def _emoji(size: int, text_length: int, vocab_size: int) -> ml_collections.ConfigDict:
@@ -40,7 +40,7 @@ def _emoji(size: int, text_length: int, vocab_size: int) -> ml_collections.Confi
   config.system = "vlx.models.contrastive.clip.CLIP"
   config.data.source = "tfds:emoji"
   config.data.preprocess = "|".join([
-      'decode("RGBA")|cache', AUGMENT.format(size=size), TEXT.format(text_length=text_length)
+      f'decode("RGBA")|resize({size * 5 // 4})|cache', AUGMENT.format(size=size), TEXT.format(text_length=text_length)
   ])
   config.tokenizer = dict(vocabulary="", vocab_size=vocab_size, fields=("caption", "keywords"))
   splits = tuple(BASELINES)
@@ -92,7 +92,7 @@ def _small(size: int, depth: int) -> ml_collections.ConfigDict:
       ),
       text=dict(
           vocab_size=vocab_size, context_length=text_length, depth=1, causal=False, pool="mean",
-          embedding_std=0.0, token_dropout=0.2, **tower,
+          embedding_std=0.0, token_dropout=0.1, **tower,
       ),
       embed_dim=128,
       init_scale=20.0,

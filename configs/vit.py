@@ -8,7 +8,7 @@ l16, h14 (paper = b16) on ImageNet.
 
 import ml_collections
 
-from vlx.config import choose
+from vlx.config import choose, finish
 from vlx.data.emoji import GROUPS
 from vlx.models.vision import vit
 from vlx.train import defaults
@@ -19,7 +19,7 @@ def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
       smoke=smoke, emoji=emoji, emoji_cnn=emoji_cnn, paper=lambda: paper("B/16"),
       b16=lambda: paper("B/16"), l16=lambda: paper("L/16"), h14=lambda: paper("H/14"),
   )
-  return choose(variants, variant)().lock()
+  return finish(choose(variants, variant)())
 
 
 def _emoji(size: int) -> ml_collections.ConfigDict:

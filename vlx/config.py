@@ -76,6 +76,25 @@ def build(cls: type, section: Mapping[str, Any], where: str) -> Any:
     raise UserError(f"{where}: {e}") from e
 
 
+def with_defaults(cls: type, section: Mapping[str, Any]) -> dict[str, Any]:
+  """The section with the default of every field of `cls` that it leaves out, nested ones too."""
+  types = typing.get_type_hints(cls)
+  complete = dict(section)
+  for field in dataclasses.fields(cls):
+    name = field.name
+    if dataclasses.is_dataclass(types[name]) and isinstance(complete.get(name), Mapping):
+      complete[name] = with_defaults(types[name], complete[name])
+    elif field.init and name not in ("parent", "name") and field.default is not dataclasses.MISSING:
+      complete.setdefault(name, field.default)
+  return complete
+
+
+def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Writes out the model's defaults, so that each can be set and each is kept with a run; locks."""
+  config.model = with_defaults(import_path(config.system), config.model.to_dict())
+  return config.lock()
+
+
 def build_system(config: ml_collections.ConfigDict):
   """The system that `config.system` names, with the fields of `config.model`."""
   return build(import_path(config.system), config.model.to_dict(), "model")

@@ -3,8 +3,10 @@
 Those on transparent pictures (RGBA) come before `background`: they know where the object ends.
 """
 
+import math
+
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from vlx.data.preprocess import image_op, op
 
@@ -16,7 +18,7 @@ def random_affine(image, rng, size, min_scale=0.8, max_scale=1.2, degrees=10.0, 
                   shift=0.08):
   """RGBA to a `size` square, scaled, turned, stretched and shifted at random.
 
-  Sampled at twice the size and averaged, so shrinking does not alias.
+  Shrinking by much more than a half would alias: `resize` near to `size` first (before `cache`).
 
   Args:
     image: RGBA.
@@ -29,22 +31,21 @@ def random_affine(image, rng, size, min_scale=0.8, max_scale=1.2, degrees=10.0, 
     shift: in units of the frame, either way.
   """
   height, width = image.shape[:2]
-  scale = np.exp(rng.uniform(np.log(min_scale), np.log(max_scale)))
-  aspect = np.exp(0.5 * rng.uniform(-stretch, stretch))
-  angle = np.deg2rad(rng.uniform(-degrees, degrees))
-  center = rng.uniform(-shift, shift, 2)
-  fine = 2 * size
-  # From a pixel of the result (centered, in frames) to one of the source.
-  turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-  matrix = turn @ np.diag([1 / (scale * aspect), aspect / scale]) * [[width], [height]] / fine
-  offset = (center + 0.5) * [width, height] - matrix @ [fine / 2, fine / 2]
-  coefficients = (*matrix[0], offset[0], *matrix[1], offset[1])
+  u = rng.uniform(-1, 1, 5).tolist()
+  scale = min_scale * (max_scale / min_scale) ** (0.5 + 0.5 * u[0])
+  aspect = math.exp(0.5 * stretch * u[1])
+  cos, sin = math.cos(math.radians(degrees * u[2])), math.sin(math.radians(degrees * u[2]))
+  # From a pixel of the result to one of the source: x' = a x + b y + c, y' = d x + e y + f.
+  a, b = cos * width / (scale * aspect * size), sin * width * aspect / (scale * size)
+  d, e = -sin * height / (scale * aspect * size), cos * height * aspect / (scale * size)
+  c = width * (0.5 + shift * u[3]) - (a + b) * size / 2
+  f = height * (0.5 + shift * u[4]) - (d + e) * size / 2
   # "RGBa" is premultiplied: no color bleeds from where nothing is seen.
   source = Image.fromarray(image, "RGBA").convert("RGBa")
   moved = source.transform(
-      (fine, fine), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
+      (size, size), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR
   )
-  return np.asarray(moved.reduce(2).convert("RGBA"))
+  return np.asarray(moved.convert("RGBA"))
 
 
 @image_op
@@ -52,12 +53,20 @@ def outline(image, rng, probability=0.3, max_width=2):
   """RGBA: a black or colored line of 1 … `max_width` pixels around what is opaque."""
   if rng.random() >= probability:
     return image
-  alpha = Image.fromarray(image[..., 3])
-  grown = np.asarray(alpha.filter(ImageFilter.MaxFilter(2 * rng.integers(1, max_width + 1) + 1)))
+  grown = image[..., 3]
+  for _ in range(rng.integers(1, max_width + 1)):
+    grown = _dilate(grown)
   color = np.zeros(3) if rng.random() < 0.75 else rng.uniform(0, 255, 3)
   inside = image[..., 3:].astype(np.float32) / np.maximum(grown[..., None], 1)
   rgb = image[..., :3] * inside + color.astype(np.float32) * (1 - inside)
   return np.concatenate([rgb.astype(np.uint8), grown[..., None]], axis=-1)
+
+
+def _dilate(plane: np.ndarray) -> np.ndarray:
+  """The greatest value of each 3x3 neighbourhood of `[H, W]`."""
+  padded = np.pad(plane, 1)
+  rows = np.maximum(np.maximum(padded[:-2], padded[1:-1]), padded[2:])
+  return np.maximum(np.maximum(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
 
 
 @image_op

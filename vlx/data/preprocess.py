@@ -243,11 +243,14 @@ def template(*templates: str, field: str = "caption") -> Op:
 
 
 @op
-def tokenize(field: str, length: int, tokenizer: Tokenizer) -> Op:
-  """The text in `field` → `text` ids i32 `[length]` and `text_mask` bool `[length]`."""
+def tokenize(field: str, length: int, tokenizer: Tokenizer, cut: float = 0.0) -> Op:
+  """The text in `field` → `text` ids i32 `[length]` and `text_mask` bool `[length]`.
+
+  With `cut`, words are cut into smaller pieces that often (`Tokenizer.encode`).
+  """
 
   def apply(example, rng):
-    ids, mask = tokenizer.encode(example[field], length)
+    ids, mask = tokenizer.encode(example[field], length, cut, rng)
     return {**example, "text": ids, "text_mask": mask}
 
   return apply

@@ -89,7 +89,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-  """`depth` blocks. Parameters stand under `blocks/…` with a leading depth axis."""
+  """`depth` blocks, none for 0. Parameters stand under `blocks/…` with a leading depth axis."""
 
   depth: int
   num_heads: int
@@ -109,6 +109,8 @@ class Transformer(nn.Module):
       *,
       train: bool = False,
   ) -> Float[Array, "batch length width"]:
+    if not self.depth:
+      return x
     # prevent_cse is for remat outside of a loop; inside one it only costs speed.
     block = nn.remat(Block, prevent_cse=False) if self.remat else Block
     stack = nn.scan(

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from einops import rearrange, reduce
 from jaxtyping import Array, Float
 
+from vlx.models.layers.convolution import Downsample
 from vlx.models.layers.position import resample_positions
 from vlx.models.layers.transformer import Transformer
 from vlx.models.vision.classifier import Classifier
@@ -71,7 +72,7 @@ class VisionTransformer(nn.Module):
       raise ValueError(f"pool is 'cls' or 'mean', not {self.pool!r}")
     x = jnp.asarray(image, self.dtype)
     for i, channels in enumerate(self.stem):
-      x = nn.Conv(channels, (3, 3), (2, 2), use_bias=False, dtype=self.dtype, name=f"stem_{i}")(x)
+      x = Downsample(channels, self.dtype, name=f"stem_{i}")(x)
       x = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name=f"stem_norm_{i}")(x)
       x = jax.nn.relu(x)
     patch = self._stemmed(self.patch_size)
