@@ -64,7 +64,18 @@ def load_config(path: str):
   return module.get_config(variant) if variant else module.get_config()
 
 
+def _config_path(argv: list[str]) -> str | None:
+  """What --config names, as "--config=PATH" or "--config PATH"."""
+  for argument, following in zip(argv, [*argv[1:], ""]):
+    if match := re.fullmatch(r"--?config(=(.*))?", argument):
+      return match[2] if match[1] else following
+  return None
+
+
 def _parse_flags(argv: list[str]) -> list[str]:
+  path = _config_path(argv)
+  if path is not None and not pathlib.Path(path.partition(":")[0]).is_file():
+    fail(f"no config file {path.partition(':')[0]}")
   try:
     return flags.FLAGS(argv)
   except UserError as e:
@@ -77,10 +88,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _explain_override(argv: list[str], error: Exception) -> str:
   """A line for a `--config…` flag that did not fit: the nearest valid name where one was mistyped."""
-  config_path = next(
-      (a.split("=", 1)[1] if "=" in a else b
-       for a, b in zip(argv, argv[1:] + [""]) if re.match(r"--?config(=|$)", a)), None
-  )
+  config_path = _config_path(argv)
   if config_path is None:
     return str(error)
   try:

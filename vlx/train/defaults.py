@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
       batch_size=256,
       preprocess="",  # ops (vlx.data.preprocess)
       bad_records=100,  # so many are replaced by their neighbours; one more stops the run
-      threads=2,
+      threads=1,
       ahead=4,  # batches made ahead of the step
   )
 

@@ -5,6 +5,7 @@ import functools
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
@@ -109,9 +110,12 @@ class Run:
   def fresh_state(self) -> states.TrainState:
     """A new state, each array made where it will live."""
     shardings = jax.tree.map(lambda s: s.sharding, self.state_shapes)
-    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), self.batch_shapes)
-    init = jax.jit(lambda rng: self.init_state(rng, zeros), out_shardings=shardings)
-    return init(jax.random.key(self.config.seed))
+
+    def init(rng):
+      zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.batch_shapes)
+      return self.init_state(rng, zeros)
+
+    return jax.jit(init, out_shardings=shardings)(jax.random.key(self.config.seed))
 
   def save_config(self) -> None:
     """Writes config.json, or compares with the one that is there.
