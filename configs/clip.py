@@ -3,6 +3,11 @@
   python -m vlx.train --config=configs/clip.py:VARIANT --workdir=runs/clip
 
 Variants: smoke, demo, emoji, folder, and the published b32, b16, l14, l14_336 (paper = l14_336).
+
+demo on two CPU cores, 620 steps in about 5 minutes; image → text R@1 / R@5 in percent, full gallery:
+combo 35.6 / 80.7, concept 1.3 / 6.8, style 7.7 / 19.8 (seed 0). Seen captions outdo the unseen ones
+that `concept` asks for: it is below its baseline. emoji is the same at a higher resolution and five
+times as long; its figures are not measured yet.
 """
 
 import ml_collections
@@ -89,7 +94,8 @@ def _small(size: int, depth: int) -> ml_collections.ConfigDict:
   tower = dict(width=128, num_heads=4, mlp_dim=512, activation="gelu_tanh", initialization="clip")
   config.model = dict(
       image=dict(
-          image_size=size, patch_size=8, stem=(32, 64, 128), pool="mean", depth=depth, **tower
+          image_size=size, patch_size=8, stem=(32, 64, 128), pool="mean", depth=depth, unroll=depth,
+          **tower,
       ),
       text=dict(
           vocab_size=vocab_size, context_length=text_length, depth=0, causal=False, pool="mean",
@@ -103,15 +109,18 @@ def _small(size: int, depth: int) -> ml_collections.ConfigDict:
 
 
 def demo() -> ml_collections.ConfigDict:
+  """Five minutes on two CPU cores."""
   config = _small(size=32, depth=2)
   config.steps = 620
+  config.eval_every = 200
   config.optim.ema_decay = 0.98
   return config
 
 
 def emoji() -> ml_collections.ConfigDict:
-  config = _small(size=48, depth=2)
-  config.steps = 4000
+  """Half an hour on two CPU cores."""
+  config = _small(size=40, depth=2)
+  config.steps = 3000
   config.eval_every = 1000
   config.optim.ema_decay = 0.998
   return config
@@ -119,16 +128,21 @@ def emoji() -> ml_collections.ConfigDict:
 
 def folder() -> ml_collections.ConfigDict:
   """Your own pictures: --config.data.source=folder:PATH (metadata.jsonl with file_name, caption)."""
-  config = emoji()
-  size, text_length = config.model.image.image_size, config.model.text.context_length
+  size, text_length = 64, 24
+  config = _small(size, depth=4)
+  # Sentences have an order, unlike names.
+  config.model.text.update(dict(depth=4, unroll=4, embedding_std=0.02, token_dropout=0.0))
+  config.steps = 5000
+  config.optim.update(dict(lr=1e-3, warmup_steps=200, ema_decay=0.998))
   config.data.source = "folder:."
   config.data.preprocess = (
-      f'decode|random_resized_crop({size}, 0.6)|normalize|'
+      f'decode|random_resized_crop({size}, 0.5)|normalize|'
       f'tokenize("caption", {text_length})|keep("image", "text", "text_mask")'
   )
   config.tokenizer.fields = ("caption",)
-  config.evaluators.retrieval.update(dict(splits=("val",), gallery=("val",)))
-  config.evaluators.attention.splits = ("val",)
+  evaluation = f'decode|resize_small({size})|central_crop({size})|normalize|keep("image", "caption")'
+  config.evaluators.retrieval.update(dict(splits=("val",), gallery=("val",), preprocess=evaluation))
+  config.evaluators.attention.update(dict(splits=("val",), preprocess=evaluation))
   config.baselines = ml_collections.ConfigDict()
   return config
 

@@ -28,7 +28,8 @@ def _emoji(size: int) -> ml_collections.ConfigDict:
   config.data.source = "tfds:emoji"
   config.data.batch_size = 128
   config.data.preprocess = (
-      f'decode("RGBA")|cache|background|random_resized_crop({size}, 0.5)|normalize|keep("image", "label")'
+      f'decode("RGBA")|resize({size * 5 // 4})|cache|random_affine({size}, 0.8, 1.2)|background|'
+      'color_jitter(0.5)|grayscale(0.1)|normalize|keep("image", "label")'
   )
   evaluation = f'decode|resize({size})|normalize|keep("image", "{{}}")'
   config.evaluators = dict(
@@ -37,32 +38,34 @@ def _emoji(size: int) -> ml_collections.ConfigDict:
           preprocess=evaluation.format("label"),
       ),
   )
-  config.steps = 1500
+  config.steps = 600
   config.optim.lr = 1e-3
-  config.optim.warmup_steps = 100
+  config.optim.warmup_steps = 50
   config.optim.weight_decay = 0.1
   return config
 
 
 def emoji() -> ml_collections.ConfigDict:
-  config = _emoji(size=64)
+  config = _emoji(size=48)
   config.system = "vlx.models.vision.vit.ViT"
   config.model = dict(
-      tower=dict(image_size=64, patch_size=8, width=128, depth=6, num_heads=4, mlp_dim=512),
+      tower=dict(
+          image_size=48, patch_size=8, width=128, depth=4, num_heads=4, mlp_dim=512, unroll=4
+      ),
       num_classes=len(GROUPS), label_smoothing=0.1,
   )
   config.evaluators.attention = dict(
       type="vlx.evaluate.attention.Attention", splits=("concept",),
-      preprocess='decode|resize(64)|normalize|keep("image", "caption")',
+      preprocess='decode|resize(48)|normalize|keep("image", "caption")',
   )
   return config
 
 
 def emoji_cnn() -> ml_collections.ConfigDict:
-  config = _emoji(size=64)
+  config = _emoji(size=48)
   config.system = "vlx.models.vision.resnet.ResNet"
   config.model = dict(
-      tower=dict(stage_sizes=(2, 2, 2), bottleneck=False, width=24, stem="cifar"),
+      tower=dict(stage_sizes=(2, 2, 2), bottleneck=False, width=48),
       num_classes=len(GROUPS), label_smoothing=0.1,
   )
   return config
@@ -71,7 +74,7 @@ def emoji_cnn() -> ml_collections.ConfigDict:
 def smoke() -> ml_collections.ConfigDict:
   """Seconds; the tests use it."""
   config = emoji()
-  config.model.tower.update(dict(width=32, depth=2, num_heads=2, mlp_dim=64))
+  config.model.tower.update(dict(width=32, depth=2, num_heads=2, mlp_dim=64, unroll=2))
   config.steps = 4
   config.optim.warmup_steps = 2
   config.data.batch_size = 32

@@ -9,7 +9,7 @@ from vlx.ablate.experiment import Experiment
 EXPERIMENT = Experiment(
     claim="Cosine similarity beats the inner product and the negative L2 distance.",
     config="configs/clip.py:demo",
-    common={"steps": 300},
+    common={"steps": 150, "optim.ema_decay": 0.9},
     arms={
         "cosine": {"model.similarity_type": "cosine"},
         # Without normalisation the embeddings' own length is a temperature: start the scale at 1.
@@ -17,6 +17,7 @@ EXPERIMENT = Experiment(
         "negative_l2": {"model.similarity_type": "negative_l2", "model.init_scale": 1.0},
     },
     measures=tuple(
-        f"retrieval/{split}/image_to_text_r{k}" for split in ("combo", "concept", "style") for k in (1, 5)
+        f"retrieval/{split}/image_to_text_r{k}"
+        for split in ("combo", "concept", "style") for k in (1, 5)
     ),
 )

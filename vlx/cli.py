@@ -78,9 +78,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     fail(f"no config file {path.partition(':')[0]}")
   try:
     return flags.FLAGS(argv)
-  except UserError as e:
-    fail(e)
-  except flags.Error as e:
+  except (UserError, flags.Error) as e:
     fail(e)
   except (AttributeError, KeyError, TypeError, ValueError, IOError) as e:
     fail(_explain_override(argv, e))

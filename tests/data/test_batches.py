@@ -97,7 +97,7 @@ def test_bad_records_are_replaced_by_the_next_good_one(caplog):
 
 def test_too_many_bad_records_stop_the_run_with_their_names():
   data = batches(broken=(1, 2, 3), bad_records=2)
-  with pytest.raises(UserError, match="3 bad records, more than data.bad_records=2.*memory/"):
+  with pytest.raises(UserError, match="3 bad records, more than the 2 allowed here.*memory/"):
     for step in range(3):
       data[step]
 

@@ -57,9 +57,10 @@ def test_causal_mask_by_gradient():
   np.testing.assert_array_equal(reach, np.tril(np.ones((5, 5), bool)))
 
 
-def test_remat_changes_no_value_and_no_gradient():
+@pytest.mark.parametrize("how", [dict(remat=True), dict(unroll=3), dict(remat=True, unroll=2)])
+def test_how_the_stack_is_run_changes_no_value_and_no_gradient(how):
   x = normal(2, 4, 8)
-  plain, saved = (Transformer(depth=3, num_heads=2, mlp_dim=16, remat=r) for r in (False, True))
+  plain, saved = (Transformer(depth=3, num_heads=2, mlp_dim=16, **h) for h in ({}, how))
   params = jax.jit(plain.init)(jax.random.key(0), x)
   loss = lambda stack: jax.value_and_grad(lambda p: (stack.apply(p, x) ** 2).mean())(params)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), loss(plain), loss(saved))

@@ -83,7 +83,7 @@ class Examples:
       logging.warning("bad record %d of at most %d: %s", len(self._bad), self._limit, message)
       if len(self._bad) > self._limit:
         raise UserError(
-            f"{len(self._bad)} bad records, more than data.bad_records={self._limit}: "
+            f"{len(self._bad)} bad records, more than the {self._limit} allowed here (data.bad_records): "
             + "; ".join(self._bad.values())
         ) from error
 

@@ -88,7 +88,7 @@ def _curves(metrics) -> bytes:
   for key in shown:
     points = [(m["step"], m[key]) for m in metrics if key in m]
     right.plot(*zip(*points), marker="o", markersize=3, linewidth=1, label=key)
-  right.set(xlabel="step", ylabel="%")
+  right.set(xlabel="step", ylabel="%", xlim=left.get_xlim(), ylim=(0, None))
   if shown:
     right.legend(fontsize=7)
   out = io.BytesIO()

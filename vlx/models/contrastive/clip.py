@@ -70,6 +70,7 @@ class TextTransformer(nn.Module):
   initialization: str = "clip"
   dropout: float = 0.0
   remat: bool = False
+  unroll: int = 1
   dtype: str = "float32"
 
   @nn.compact
@@ -101,7 +102,8 @@ class TextTransformer(nn.Module):
       mask = text_mask[:, None, None, :]
     x = Transformer(
         self.depth, self.num_heads, self.mlp_dim, self.activation, self.dropout,
-        self.layer_norm_epsilon, self.initialization, self.remat, self.dtype, name="transformer",
+        self.layer_norm_epsilon, self.initialization, self.remat, self.unroll, self.dtype,
+        name="transformer",
     )(x, mask, train=train)
     x = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name="final_norm")(x)
     if self.pool == "last":

@@ -89,7 +89,10 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-  """`depth` blocks, none for 0. Parameters stand under `blocks/…` with a leading depth axis."""
+  """`depth` blocks, none for 0. Parameters stand under `blocks/…` with a leading depth axis.
+
+  `unroll` layers are one turn of the loop: more compile longer and, on CPU, run faster.
+  """
 
   depth: int
   num_heads: int
@@ -99,6 +102,7 @@ class Transformer(nn.Module):
   layer_norm_epsilon: float = 1e-6
   initialization: str = "xavier"
   remat: bool = False
+  unroll: int = 1
   dtype: str = "float32"
 
   @nn.compact
@@ -119,6 +123,7 @@ class Transformer(nn.Module):
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,
         length=self.depth,
+        unroll=self.unroll,
     )
     x, _ = stack(
         self.num_heads, self.mlp_dim, self.depth, self.activation, self.dropout,

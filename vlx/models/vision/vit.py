@@ -62,6 +62,7 @@ class VisionTransformer(nn.Module):
   initialization: str = "xavier"
   dropout: float = 0.0
   remat: bool = False
+  unroll: int = 1
   dtype: str = "float32"
 
   @nn.compact
@@ -104,7 +105,8 @@ class VisionTransformer(nn.Module):
       x = norm("pre_norm")(x)
     x = Transformer(
         self.depth, self.num_heads, self.mlp_dim, self.activation, self.dropout,
-        self.layer_norm_epsilon, self.initialization, self.remat, self.dtype, name="transformer",
+        self.layer_norm_epsilon, self.initialization, self.remat, self.unroll, self.dtype,
+        name="transformer",
     )(x, train=train)
     x = norm("final_norm")(x)
     return (x[:, 0] if self.pool == "cls" else x.mean(axis=1)), x
