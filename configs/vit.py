@@ -4,6 +4,16 @@
 
 Variants: smoke, emoji, emoji_cnn (a residual network trained the same way), and the paper's b16,
 l16, h14 (paper = b16) on ImageNet.
+
+Emoji into Unicode's ten groups, 600 steps of 128, accuracy in percent (one seed; 6 to 9 minutes on two
+CPU cores that had other work too):
+
+              parameters   concept   style
+  emoji          824,202      67.8    63.2
+  emoji_cnn    1,569,850      72.7    60.8
+
+At this size, on 5,592 pictures, the two are comparable: the CNN is ahead on concepts never seen, the
+transformer on a hand never seen.
 """
 
 import ml_collections
