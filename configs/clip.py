@@ -94,8 +94,7 @@ def _small(size: int, depth: int) -> ml_collections.ConfigDict:
   tower = dict(width=128, num_heads=4, mlp_dim=512, activation="gelu_tanh", initialization="clip")
   config.model = dict(
       image=dict(
-          image_size=size, patch_size=8, stem=(32, 64, 128), pool="mean", depth=depth, unroll=depth,
-          **tower,
+          image_size=size, patch_size=8, stem=(32, 64, 128), pool="mean", depth=depth, **tower,
       ),
       text=dict(
           vocab_size=vocab_size, context_length=text_length, depth=0, causal=False, pool="mean",
@@ -131,7 +130,7 @@ def folder() -> ml_collections.ConfigDict:
   size, text_length = 64, 24
   config = _small(size, depth=4)
   # Sentences have an order, unlike names.
-  config.model.text.update(dict(depth=4, unroll=4, embedding_std=0.02, token_dropout=0.0))
+  config.model.text.update(dict(depth=4, embedding_std=0.02, token_dropout=0.0))
   config.steps = 5000
   config.optim.update(dict(lr=1e-3, warmup_steps=200, ema_decay=0.998))
   config.data.source = "folder:."
