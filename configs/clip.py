@@ -117,7 +117,7 @@ def demo() -> ml_collections.ConfigDict:
 
 
 def emoji() -> ml_collections.ConfigDict:
-  """Half an hour on two CPU cores."""
+  """Meant for half an hour on two CPU cores; neither its time nor its figures are measured yet."""
   config = _small(size=40, depth=2)
   config.steps = 3000
   config.eval_every = 1000

@@ -1,12 +1,9 @@
 """What a user's mistake looks like: one line on stderr, exit code 2, nothing harmed."""
 
-import io
-import json
 import subprocess
 import sys
 
 import pytest
-from PIL import Image
 
 
 def command(*args):

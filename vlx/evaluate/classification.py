@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import numpy as np
 
 from vlx.evaluate import embed
 from vlx.train.run import Run
