@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from vlx import cli
 from vlx.config import build
 from vlx.models.contrastive.clip import CLIP
 from vlx.train import defaults, optimizer as optimizers, state as states, step as steps
@@ -31,6 +32,7 @@ MODEL = dict(
 
 
 def main(_):
+  cli.keep_freed_memory()  # as every vlx command does
   clip = build(CLIP, MODEL, "model")
   rng = np.random.default_rng(0)
   rows = 128

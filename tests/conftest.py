@@ -9,6 +9,10 @@ from jaxtyping import install_import_hook
 
 install_import_hook(["vlx.models", "vlx.losses", "vlx.evaluate.retrieval"], "beartype.beartype")
 
+from absl import flags
+
 from vlx import cli
+
+flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for their flags
 
 cli.use_compile_cache()

@@ -25,6 +25,9 @@ SMOKE = "--config=configs/clip.py:smoke"
     (("vlx.train", SMOKE, "--workdir={}/run", "--config.data.source=folder:{}"), "neither metadata.jsonl"),
     (("vlx.train", SMOKE, "--workdr=x"), "workdr"),
     (("vlx.train", "smoke"), "unexpected argument 'smoke'"),
+    (("vlx.train", SMOKE, "--workdir={}/run", "--num_processes=2"), "give --coordinator, --num_processes"),
+    (("vlx.train", SMOKE, "--workdir={}/run", "--coordinator=localhost:1", "--num_processes=2", "--process_id=2"),
+     "process_id"),
     (("vlx.evaluate", "--workdir={}"), "holds no run"),
     (("vlx.ablate", "--experiment={}/x.py", "--workdir={}"), "no experiment file"),
 ])

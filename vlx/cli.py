@@ -1,7 +1,9 @@
 """How every command starts: flags, errors, caches."""
 
 import ctypes
+import errno
 import importlib.util
+import logging as python_logging
 import os
 import pathlib
 import re
@@ -106,23 +108,38 @@ def _explain_override(argv: list[str], error: Exception) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-  """Parses flags and calls `main()`; a `UserError` becomes one line on stderr and exit code 2."""
+  """Parses flags and calls `main()`; what the user can mend is one line on stderr and exit code 2."""
 
   def guarded(argv):
     if not flags.FLAGS["verbosity"].present:
       # TFDS, Orbax and JAX tell of every file and backend.
       logging.set_verbosity(logging.WARNING)
       logging.get_absl_logger().setLevel("ERROR")
+      # Of a checkpoint's many writes each would tell of a full disk; Orbax raises the first.
+      python_logging.getLogger("asyncio").setLevel("CRITICAL")
     if len(argv) > 1:
       fail(f"unexpected argument {argv[1]!r}; every option is a --flag=value (see --help)")
     try:
       main()
     except UserError as e:
       fail(e)
+    except Exception as e:
+      if not _is_full_disk(e):
+        raise
+      fail("the disk is full; make room, and the same command goes on from the last whole checkpoint")
 
   use_compile_cache()
   keep_freed_memory()
   app.run(guarded, flags_parser=_parse_flags)
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+  """Whether an error, or one it came from, says so: as OSError, or in tensorstore's words."""
+  if error is None:
+    return False
+  full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+  said = os.strerror(errno.ENOSPC) in str(error)
+  return full or said or _is_full_disk(error.__cause__ or error.__context__)
 
 
 def define_config_flag() -> flags.FlagHolder:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vlx.data import preprocess
 from vlx.data.batches import Batches, Examples, one_pass
-from vlx.data.sources import FolderSource, epoch_order, open_source
+from vlx.data.sources import epoch_order, open_source
 from vlx.errors import UserError
 
 
@@ -84,7 +84,7 @@ def test_randomness_differs_from_epoch_to_epoch():
 
 
 def test_order_without_shuffle_is_the_sources():
-  assert [epoch_order(3, 0, shuffle=False)[i] for i in range(5)] == [0, 1, 2, 0, 1]
+  assert [epoch_order(Memory(3), 0, shuffle=False)[i] for i in range(5)] == [0, 1, 2, 0, 1]
 
 
 def test_bad_records_are_replaced_by_the_next_good_one(caplog):
@@ -102,12 +102,32 @@ def test_too_many_bad_records_stop_the_run_with_their_names():
       data[step]
 
 
-def test_one_pass_sees_everything_once_and_masks_the_rest():
+def test_one_pass_sees_everything_once_and_fills_up_with_the_last():
   examples = Examples(Memory(11), preprocess.parse('decode|keep("image")'))
-  passes = list(one_pass(examples, 4))
-  assert [len(b["image"]) for b in passes] == [4, 4, 4]
-  values = np.concatenate([b["image"][b["example_mask"]][:, 0, 0, 0] for b in passes])
-  np.testing.assert_array_equal(values, np.arange(11))
+  value = lambda batch: batch["image"][:, 0, 0, 0]
+  passes = [value(b) for b in one_pass(examples, 4)]
+  np.testing.assert_array_equal(np.concatenate(passes), [*range(11), 10])
+  # Two processes with the outer and the inner rows of each batch.
+  outer, inner = (
+      [value(b) for b in one_pass(examples, 4, np.array(rows))] for rows in ([0, 3], [1, 2]))
+  np.testing.assert_array_equal(outer, [p[[0, 3]] for p in passes])
+  np.testing.assert_array_equal(inner, [p[[1, 2]] for p in passes])
+
+
+def test_rows_of_a_batch_are_the_batchs_rows():
+  examples = Examples(Memory(20), preprocess.parse(OPS))
+  whole = Batches(examples, 8, 0)[5]
+  part = Batches(examples, 8, 0, rows=np.array([1, 6]))[5]
+  for name, value in part.items():
+    np.testing.assert_array_equal(value, whole[name][[1, 6]])
+
+
+def test_worker_processes_make_the_same_batches():
+  here = batches()
+  for step, batch in enumerate(batches().iterate(4, 8, workers=2), start=4):
+    for name, value in here[step].items():
+      np.testing.assert_array_equal(batch[name], value)
+  assert step == 7
 
 
 def write_folder(root, names, kind="jsonl"):
@@ -135,7 +155,8 @@ def test_folder_without_subfolders_holds_out_a_tenth_by_name(tmp_path, kind):
   assert set(train.texts(("caption",))) == captions[0]
   # A new picture moves none of the others.
   write_folder(tmp_path, names + ["new.png"], kind)
-  assert {r["caption"] for r in map(FolderSource(str(tmp_path), "val").__getitem__, range(len(val)))} >= captions[1]
+  grown = open_source(f"folder:{tmp_path}", "val")
+  assert {grown[i]["caption"] for i in range(len(grown))} >= captions[1]
 
 
 def test_folder_with_subfolders_takes_them_as_splits(tmp_path):
@@ -157,6 +178,13 @@ def test_sources_that_cannot_be(tmp_path):
       (f"folder:{tmp_path}/empty", "train", "neither metadata.jsonl nor metadata.csv"),
       (f"folder:{tmp_path}/none", "train", "has no records"),
       (f"folder:{tmp_path}/bad", "train", "record 1: no caption"),
+      (f"coco:{tmp_path}", "train", "no annotations/captions_train"),
+      (f"flickr:{tmp_path}", "train", "neither Flickr8k.token.txt nor"),
+      (f"webdataset:{tmp_path}", "train", "no tars in"),
+      (f"webdataset:{tmp_path}/x.tar", "train", "neither a folder nor a pattern"),
+      (f"webdataset:{tmp_path}/{{00..03}}.tar", "train", "4 of 4 tars are not there"),
+      ("mix:tfds:emoji", "train", "WEIGHT"),
+      ("mix:0*tfds:emoji", "train", "weights above 0"),
       (f"folder:{tmp_path}/none", "test", "no subfolder 'test'"),
       ("tfds:emoji", "traim", "did you mean 'train'"),
       ("tfds:no_such_data_set", "train", "no_such_data_set"),

@@ -7,7 +7,7 @@ import pytest
 
 from vlx import cli
 from vlx.evaluate import embed, pictures
-from vlx.evaluate.retrieval import Retrieval, ranks, recalls
+from vlx.evaluate.retrieval import Retrieval, prior, ranks, recalls
 from vlx.evaluate.zero_shot import ZeroShot
 from vlx.train.run import Run
 
@@ -33,6 +33,14 @@ def test_ties_are_misses():
 
 def test_recalls_in_percent():
   assert recalls(np.array([0, 1, 4, 5, 9, 10, 0, 0])) == {"r1": 37.5, "r5": 62.5, "r10": 87.5}
+
+
+def test_prior_is_a_soft_maximum_over_the_bank():
+  bank = jnp.array([[0.2, 0.9], [0.4, 0.1], [0.3, 0.1]])
+  np.testing.assert_allclose(prior(bank, 1e4), [0.4, 0.9], atol=1e-3)
+  np.testing.assert_allclose(prior(bank, 1e-3), bank.mean(axis=0), atol=1e-3)
+  # exp(2·0.2) + exp(2·0.4) + exp(2·0.3) = 5.5395…, a third of it 1.8465…, half its logarithm 0.3066…
+  np.testing.assert_allclose(prior(bank[:, :1], 2.0), [0.306645], atol=1e-6)
 
 
 @pytest.fixture(scope="module")

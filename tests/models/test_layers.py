@@ -7,7 +7,8 @@ import pytest
 import scipy.ndimage
 
 from vlx.models.layers import convolution
-from vlx.models.layers.attention import MultiHeadAttention, attention_weights
+from vlx.models.layers.attention import MultiHeadAttention, attention
+from vlx.models.layers.linear import flat_dot_general
 from vlx.models.layers.position import resample_positions
 from vlx.models.layers.transformer import ACTIVATIONS, Transformer
 
@@ -33,7 +34,19 @@ def test_attention_is_softmax_of_scaled_products_times_values():
   found, sown = module.apply({"params": params}, x, mask, mutable=["intermediates"])
   np.testing.assert_allclose(found, expected, atol=2e-4, rtol=1e-4)
   np.testing.assert_allclose(sown["intermediates"]["attention"][0], weights, atol=1e-5)
-  np.testing.assert_allclose(attention_weights(q, k, mask), weights, atol=1e-5)
+  attended, given = attention(q, k, v, mask)
+  np.testing.assert_allclose(given, weights, atol=1e-5)
+  np.testing.assert_allclose(attended, jnp.einsum("bhqk,bkhe->bqhe", weights, v), atol=1e-4)
+
+
+@pytest.mark.parametrize("axes, kernel", [((-1,), (8, 3)), ((-1,), (8, 3, 2)), ((-2, -1), (5, 8, 4))])
+def test_flat_product_is_the_product_and_so_are_its_gradients(axes, kernel):
+  x, w = normal(3, 5, 8), normal(*kernel, seed=1)
+  count = len(axes)
+  numbers = ((tuple(range(3 - count, 3)), tuple(range(count))), ((), ()))
+  for of in (lambda f: f(x, w, numbers), lambda f: jax.grad(lambda x, w: (f(x, w, numbers) ** 3).sum(), (0, 1))(x, w)):
+    flat, plain = of(flat_dot_general), of(jax.lax.dot_general)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), flat, plain)
 
 
 def test_permuting_tokens_permutes_the_output():

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from vlx.config import nearest
 from vlx.data.tokenizers import Tokenizer
@@ -25,6 +25,10 @@ from vlx.errors import UserError
 Example = dict[str, Any]
 Op = Callable[[Example, np.random.Generator], Example]
 OPS: dict[str, Callable[..., Op]] = {}
+
+
+# A decoded picture of this size takes 192 MB. A file of a few kB can claim far more.
+MAX_PIXELS = 2**26
 
 
 class BadRecord(Exception):
@@ -134,21 +138,36 @@ def _parse_call(text: str) -> tuple[str, list, dict]:
 
 @op
 def decode(mode: str = "RGB") -> Op:
-  """Encoded `image` → uint8 array; "RGB" lays transparent pictures on white, "RGBA" keeps alpha."""
+  """Encoded `image` → uint8 array; "RGB" lays transparent pictures on white, "RGBA" keeps alpha.
+
+  Of an animation the first frame. Pictures of more than `MAX_PIXELS` are bad records.
+  """
 
   def apply(example, rng):
     try:
       with Image.open(io.BytesIO(example["image"])) as image:
-        image = image.convert("RGBA" if mode == "RGBA" or image.mode != "RGB" else "RGB")
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError,
-            Image.DecompressionBombError) as e:
-      raise BadRecord(f"picture cannot be decoded: {e}") from e
-    array = np.asarray(image)
+        if image.width * image.height > MAX_PIXELS:
+          raise BadRecord(f"a picture of {image.width}x{image.height} pixels; {MAX_PIXELS} are the most")
+        array = _pixels(image, mode)
+    except BadRecord:
+      raise
+    except Exception as e:  # Pillow's readers raise whatever damaged bytes make them trip over.
+      raise BadRecord(f"picture cannot be decoded: {type(e).__name__}: {e}") from e
     if mode == "RGB" and array.shape[-1] == 4:
       array = composite(array, (255, 255, 255))
     return {**example, "image": array}
 
   return apply
+
+
+def _pixels(image: Image.Image, mode: str) -> np.ndarray:
+  """uint8 `[H, W, 4]` where there is transparency or `mode` asks for it, else `[H, W, 3]`."""
+  if image.mode.startswith("I;16"):  # Pillow would cut off at 255
+    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+  elif image.mode == "CMYK":
+    image = image.convert("RGB")
+  opaque = mode == "RGB" and not image.has_transparency_data
+  return np.asarray(image.convert("RGB" if opaque else "RGBA"))
 
 
 def composite(image: np.ndarray, color) -> np.ndarray:
@@ -233,6 +252,19 @@ def normalize(image, rng, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)):
 
 
 @op
+def choose(field: str = "caption") -> Op:
+  """One of the field's texts at random, where it has many."""
+
+  def apply(example, rng):
+    texts = example[field]
+    if isinstance(texts, str):
+      return example
+    return {**example, field: texts[rng.integers(len(texts))]}
+
+  return apply
+
+
+@op
 def template(*templates: str, field: str = "caption") -> Op:
   """Puts the text into one of the templates, "{}" standing for it."""
 
@@ -246,10 +278,13 @@ def template(*templates: str, field: str = "caption") -> Op:
 def tokenize(field: str, length: int, tokenizer: Tokenizer, cut: float = 0.0) -> Op:
   """The text in `field` → `text` ids i32 `[length]` and `text_mask` bool `[length]`.
 
-  With `cut`, words are cut into smaller pieces that often (`Tokenizer.encode`).
+  With `cut`, words are cut into smaller pieces that often (`Tokenizer.encode`). A record whose text is
+  empty is a bad one.
   """
 
   def apply(example, rng):
+    if not example[field].strip():
+      raise BadRecord(f"{field} is empty")
     ids, mask = tokenizer.encode(example[field], length, cut, rng)
     return {**example, "text": ids, "text_mask": mask}
 

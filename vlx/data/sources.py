@@ -1,16 +1,24 @@
 """Sources: what has a length and gives record i as a dict.
 
-`open_source("tfds:emoji", "train")` or `open_source("folder:my_pictures", "train")`. A record holds
-the encoded `image` (bytes), `caption` (str) and what else the source knows; nothing is decoded here.
+  tfds:NAME           a data set of TensorFlow Datasets
+  folder:PATH         metadata.jsonl or metadata.csv beside the pictures   (vlx.data.annotations)
+  coco:PATH           COCO captions                                        (vlx.data.annotations)
+  flickr:PATH         Flickr8k and Flickr30k                               (vlx.data.annotations)
+  webdataset:PATH     tars of pictures and texts                           (vlx.data.webdataset)
+  mix:3*SPEC;1*SPEC   several, drawn from by weight
+
+A record holds the encoded `image` (bytes), `caption` (str, or a tuple of them) and what else the
+source knows; nothing is decoded here. A source is opened without reading its pictures.
 """
 
-import csv
-import hashlib
-import json
-import pathlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
+import filelock
+import numpy as np
+
+from vlx.cli import cache_dir
 from vlx.config import nearest
 from vlx.errors import UserError
 
@@ -18,7 +26,7 @@ Record = dict[str, Any]
 
 
 class Source(Protocol):
-  """Random access to records; equal indices give equal records, whoever asks."""
+  """Random access to records; equal indices give equal records, whoever asks. Can be pickled."""
 
   def __len__(self) -> int: ...
 
@@ -32,19 +40,69 @@ class Source(Protocol):
 
 
 def open_source(spec: str, split: str) -> Source:
-  """The source "KIND:PLACE", KIND one of tfds and folder.
+  """The source "KIND:PLACE" (see above).
 
   Raises:
     UserError: for an unknown kind, split, folder, or one with nothing in it.
   """
+  # These import this module's protocol.
+  from vlx.data import annotations, webdataset
+
+  kinds: dict[str, Callable[[str, str], Source]] = {
+      "tfds": TfdsSource,
+      "folder": annotations.folder,
+      "coco": annotations.coco,
+      "flickr": annotations.flickr,
+      "webdataset": webdataset.WebDatasetSource,
+      "mix": MixSource,
+  }
   kind, _, place = spec.partition(":")
-  kinds: dict[str, Callable[[str, str], Source]] = {"tfds": TfdsSource, "folder": FolderSource}
   if kind not in kinds:
     raise UserError(f"no data source {spec!r}: it is KIND:PLACE, {nearest(kind, kinds)}")
   source = kinds[kind](place, split)
   if not len(source):
     raise UserError(f"data source {spec!r} has no records in its split {split!r}")
   return source
+
+
+def strings(value: str | Sequence[str]) -> Sequence[str]:
+  """A field's strings, one or many."""
+  return (value,) if isinstance(value, str) else value
+
+
+class MixSource:
+  """Several sources, one after another; `epoch_order` draws from them by weight."""
+
+  def __init__(self, place: str, split: str):
+    self.parts, self.weights = [], []
+    for part in place.split(";"):
+      weight, star, spec = part.strip().partition("*")
+      try:
+        self.weights.append(float(weight))
+      except ValueError:
+        star = ""
+      if not star or not self.weights[-1] > 0:
+        raise UserError(f"a mix is WEIGHT*KIND:PLACE;WEIGHT*KIND:PLACE…, weights above 0, not {place!r}")
+      self.parts.append(open_source(spec, split))
+    self.starts = np.cumsum([0, *map(len, self.parts)])
+
+  def _find(self, index):
+    part = int(np.searchsorted(self.starts, index, side="right")) - 1
+    return self.parts[part], int(index - self.starts[part])
+
+  def __len__(self):
+    return int(self.starts[-1])
+
+  def __getitem__(self, index):
+    part, own = self._find(index)
+    return part[own]
+
+  def name(self, index):
+    part, own = self._find(index)
+    return part.name(own)
+
+  def texts(self, fields):
+    return itertools.chain.from_iterable(part.texts(fields) for part in self.parts)
 
 
 class TfdsSource:
@@ -64,7 +122,11 @@ class TfdsSource:
       builder = tfds.builder(place, file_format="array_record")
     except tfds.core.DatasetNotFoundError as e:
       raise UserError(f"TFDS knows no data set {place!r}") from e
-    builder.download_and_prepare()
+    # One process of a machine prepares, the others wait.
+    lock = cache_dir() / "locks" / f"{builder.name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(lock):
+      builder.download_and_prepare()
     if split not in builder.info.splits:
       raise UserError(f"no split {split!r} in {place}: {nearest(split, builder.info.splits)}")
     skip = {
@@ -106,81 +168,23 @@ class TfdsSource:
     for i in range(len(self)):
       record = self[i]
       for field in fields:
-        value = record[field]
-        yield from (value,) if isinstance(value, str) else value
+        yield from strings(record[field])
 
 
-class FolderSource:
-  """A folder of pictures with `metadata.jsonl` or `metadata.csv`: `file_name`, `caption`, and more.
-
-  A subfolder with the split's name is that split. Without subfolders every tenth file, by a hash of
-  its name, is in "val" and the rest in "train": adding pictures moves none across.
-  """
-
-  HELD_OUT = 0.1
-
-  def __init__(self, place: str, split: str):
-    root = pathlib.Path(place).expanduser()
-    if not root.is_dir():
-      raise UserError(f"no folder {root}")
-    self._root = root / split if (root / split).is_dir() else root
-    rows = self._read_metadata(self._root)
-    if self._root == root:
-      if split not in ("train", "val"):
-        raise UserError(f"{root} has no subfolder {split!r}; without one there are 'train' and 'val'")
-      held_out = [self._fraction(row["file_name"]) < self.HELD_OUT for row in rows]
-      rows = [row for row, held in zip(rows, held_out) if held == (split == "val")]
-    self._rows = rows
-
-  @staticmethod
-  def _fraction(name: str) -> float:
-    return int(hashlib.sha1(name.encode()).hexdigest()[:8], 16) / 2**32
-
-  @staticmethod
-  def _read_metadata(folder: pathlib.Path) -> list[Record]:
-    if (file := folder / "metadata.jsonl").is_file():
-      try:
-        rows = [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
-      except ValueError as e:
-        raise UserError(f"{file} is not one JSON object per line in UTF-8: {e}") from e
-    elif (file := folder / "metadata.csv").is_file():
-      with file.open(encoding="utf-8", newline="") as f:
-        rows = list(csv.DictReader(f))
-    else:
-      raise UserError(
-          f"{folder} has neither metadata.jsonl nor metadata.csv (columns file_name and caption)"
-      )
-    for i, row in enumerate(rows):
-      if missing := {"file_name", "caption"} - set(row):
-        raise UserError(f"{file}, record {i + 1}: no {' and no '.join(sorted(missing))}")
-    return rows
-
-  def __len__(self):
-    return len(self._rows)
-
-  def __getitem__(self, index):
-    row = dict(self._rows[index])
-    row["image"] = (self._root / row.pop("file_name")).read_bytes()
-    return row
-
-  def name(self, index):
-    return str(self._root / self._rows[index]["file_name"])
-
-  def texts(self, fields):
-    for row in self._rows:
-      for field in fields:
-        yield from (row[field],) if isinstance(row[field], str) else row[field]
-
-
-def epoch_order(length: int, seed: int, shuffle: bool = True):
+def epoch_order(source: Source, seed: int, shuffle: bool = True):
   """order[i]: the record at position i of an endless stream, every epoch a new permutation.
 
-  Grain's index shuffle: a pure function of (seed, i) that holds no permutation in memory.
+  Grain's index shuffle: a pure function of (seed, i) that holds no permutation in memory. Of a mix
+  each part has its own epochs, and their shares hold in every stretch of the stream.
   """
   import grain
 
-  order = grain.MapDataset.range(length).seed(seed)
-  if shuffle:
-    order = order.shuffle()
-  return order.repeat()
+  def stream(first, last):
+    indices = grain.MapDataset.range(int(first), int(last)).seed(seed)
+    return (indices.shuffle() if shuffle else indices).repeat()
 
+  if not isinstance(source, MixSource):
+    return stream(0, len(source))
+  return grain.MapDataset.mix(
+      [stream(*ends) for ends in itertools.pairwise(source.starts)], source.weights
+  )

@@ -17,11 +17,14 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
+from vlx import files
 from vlx.errors import UserError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 PUBLISHED_MERGES = 49152 - 256 - 2  # the vocabulary file holds more than CLIP uses
+
+CHARACTERS_PER_TOKEN = 100  # far above any text's mean: what is behind cannot reach the result
 
 
 def clean(text: str) -> str:
@@ -44,6 +47,9 @@ class Tokenizer:
         lambda text: backend.encode(clean(text), add_special_tokens=False).ids
     )
 
+  def __reduce__(self):
+    return Tokenizer, (self._backend,)
+
   @property
   def vocab_size(self) -> int:
     return self._backend.get_vocab_size()
@@ -63,6 +69,7 @@ class Tokenizer:
         regularisation; Kudo, 2018; Provilkov et al., 2020, "BPE-Dropout").
       rng: where `cut` is not zero.
     """
+    text = text[: CHARACTERS_PER_TOKEN * length]
     tokens = (self._cut_tokens(text, cut, rng) if cut else self._tokens(text))[: length - 2]
     ids = np.zeros(length, np.int32)
     ids[: len(tokens) + 2] = [self.start_id, *tokens, self.end_id]
@@ -96,7 +103,7 @@ class Tokenizer:
     return bytes(byte_of[c] for c in text).decode(errors="replace").strip()
 
   def save(self, path: pathlib.Path) -> None:
-    path.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
+    files.write(path, self._backend.to_str(pretty=True))
 
 
 def _with_clip_rules(bpe: models.BPE) -> tokenizers.Tokenizer:

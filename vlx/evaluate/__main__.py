@@ -7,18 +7,20 @@ report.html.
 import jax
 from absl import flags
 
-from vlx import cli
+from vlx import cli, distributed
 from vlx.errors import UserError
 from vlx.evaluate import evaluators, report
 from vlx.train import checkpoint
 from vlx.train.run import open_run
 
+PROCESSES = distributed.define_flags()
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
 
 
 def main():
   if WORKDIR.value is None:
     raise UserError("give --workdir=DIR")
+  distributed.join(*(flag.value for flag in PROCESSES))
   run = open_run(WORKDIR.value)
   with jax.set_mesh(run.mesh), checkpoint.open_manager(
       run.workdir / "checkpoints", read_only=True
@@ -29,8 +31,9 @@ def main():
     step, state = restored
     results = evaluators.evaluate(run, state.for_inference, pictures=True)
   evaluators.write_results(run, results)
-  print(evaluators.table(results, run.config.baselines, f"step {step}"))
-  print(report.write(run))
+  page = report.write(run)
+  if distributed.is_first():
+    print(evaluators.table(results, run.config.baselines, f"step {step}"), page, sep="\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 
 from vlx.evaluate import embed, pictures
@@ -23,7 +22,7 @@ class Attention:
     for split in self.splits:
       examples = run.examples(split, self.preprocess)
       chosen = np.linspace(0, len(examples) - 1, min(self.count, len(examples))).astype(int)
-      inputs = jnp.stack([examples(int(i), None)[1]["image"] for i in chosen])
+      inputs = np.stack([examples(int(i), None)[1]["image"] for i in chosen])
       maps = np.asarray(embed.apply(run.system, "attention_map", variables, inputs))
       plain = run.examples(split, pictures.before_normalize(self.preprocess))
       shown = [plain(int(i), None)[1] for i in chosen]

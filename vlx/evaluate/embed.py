@@ -1,9 +1,11 @@
 """Embeddings of whole splits, the same on any number of devices."""
 
 import functools
+import json
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
 from vlx.data import batches
@@ -38,14 +40,33 @@ def over_split(
     (outputs `[N, …]`, {target: values `[N, …]`}), in the source's order, padding removed.
   """
   sharding = partition.batch_sharding(run.mesh)
+  rows = partition.own_rows(sharding, batch_size)
+  examples = run.examples(split, ops)
   outputs, found = [], {t: [] for t in targets}
-  for batch in batches.one_pass(run.examples(split, ops), batch_size):
-    arrays = batches.to_devices({n: batch[n] for n in inputs}, sharding)
-    real = batches.gather_rows(batch["example_mask"])
-    outputs.append(np.asarray(apply(run.system, method, variables, *arrays.values()))[real])
+  for batch in batches.one_pass(examples, batch_size, rows):
+    arrays = partition.to_devices({n: batch[n] for n in inputs}, sharding, batch_size)
+    outputs.append(np.asarray(apply(run.system, method, variables, *arrays.values())))
     for target in targets:
-      found[target].append(batches.gather_rows(batch[target])[real])
-  return np.concatenate(outputs), {t: np.concatenate(v) for t, v in found.items()}
+      found[target].append(_gather_rows(batch[target], rows, batch_size))
+  # Copies that filled up the last batch stand at the end.
+  join = lambda parts: np.concatenate(parts)[: len(examples)]
+  return join(outputs), {t: join(v) for t, v in found.items()}
+
+
+def _gather_rows(own: np.ndarray, rows: np.ndarray, batch_size: int) -> np.ndarray:
+  """Numbers, strings or tuples of all rows, from every process's own."""
+  if jax.process_count() == 1:
+    return own
+  encoded = np.frombuffer(json.dumps([rows.tolist(), own.tolist()]).encode(), np.uint8)
+  lengths = multihost_utils.process_allgather(np.array(len(encoded)))
+  parts = multihost_utils.process_allgather(np.pad(encoded, (0, lengths.max() - len(encoded))))
+  values = {}
+  for part, length in zip(parts, lengths):
+    values.update(zip(*json.loads(part[:length].tobytes())))
+  ordered = [values[row] for row in range(batch_size)]
+  if own.dtype != object:
+    return np.array(ordered, own.dtype)
+  return batches.objects([tuple(v) if isinstance(v, list) else v for v in ordered])
 
 
 def texts(
@@ -58,6 +79,7 @@ def texts(
   CLIP's zero-shot notebook.
   """
   sharding = partition.batch_sharding(run.mesh)
+  rows = partition.own_rows(sharding, batch_size)
   means = []
   for first in range(0, len(strings), batch_size):
     part = strings[first : first + batch_size]
@@ -65,8 +87,8 @@ def texts(
     embeddings = []
     for template in templates:
       ids, mask = run.tokenizer.encode_batch([template.format(t) for t in filled], text_length)
-      arrays = batches.to_devices(
-          {k: batches.own_rows(v) for k, v in (("text", ids), ("text_mask", mask))}, sharding
+      arrays = partition.to_devices(
+          {"text": ids[rows], "text_mask": mask[rows]}, sharding, batch_size
       )
       out = np.asarray(apply(run.system, "encode_text", variables, *arrays.values()), np.float32)
       if len(templates) > 1:

@@ -7,9 +7,8 @@ An evaluator is a frozen dataclass, called with (run, variables, draw=…), that
 import json
 from collections.abc import Mapping
 
-import jax
-
 from vlx import config as configs
+from vlx import distributed, files
 from vlx.train.run import Run
 
 
@@ -34,9 +33,10 @@ def evaluate(run: Run, variables, *, pictures: bool) -> dict[str, float]:
 
 def write_results(run: Run, results: Mapping[str, float]) -> None:
   """results.json of the run's folder."""
-  if jax.process_index() == 0:
-    path = run.workdir / "results.json"
-    path.write_text(json.dumps(dict(results), indent=2, sort_keys=True) + "\n")
+  if distributed.is_first():
+    files.write(
+        run.workdir / "results.json", json.dumps(dict(results), indent=2, sort_keys=True) + "\n"
+    )
 
 
 def table(results: Mapping[str, float], baselines: Mapping[str, float], title: str) -> str:

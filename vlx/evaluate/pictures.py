@@ -11,6 +11,8 @@ from matplotlib import pyplot as plt
 import numpy as np
 from PIL import Image
 
+from vlx import distributed
+
 RIGHT = "#1a9850"
 
 
@@ -20,6 +22,8 @@ def before_normalize(ops: str) -> str:
 
 
 def _save(figure, path: pathlib.Path) -> None:
+  if not distributed.is_first():
+    return
   path.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path, dpi=100)
   plt.close(figure)

@@ -5,11 +5,13 @@ import html
 import io
 import json
 import pathlib
+import statistics
 
 import jax
 from matplotlib import pyplot as plt
 
 from vlx import config as configs
+from vlx import distributed, files
 from vlx.train.logging import read_metrics
 from vlx.train.run import Run
 
@@ -23,13 +25,17 @@ img { max-width: 100% } pre { background: #f6f8fa; padding: 1rem; overflow-x: au
 
 
 def write(run: Run) -> pathlib.Path:
-  """Writes the page from what the run's folder holds: metrics.jsonl, results.json, samples/."""
+  """Writes the page from what the run's folder holds: metrics.jsonl, results.json, samples/.
+
+  Of a run that is not finished, the figures are those of its last evaluation.
+  """
   path = run.workdir / "report.html"
-  if jax.process_index() != 0:
+  if not distributed.is_first():
     return path
-  results_file = run.workdir / "results.json"
-  results = json.loads(results_file.read_text()) if results_file.exists() else {}
   metrics = read_metrics(run.workdir)
+  results = {k: v for line in metrics for k, v in line.items() if k.count("/") == 2}
+  if (finished := run.workdir / "results.json").exists():
+    results = json.loads(finished.read_text())
   config = run.config
   parts = [
       f"<h1>{html.escape(run.workdir.name)}: {html.escape(config.system.rpartition('.')[2])}</h1>",
@@ -41,10 +47,10 @@ def write(run: Run) -> pathlib.Path:
   if samples:
     parts += ["<h2>Samples</h2>", *(_image(p.read_bytes(), p.stem) for p in samples)]
   parts += [f"<h2>Config</h2><pre>{html.escape(configs.to_json(config))}</pre>"]
-  path.write_text(
+  files.write(
+      path,
       "<!doctype html><html lang=en><meta charset=utf-8>"
       f"<title>{html.escape(run.workdir.name)}</title><style>{STYLE}</style>" + "\n".join(parts),
-      encoding="utf-8",
   )
   return path
 
@@ -54,12 +60,17 @@ def _summary(run: Run, metrics) -> str:
   count = sum(x.size for x in jax.tree.leaves(run.params_shapes))
   speeds = [m["examples_per_second"] for m in metrics if "examples_per_second" in m]
   done = max((m["step"] for m in metrics), default=0)
-  text = (
+  text = "" if done == config.steps else "Not finished. "
+  text += (
       f"{count:,} parameters, trained on {config.data.source} ({config.data.split}) for {done:,} of"
       f" {config.steps:,} steps of {config.data.batch_size}."
   )
   if speeds:
-    text += f" Median {sorted(speeds)[len(speeds) // 2]:,.0f} examples per second."
+    waits = [m.get("data_wait", 0.0) for m in metrics if "examples_per_second" in m]
+    text += (
+        f" Median {statistics.median(speeds):,.0f} examples per second,"
+        f" {100 * statistics.mean(waits):.1f} percent of the time spent waiting for data."
+    )
   return html.escape(text)
 
 

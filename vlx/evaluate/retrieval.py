@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -29,6 +30,17 @@ def recalls(ranks_: np.ndarray) -> dict[str, float]:
   return {f"r{k}": 100 * float(np.mean(ranks_ < k)) for k in RECALLS}
 
 
+def prior(
+    bank: Float[Array, "queries candidates"], scale: float
+) -> Float[Array, "candidates"]:
+  """How much of everything each candidate attracts: (1/scale) log mean exp(scale · score) over a bank.
+
+  A score minus this is the inverted softmax (Smith et al., 2017); with training queries as the bank it is
+  QB-Norm (Bogolin et al., "Cross Modal Retrieval with Querybank Normalisation", 2022).
+  """
+  return (jax.nn.logsumexp(scale * bank, axis=0) - jnp.log(len(bank))) / scale
+
+
 @dataclasses.dataclass(frozen=True)
 class Retrieval:
   """Measures `SPLIT/image_to_text_rK` and `SPLIT/text_to_image_rK`, in percent, K in 1, 5, 10.
@@ -36,6 +48,9 @@ class Retrieval:
   Image → text: every picture of the split against all distinct captions of the `gallery` splits.
   Text → image: every distinct caption of the split against all pictures of the split. A pair is
   relevant if the picture has that caption; ties are misses.
+
+  With a `bank`, a split whose pictures are known, a caption's `prior` by them is taken off its scores,
+  image → text alone: a caption that was trained must outdo how well it fits its own training pictures.
   """
 
   splits: tuple[str, ...]
@@ -44,10 +59,12 @@ class Retrieval:
   text_length: int
   batch_size: int = 256
   templates: tuple[str, ...] = ("{}",)
+  bank: str = ""
+  bank_scale: float = 20.0  # "inverse temperature" of the paper
   rows: int = 10  # of the sheet of examples
 
   def __call__(self, run: Run, variables, *, draw: bool) -> dict[str, float]:
-    """Measures; with `draw`, also writes `samples/retrieval_SPLIT.png`."""
+    """Measures; with `draw` and no bank, also writes `samples/retrieval_SPLIT.png`."""
     captions = sorted({
         caption for split in self.gallery for caption in run.source(split).texts(("caption",))
     })
@@ -55,12 +72,13 @@ class Retrieval:
     text = embed.texts(
         run, variables, captions, self.text_length, self.batch_size, self.templates
     )
+    known = 0.0
+    if self.bank:
+      image, _ = self._images(run, variables, self.bank)
+      known = prior(run.system.similarity(jnp.asarray(image), jnp.asarray(text)), self.bank_scale)
     measures = {}
     for split in self.splits:
-      image, targets = embed.over_split(
-          run, variables, split, self.preprocess, "encode_image", ("image",), ("caption",),
-          self.batch_size,
-      )
+      image, targets = self._images(run, variables, split)
       relevant = np.zeros((len(image), len(captions)), bool)
       for i, caption in enumerate(targets["caption"]):
         for c in (caption,) if isinstance(caption, str) else caption:
@@ -68,14 +86,20 @@ class Retrieval:
       scores = run.system.similarity(jnp.asarray(image), jnp.asarray(text))
       asked = np.flatnonzero(relevant.any(axis=0))
       for direction, s, r in (
-          ("image_to_text", scores, relevant),
+          ("image_to_text", scores - known, relevant),
           ("text_to_image", scores[:, asked].T, relevant[:, asked].T),
       ):
         for name, value in recalls(np.asarray(ranks(s, jnp.asarray(r)))).items():
           measures[f"{split}/{direction}_{name}"] = value
-      if draw:
+      if draw and not self.bank:
         self._draw(run, split, np.asarray(scores), relevant, captions, asked)
     return measures
+
+  def _images(self, run, variables, split):
+    return embed.over_split(
+        run, variables, split, self.preprocess, "encode_image", ("image",), ("caption",),
+        self.batch_size,
+    )
 
   def _draw(self, run, split, scores, relevant, captions, asked):
     """Captions of the split, each with the five pictures that fit best."""

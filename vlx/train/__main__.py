@@ -1,17 +1,19 @@
 """python -m vlx.train --config=configs/clip.py:emoji --workdir=runs/clip
 
-Starts a run, or goes on with the one that the folder holds.
+Starts a run, or goes on with the one that the folder holds. As one of many processes: by itself on
+TPU pods and under SLURM, elsewhere by --coordinator, --num_processes and --process_id.
 """
 
 import pathlib
 
 from absl import flags
 
-from vlx import cli
+from vlx import cli, distributed
 from vlx.errors import UserError
 from vlx.train import loop
 from vlx.train.run import Run
 
+PROCESSES = distributed.define_flags()
 CONFIG = cli.define_config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; made if it is not there.")
 PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of steps 10-15 to WORKDIR/profile.")
@@ -20,6 +22,7 @@ PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of steps 10-15 to W
 def main():
   if CONFIG.value is None or WORKDIR.value is None:
     raise UserError("give --config=FILE:VARIANT and --workdir=DIR")
+  distributed.join(*(flag.value for flag in PROCESSES))
   loop.train(Run(CONFIG.value, pathlib.Path(WORKDIR.value)), profile=PROFILE.value)
 
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from vlx import distributed
 from vlx.errors import UserError
 from vlx.train import partition
 
@@ -46,18 +48,22 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, measures: dict[s
     manager.save(step, args=ocp.args.StandardSave(state), metrics=measures or None)
 
 
-def restore_latest(manager: ocp.CheckpointManager, like: Any) -> tuple[int, Any] | None:
+def restore_latest(
+    manager: ocp.CheckpointManager, like: Any, *, put_aside: bool = False
+) -> tuple[int, Any] | None:
   """(step, state) of the newest checkpoint that can be read, None where there is none at all.
 
   Args:
     manager: of the run's checkpoints.
     like: a state of `jax.ShapeDtypeStruct` with shardings: the arrays come back so placed.
+    put_aside: whether to rename newer ones that cannot be read to `damaged-STEP`, so that their
+      steps can be saved again.
 
   Raises:
     UserError: where the checkpoint is of other shapes (every mismatch is named), or none of the
       checkpoints can be read.
   """
-  failures = []
+  failures = {}
   for step in sorted(manager.all_steps(), reverse=True):
     try:
       _check(manager, step, like)
@@ -65,15 +71,27 @@ def restore_latest(manager: ocp.CheckpointManager, like: Any) -> tuple[int, Any]
     except UserError:
       raise
     except Exception as e:  # Orbax, tensorstore and the file system each have their own.
-      failures.append(f"{step} ({type(e).__name__})")
+      failures[step] = type(e).__name__
       logging.warning("checkpoint %s cannot be read, trying the one before: %s", step, e)
       continue
+    if failures and put_aside:
+      _put_aside(manager, failures)
     return step, state
   if failures:
-    raise UserError(
-        f"none of the checkpoints in {manager.directory} can be read: {', '.join(failures)}"
-    )
+    named = ", ".join(f"{step} ({error})" for step, error in failures.items())
+    raise UserError(f"none of the checkpoints in {manager.directory} can be read: {named}")
   return None
+
+
+def _put_aside(manager: ocp.CheckpointManager, steps) -> None:
+  for step in steps:
+    if distributed.is_first():
+      aside = manager.directory / f"damaged-{step}"
+      if aside.exists():
+        aside.rmtree()
+      (manager.directory / str(step)).rename(aside)
+  multihost_utils.sync_global_devices("damaged checkpoints are put aside")
+  manager.reload()
 
 
 def _check(manager: ocp.CheckpointManager, step: int, like: Any) -> None:

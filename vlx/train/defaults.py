@@ -28,6 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
       batch_size=256,
       preprocess="",  # ops (vlx.data.preprocess)
       bad_records=100,  # so many are replaced by their neighbours; one more stops the run
+      workers=0,  # processes that make batches; 0: threads of this one
       threads=1,
       ahead=4,  # batches made ahead of the step
   )

@@ -1,6 +1,8 @@
 """What a run writes about itself: metrics.jsonl, TensorBoard, a line of progress."""
 
+import contextlib
 import json
+import os
 import pathlib
 import sys
 import time
@@ -9,9 +11,15 @@ from collections.abc import Mapping
 import tensorboardX
 import tqdm
 
+from vlx import distributed, files
+
+WAITED_TOO_LONG = 0.1  # of the time, before a line says so
+
 
 class MetricsLog:
   """Writes each logged step once, also when a run is stopped and goes on.
+
+  Of many processes the first writes; the others keep the same account and are silent.
 
   Args:
     workdir: of the run; lines of `metrics.jsonl` after `start` are dropped, for those steps come
@@ -22,18 +30,22 @@ class MetricsLog:
   """
 
   def __init__(self, workdir: pathlib.Path, start: int, stop: int, examples_per_step: int):
-    self._path = workdir / "metrics.jsonl"
-    kept = [line for line in read_metrics(workdir) if line["step"] <= start]
-    with self._path.open("w") as f:
-      f.writelines(json.dumps(line) + "\n" for line in kept)
-    self._file = self._path.open("a")
-    self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
+    self._writes = distributed.is_first()
+    path = workdir / "metrics.jsonl"
+    if self._writes:
+      kept = [line for line in read_metrics(workdir) if line["step"] <= start]
+      files.write(path, "".join(json.dumps(line) + "\n" for line in kept))
+    self._file = open(path if self._writes else os.devnull, "a", encoding="utf-8")
+    self._board = tensorboardX.SummaryWriter(
+        str(workdir / "tensorboard"), purge_step=start, write_to_disk=self._writes
+    )
     self._bar = tqdm.tqdm(
-        total=stop, initial=start, unit="step", disable=not sys.stdout.isatty(), file=sys.stdout
+        total=stop, initial=start, unit="step", file=sys.stdout,
+        disable=not (self._writes and sys.stdout.isatty()),
     )
     self._examples = examples_per_step
     self._line: dict[str, float] = {}
-    self._since, self._time = start, time.monotonic()
+    self._since, self._time, self._waited, self._warned = start, time.monotonic(), 0.0, False
 
   def advance(self, step: int) -> None:
     """Moves the bar to `step`."""
@@ -59,24 +71,39 @@ class MetricsLog:
       self._file.flush()
     self._line = {}
 
+  def waited(self, seconds: float) -> None:
+    """Counts time in which the devices waited for data."""
+    self._waited += seconds
+
   def speed(self, step: int) -> dict[str, float]:
-    """Examples per second since the last call."""
-    now = time.monotonic()
-    rate = (step - self._since) * self._examples / (now - self._time)
-    self._since, self._time = step, now
-    return {"examples_per_second": rate}
+    """Examples per second since the last call, and the share of that time spent waiting for data."""
+    spent = time.monotonic() - self._time
+    measures = {
+        "examples_per_second": (step - self._since) * self._examples / spent,
+        "data_wait": self._waited / spent,
+    }
+    if measures["data_wait"] > WAITED_TOO_LONG and self._since and not self._warned:
+      self._warned = True
+      self.say(
+          f"step {step}: {measures['data_wait']:.0%} of the time went into waiting for data"
+          f" ({self._waited / (step - self._since):.3f} s of each step); more data.workers or"
+          " data.threads, or a `cache` behind what is done once, may help"
+      )
+    self._since, self._time, self._waited = step, time.monotonic(), 0.0
+    return measures
 
-  def pause(self):
-    """Takes what happens until the next `resume` out of the speed."""
-    self._paused = time.monotonic()
-
-  def resume(self):
-    self._time += time.monotonic() - self._paused
+  @contextlib.contextmanager
+  def paused(self):
+    """Takes its time out of the speed."""
+    start = time.monotonic()
+    yield
+    self._time += time.monotonic() - start
 
   def say(self, text: str) -> None:
     """A line above the progress bar."""
-    self._bar.write(text, file=sys.stdout)
-    sys.stdout.flush()
+    if self._writes:
+      self._bar.write(text, file=sys.stdout)
+      sys.stdout.flush()
 
   def close(self) -> None:
     self.flush()

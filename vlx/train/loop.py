@@ -7,8 +7,10 @@ Order of a step (the state that is evaluated and saved is always the one *before
 
 import contextlib
 import signal
+import time
 
 import jax
+from jax.experimental import multihost_utils
 
 from vlx.data import batches
 from vlx.evaluate import evaluators, report
@@ -20,20 +22,30 @@ PROFILED_STEPS = (10, 15)  # after the first, which compile and fill caches
 
 
 class _Stop:
-  """Remembers that SIGTERM came; the loop ends at the next step."""
+  """Remembers that SIGTERM came; the loop ends at the next step.
+
+  Of many processes any may get it. JAX's preemption service, which has the signal then, tells the
+  others, and all agree on the step.
+  """
 
   def __init__(self):
-    self.asked = False
+    self._asked = False
 
   def __enter__(self):
-    self._before = signal.signal(signal.SIGTERM, self._ask)
+    if jax.process_count() == 1:
+      self._before = signal.signal(signal.SIGTERM, self._ask)
     return self
 
   def _ask(self, *_):
-    self.asked = True
+    self._asked = True
+
+  def at(self, step: int) -> bool:
+    """Whether to end before `step`; to be asked once at each."""
+    return self._asked or multihost_utils.reached_preemption_sync_point(step)
 
   def __exit__(self, *_):
-    signal.signal(signal.SIGTERM, self._before)
+    if jax.process_count() == 1:
+      signal.signal(signal.SIGTERM, self._before)
 
 
 def train(run: Run, *, profile: bool = False) -> dict[str, float]:
@@ -55,7 +67,7 @@ def train(run: Run, *, profile: bool = False) -> dict[str, float]:
   with jax.set_mesh(run.mesh), checkpoint.open_manager(
       workdir / "checkpoints", keep=config.checkpoint.keep, best=config.checkpoint.best
   ) as manager, _Stop() as stop:
-    restored = checkpoint.restore_latest(manager, run.state_shapes)
+    restored = checkpoint.restore_latest(manager, run.state_shapes, put_aside=True)
     start, state = restored if restored else (0, run.fresh_state())
     train_step = compile_step(run)
     log = MetricsLog(workdir, start, config.steps, config.data.batch_size)
@@ -80,7 +92,10 @@ def compile_step(run: Run):
 def _loop(run, state, start, train_step, manager, log, stop, profile):
   config, last = run.config, run.config.steps
   sharding = partition.batch_sharding(run.mesh)
-  data = run.batches.iterate(start, last, threads=config.data.threads, ahead=config.data.ahead)
+  rows = config.data.batch_size
+  data = run.batches.iterate(
+      start, last, workers=config.data.workers, threads=config.data.threads, ahead=config.data.ahead
+  )
   pending = None  # (step, metrics, example ids) of the step that may still be running
   results = {}
 
@@ -100,27 +115,32 @@ def _loop(run, state, start, train_step, manager, log, stop, profile):
       )
 
   for step in range(start, last + 1):
-    stopping = stop.asked and step < last
+    stopping = stop.at(step) and step < last
     evaluating = step == last or (step > start and step % config.eval_every == 0 and not stopping)
     saving = step == last or stopping or (step > start and step % config.checkpoint.every == 0)
     if pending and (evaluating or saving):
       finish(pending)
       pending = None
     if evaluating:
-      log.pause()
-      results = evaluators.evaluate(run, state.for_inference, pictures=step == last)
+      with log.paused():
+        results = evaluators.evaluate(run, state.for_inference, pictures=step == last)
       log.write(step, results)
       log.say(evaluators.table(results, config.baselines, f"step {step}"))
-      log.resume()
     if saving:
       log.flush()
       checkpoint.save(manager, step, state, results if evaluating else {})
+    if (saving or evaluating) and step < last:
+      with log.paused():
+        report.write(run)
     if step == last or stopping:
       break
     if profile and step - start == PROFILED_STEPS[0]:
       jax.profiler.start_trace(run.workdir / "profile")
+    asked = time.monotonic()
     batch, host = batches.split_host(next(data))
-    state, metrics = train_step(state, batches.to_devices(batch, sharding))
+    if not pending or pending[1]["loss"].is_ready():  # else the devices had work meanwhile
+      log.waited(time.monotonic() - asked)
+    state, metrics = train_step(state, partition.to_devices(batch, sharding, rows))
     if pending:
       finish(pending)
     pending = (step + 1, metrics, host["example_id"])

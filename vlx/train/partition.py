@@ -73,6 +73,32 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P(tuple(a for a in BATCH_AXES if a in mesh.axis_names)))
 
 
+def own_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
+  """The rows of a global batch that this process's devices hold, ascending.
+
+  Processes that share a batch shard (a `tensor` axis across them) hold the same rows.
+  """
+  slices = sharding.addressable_devices_indices_map((batch_size,)).values()
+  return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))
+
+
+def to_devices(
+    batch: Mapping[str, np.ndarray], sharding: NamedSharding, batch_size: int
+) -> dict[str, jax.Array]:
+  """Global arrays `[batch_size, …]` from this process's rows of them (`own_rows`)."""
+  rows = own_rows(sharding, batch_size)
+
+  def place(own):
+    def of_device(index):
+      start, stop, _ = index[0].indices(batch_size)
+      first = np.searchsorted(rows, start)
+      return own[first : first + stop - start]
+
+    return jax.make_array_from_callback((batch_size, *own.shape[1:]), sharding, of_device)
+
+  return {name: place(own) for name, own in batch.items()}
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 

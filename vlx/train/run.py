@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from vlx import config as configs
+from vlx import distributed, files
 from vlx.data import augment  # registers its ops  # pylint: disable=unused-import
 from vlx.data import batches, preprocess, sources, tokenizers
 from vlx.errors import UserError
@@ -65,20 +66,21 @@ class Run:
   @functools.cached_property
   def batches(self) -> batches.Batches:
     """Of training."""
-    data = self.config.data
+    data, mesh = self.config.data, dict(self.mesh.shape)
+    if data.batch_size % (mesh["data"] * mesh["fsdp"] * self.config.optim.accumulate):
+      raise UserError(
+          f"data.batch_size {data.batch_size} is not divided by the mesh {mesh}"
+          f" and optim.accumulate {self.config.optim.accumulate}"
+      )
     examples = self.examples(data.split, data.preprocess, bad_records=data.bad_records)
-    return batches.Batches(examples, data.batch_size, self.config.seed)
+    rows = partition.own_rows(partition.batch_sharding(self.mesh), data.batch_size)
+    return batches.Batches(examples, data.batch_size, self.config.seed, rows=rows)
 
   @functools.cached_property
   def batch_shapes(self):
     """Shapes of a global batch on the devices."""
     sharding = partition.batch_sharding(self.mesh)
     rows = self.config.data.batch_size
-    if rows % (sharding.mesh.shape["data"] * sharding.mesh.shape["fsdp"] * self.config.optim.accumulate):
-      raise UserError(
-          f"data.batch_size {rows} is not divided by the mesh {dict(self.mesh.shape)}"
-          f" and optim.accumulate {self.config.optim.accumulate}"
-      )
     device, _ = batches.split_host(self.batches[0])
     return {
         k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), _canonical(v.dtype), sharding=sharding)
@@ -133,8 +135,8 @@ class Run:
             " name another --workdir, or remove this one"
         )
       return
-    self.workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(configs.to_json(self.config))
+    if distributed.is_first():
+      files.write(path, configs.to_json(self.config))
 
 
 def open_run(workdir: str) -> Run:

@@ -13,6 +13,7 @@ import dataclasses
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -51,7 +52,7 @@ class TextTransformer(nn.Module):
   """Token ids `[B, T]` and their mask → (pooled `[B, width]`, tokens `[B, T, width]`).
 
   Shorter texts than `context_length` are taken as they are; pooling is at the last real token
-  (CLIP's end-of-text) or the mean over real tokens.
+  (CLIP's end-of-text) or the mean over real tokens. Depth 0 is a bag of words: no positions either.
   """
 
   vocab_size: int
@@ -63,6 +64,9 @@ class TextTransformer(nn.Module):
   causal: bool = True
   pool: str = "last"
   embedding_std: float = 0.02  # of tokens; 0 makes a token that training never meets say nothing
+  # The ε of an RMS norm of each token's embedding, 0: none. Trained words then weigh alike, and one
+  # that is still at zero stays there.
+  token_norm: float = 0.0
   token_dropout: float = 0.0  # how often a token's embedding is dropped whole in training
   activation: str = "quick_gelu"
   layer_norm_epsilon: float = 1e-5
@@ -86,13 +90,16 @@ class TextTransformer(nn.Module):
         self.vocab_size, self.width, embedding_init=nn.initializers.normal(self.embedding_std),
         dtype=self.dtype, name="token_embedding",
     )
-    positions = self.param(
-        "position_embedding", nn.initializers.normal(0.01), (self.context_length, self.width)
-    )
     x = embed(text)
-    # The same for all of a token's features, so that what is left is "some word stands here".
+    if self.token_norm:
+      x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.token_norm)
+    # The same for all of a token's features: the word is not there.
     x = nn.Dropout(self.token_dropout, broadcast_dims=(-1,), deterministic=not train)(x)
-    x = x + positions[:length].astype(self.dtype)
+    if self.depth:
+      positions = self.param(
+          "position_embedding", nn.initializers.normal(0.01), (self.context_length, self.width)
+      )
+      x = x + positions[:length].astype(self.dtype)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     # Under a causal mask no real token sees the padding, which stands at the end.
     if self.causal:
@@ -104,14 +111,14 @@ class TextTransformer(nn.Module):
         self.layer_norm_epsilon, self.initialization, self.remat, self.unroll, self.dtype,
         name="transformer",
     )(x, mask, train=train)
-    x = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name="final_norm")(x)
+    norm = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name="final_norm")
     if self.pool == "last":
+      x = norm(x)
       last = text_mask.sum(axis=1) - 1
-      pooled = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
-    else:
-      weight = text_mask[..., None].astype(x.dtype)
-      pooled = (x * weight).sum(axis=1) / weight.sum(axis=1)
-    return pooled, x
+      return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0], x
+    # The mean before the norm: a token can weigh less than another.
+    weight = text_mask[..., None].astype(x.dtype)
+    return norm((x * weight).sum(axis=1) / weight.sum(axis=1)), norm(x)
 
 
 class CLIPNetwork(nn.Module):

@@ -12,6 +12,7 @@ import jax
 from jaxtyping import Array, Bool, Float
 
 from vlx.models.layers.attention import MultiHeadAttention
+from vlx.models.layers.linear import flat_dot_general
 
 # Three functions go by the name GELU: the exact one, its tanh approximation (Hendrycks & Gimpel,
 # 2016, §2; what Flax and ViT's code call "gelu"), and x·σ(1.702x), OpenAI CLIP's QuickGELU.
@@ -38,7 +39,9 @@ class MlpBlock(nn.Module):
       self, x: Float[Array, "batch length width"], *, train: bool = False
   ) -> Float[Array, "batch length width"]:
     width = x.shape[-1]
-    dense = functools.partial(nn.Dense, bias_init=self.bias_init, dtype=self.dtype)
+    dense = functools.partial(
+        nn.Dense, bias_init=self.bias_init, dtype=self.dtype, dot_general=flat_dot_general
+    )
     x = dense(self.mlp_dim, kernel_init=self.kernel_init, name="fc1")(x)
     x = ACTIVATIONS[self.activation](x)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)

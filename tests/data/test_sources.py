@@ -1,0 +1,179 @@
+"""COCO, Flickr, WebDataset trees in their own form; mixes; metadata that is damaged."""
+
+import io
+import json
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlx.data import preprocess
+from vlx.data.batches import Batches, Examples
+from vlx.data.sources import MixSource, epoch_order, open_source
+from vlx.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+  monkeypatch.setenv("VLX_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def jpeg(value=0):
+  out = io.BytesIO()
+  Image.new("RGB", (9, 9), (value, value, value)).save(out, "jpeg")
+  return out.getvalue()
+
+
+def write_coco(root, folder, year="2017", split="val"):
+  (root / folder).mkdir(parents=True, exist_ok=True)
+  (root / "annotations").mkdir()
+  images = [{"id": 7 + i, "file_name": f"{7 + i:012d}.jpg"} for i in range(3)]
+  for i, image in enumerate(images):
+    (root / folder / image["file_name"]).write_bytes(jpeg(i))
+  captions = [
+      {"image_id": 7, "id": 1, "caption": "a cat"}, {"image_id": 8, "id": 2, "caption": "a dog"},
+      {"image_id": 7, "id": 3, "caption": "the cat"},
+  ]
+  path = root / "annotations" / f"captions_{split}{year}.json"
+  path.write_text(json.dumps({"images": images, "annotations": captions}))
+  return path
+
+
+@pytest.mark.parametrize("folder", ["val2017", "images", "."])
+def test_coco_gives_each_picture_with_all_its_captions(tmp_path, folder):
+  write_coco(tmp_path, folder)
+  source = open_source(f"coco:{tmp_path}", "val")
+  records = [source[i] for i in range(len(source))]  # the third picture has no caption
+  assert [r["caption"] for r in records] == [("a cat", "the cat"), ("a dog",)]
+  assert [r["image_id"] for r in records] == [7, 8]
+  assert records[1]["image"] == jpeg(1)
+  assert list(source.texts(("caption",))) == ["a cat", "the cat", "a dog"]
+
+
+def test_a_coco_file_that_is_none(tmp_path):
+  path = write_coco(tmp_path, "images")
+  for content in ("{", "[]", '{"images": []}', '{"images": [], "annotations": [3]}'):
+    path.write_text(content)
+    with pytest.raises(UserError, match="is not a COCO captions file"):
+      open_source(f"coco:{tmp_path}", "val")
+
+
+def test_flickr8k_takes_the_lists_of_its_splits(tmp_path):
+  (tmp_path / "Flicker8k_Dataset").mkdir()
+  names = ["a.jpg", "b.jpg", "c.jpg"]
+  for i, name in enumerate(names):
+    (tmp_path / "Flicker8k_Dataset" / name).write_bytes(jpeg(i))
+  (tmp_path / "Flickr8k.token.txt").write_text(
+      "".join(f"{name}#{k}\tcaption {k} of {name}\n" for name in names for k in range(5))
+  )
+  (tmp_path / "Flickr_8k.trainImages.txt").write_text("a.jpg\nc.jpg\n")
+  (tmp_path / "Flickr_8k.devImages.txt").write_text("b.jpg\n")
+  train, val = (open_source(f"flickr:{tmp_path}", split) for split in ("train", "val"))
+  assert [train[i]["file_name"] for i in range(len(train))] == ["a.jpg", "c.jpg"]
+  assert val[0]["image"] == jpeg(1) and len(val[0]["caption"]) == 5
+  (tmp_path / "Flickr8k.token.txt").write_text("a.jpg#0 no tab\n")
+  with pytest.raises(UserError, match="line 1: no tab"):
+    open_source(f"flickr:{tmp_path}", "train")
+
+
+def write_tar(path, samples):
+  with tarfile.open(path, "w") as tar:
+    for name, files in samples.items():
+      for extension, content in files.items():
+        member = tarfile.TarInfo(f"{name}.{extension}")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+
+
+def sample(i, **more):
+  return {"jpg": jpeg(i), "txt": f"caption {i}".encode(), **more}
+
+
+def test_webdataset_reads_samples_where_they_lie(tmp_path):
+  (tmp_path / "train").mkdir()
+  write_tar(tmp_path / "train" / "00000.tar", {f"{i:04d}": sample(i) for i in range(3)})
+  write_tar(tmp_path / "train" / "00001.tar", {
+      "sub/0003": {"json": b'{"caption": "of the json", "url": "x"}', "jpg": jpeg(3)},
+      "0004": {"jpg": jpeg(4)},  # no text
+      "a.name/0005": sample(5, json=b'{"url": "y"}'),
+  })
+  source = open_source(f"webdataset:{tmp_path}", "train")
+  assert [source[i]["caption"] for i in range(len(source))] == [
+      "caption 0", "caption 1", "caption 2", "of the json", "caption 5"]
+  assert source[3]["image"] == jpeg(3) and source[4]["url"] == "y"
+  # From the kept index, and pickled for a worker process.
+  for again in (open_source(f"webdataset:{tmp_path}", "train"), pickle.loads(pickle.dumps(source))):
+    assert again[3] == source[3]
+
+
+def test_webdataset_by_pattern_holds_out_a_tenth_and_sees_a_changed_tar(tmp_path):
+  for shard in range(2):
+    write_tar(tmp_path / f"{shard:05d}.tar", {f"{shard}{i:04d}": sample(i) for i in range(100)})
+  spec = f"webdataset:{tmp_path}/{{00000..00001}}.tar"
+  train, val = (open_source(spec, split) for split in ("train", "val"))
+  assert len(train) + len(val) == 200 and 8 <= len(val) <= 34
+  write_tar(tmp_path / "00001.tar", {f"9{i:05d}": sample(i) for i in range(50)})
+  assert len(open_source(spec, "train")) + len(open_source(spec, "val")) == 150
+
+
+def test_a_tar_that_is_cut_off_gives_what_is_whole(tmp_path, caplog):
+  path = tmp_path / "0.tar"
+  write_tar(path, {f"{i:04d}": sample(i) for i in range(40)})
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 + 100])
+  source = open_source(f"webdataset:{tmp_path}", "train")
+  assert 10 < len(source) < 40
+  for i in range(len(source) - 1):
+    assert source[i]["image"][:2] == b"\xff\xd8"
+
+
+def write_folder(root, count, word):
+  root.mkdir()
+  for i in range(count):
+    (root / f"{i}.jpg").write_bytes(jpeg(i))
+  (root / "metadata.jsonl").write_text(
+      "".join(json.dumps({"file_name": f"{i}.jpg", "caption": f"{word} {i}"}) + "\n" for i in range(count))
+  )
+
+
+def test_a_mix_draws_by_weight_and_each_part_in_its_own_epochs(tmp_path):
+  write_folder(tmp_path / "a", 40, "a")
+  write_folder(tmp_path / "b", 10, "b")
+  mix = open_source(f"mix:3*folder:{tmp_path}/a;1*folder:{tmp_path}/b", "train")
+  first, second = map(len, mix.parts)
+  assert isinstance(mix, MixSource) and len(mix) == first + second
+  assert mix[0]["caption"].startswith("a") and mix[first]["caption"].startswith("b")
+  order = epoch_order(mix, seed=0)
+  drawn = np.array([order[i] for i in range(8 * first)])
+  of_first = drawn < first
+  assert of_first.mean() == 0.75 and of_first[:40].mean() == pytest.approx(0.75, abs=0.03)
+  for epoch in drawn[of_first].reshape(-1, first):
+    np.testing.assert_array_equal(np.sort(epoch), np.arange(first))
+  assert {r for r in mix.texts(("caption",))} == {mix[i]["caption"] for i in range(len(mix))}
+
+
+def test_many_captions_are_chosen_from_at_random(tmp_path):
+  (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.jpg", "caption": ["x", "y", "z"]}\n')
+  (tmp_path / "a.jpg").write_bytes(jpeg())
+  ops = preprocess.parse('decode|choose("caption")|keep("image", "caption")')
+  for split in ("train", "val"):
+    try:
+      data = Batches(Examples(open_source(f"folder:{tmp_path}", split), ops), 30, 0)
+    except UserError:
+      continue  # the one record is in the other split
+    assert set(data[0]["caption"]) == {"x", "y", "z"}
+
+
+def test_damaged_lines_of_metadata_are_bad_records(tmp_path, caplog):
+  write_folder(tmp_path / "a", 40, "a")
+  lines = (tmp_path / "a" / "metadata.jsonl").read_bytes().splitlines()
+  lines[5:10] = [b'{"file_name": "x', b'{"file_name": "\xff.jpg", "caption": "x"}', b"[]", b"",
+                 b'{"file_name": "1.jpg", "caption": ""}']
+  (tmp_path / "a" / "metadata.jsonl").write_bytes(b"\n".join(lines))
+  source = open_source(f"folder:{tmp_path}/a", "train")
+  ops = preprocess.parse('decode|keep("image", "caption")')
+  data = Batches(Examples(source, ops, bad_records=4), 8, 0)
+  captions = {c for step in range(len(source) // 8 + 1) for c in data[step]["caption"]}
+  assert len(captions) > 25 and caplog.text.count("bad record") == 4
+  assert len(list(source.texts(("caption",)))) == len(source) - 4

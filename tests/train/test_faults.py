@@ -1,0 +1,139 @@
+"""Checkpoints that were damaged in any way; runs that are killed at any moment."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vlx.errors import UserError
+from vlx.train import checkpoint
+from vlx.train.logging import read_metrics
+from vlx.train.run import open_run
+
+
+def state(step):
+  return {"step": jnp.int32(step), "w": jnp.full((300, 7), step, jnp.float32), "b": jnp.full(5, -step, jnp.float32)}
+
+
+def damage(folder, rng):
+  """One file of a checkpoint cut short, with flipped bytes, emptied or gone; or the whole folder emptied."""
+  kind = rng.integers(5)
+  files = sorted(p for p in folder.rglob("*") if p.is_file())
+  path = files[rng.integers(len(files))]
+  data = bytearray(path.read_bytes())
+  if kind == 0:
+    path.write_bytes(data[: rng.integers(len(data))] if data else b"")
+  elif kind == 1 and data:
+    for i in rng.integers(0, len(data), 3):
+      data[i] ^= int(rng.integers(1, 256))
+    path.write_bytes(data)
+  elif kind == 2:
+    path.write_bytes(b"")
+  elif kind == 3:
+    path.unlink()
+  else:
+    shutil.rmtree(folder)
+    folder.mkdir()
+  return f"{kind} {path.relative_to(folder)}"
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_damaged_checkpoint_is_never_taken_for_a_whole_one(tmp_path, count):
+  """What comes back is the last checkpoint, the one before, or a line that says none can be read."""
+  whole = tmp_path / "whole"
+  with checkpoint.open_manager(whole, keep=2) as manager:
+    for step in (1, 2):
+      checkpoint.save(manager, step, state(step), {})
+  like = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0)
+  )
+  rng = np.random.default_rng(count)
+  steps = {1: 0, 2: 0, None: 0}
+  for i in range(count):
+    folder = tmp_path / "damaged"
+    shutil.copytree(whole, folder)
+    how = [damage(folder / str(step), rng) for step in ((2,) if i % 4 else (1, 2))]
+    with checkpoint.open_manager(folder, read_only=True) as manager:
+      try:
+        step, found = checkpoint.restore_latest(manager, like) or (None, None)
+      except UserError as e:
+        assert "none of the checkpoints" in str(e), how
+        step = None
+    steps[step] += 1
+    if step is not None:
+      jax.tree.map(np.testing.assert_array_equal, found, state(step))
+    shutil.rmtree(folder)
+  assert min(steps.values()) > 0, steps
+
+
+STEPS = 60
+COMMAND = [
+    sys.executable, "tests/train/worker.py", "--config=configs/clip.py:smoke", f"--config.steps={STEPS}",
+    "--config.checkpoint.every=5", "--config.data.batch_size=16", "--config.checkpoint.keep=2",
+    "--config.evaluators.retrieval.splits=('combo',)", "--config.evaluators.retrieval.gallery=('combo',)",
+]
+
+
+def launch(workdir, record):
+  record.mkdir(exist_ok=True)
+  environment = {
+      **os.environ, "PYTHONPATH": ".", "RECORD": str(record),
+      "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+  }
+  return subprocess.Popen(
+      [*COMMAND, f"--workdir={workdir}"], env=environment, stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT, text=True,
+  )
+
+
+def final_state(workdir):
+  run = open_run(str(workdir))
+  with jax.set_mesh(run.mesh), checkpoint.open_manager(workdir / "checkpoints", read_only=True) as m:
+    step, found = checkpoint.restore_latest(m, run.state_shapes)
+  assert step == STEPS
+  return jax.tree.map(np.asarray, found)
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
+  began = time.monotonic()
+  process = launch(tmp_path / "whole", tmp_path / "ids")
+  out = process.communicate(timeout=600)[0]
+  assert process.returncode == 0, out
+  length = time.monotonic() - began
+  rng, kills = random.Random(0), 0
+  while kills < 20:
+    process = launch(tmp_path / "killed", tmp_path / "ids")
+    try:
+      # Most of a start is imports and compiling; the steps and the saves are in the second half.
+      process.wait(rng.uniform(0.3, 0.9) * length)
+    except subprocess.TimeoutExpired:
+      process.send_signal(signal.SIGKILL)
+      kills += 1
+      process.communicate()
+      continue
+    assert process.returncode == 0, process.communicate()[0]
+    break  # it came to its end before all kills
+  process = launch(tmp_path / "killed", tmp_path / "ids")
+  out = process.communicate(timeout=600)[0]
+  assert process.returncode == 0, out
+  assert kills >= 5
+  jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path / "killed"), final_state(tmp_path / "whole"))
+  one, other = (read_metrics(tmp_path / name) for name in ("whole", "killed"))
+  assert [m["step"] for m in other] == [m["step"] for m in one]
+  assert [m["train/loss"] for m in other] == [m["train/loss"] for m in one]
+  ids = {}
+  for path in (tmp_path / "ids").glob("*"):
+    for line in path.read_text().splitlines():
+      step, rows, examples = json.loads(line)
+      assert ids.setdefault(step, examples) == examples
+  assert set(ids) >= set(range(STEPS))
