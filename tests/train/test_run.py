@@ -11,7 +11,7 @@ import pytest
 from vlx import cli
 from vlx.errors import UserError
 from vlx.evaluate import evaluators
-from vlx.train import checkpoint, loop
+from vlx.train import checkpoint, defaults, loop
 from vlx.train.logging import read_metrics
 from vlx.train.run import Run, open_run
 
@@ -153,6 +153,22 @@ def test_one_device_and_eight_train_alike(finished, tmp_path):
   one, other = (
       [line["train/loss"] for line in read_metrics(r.workdir)] for r in (finished, split))
   np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_twenty_steps_are_the_same_on_any_mesh(tmp_path):
+  """Parameters split over `fsdp` and `tensor` by the published sizes' rules."""
+  losses = {}
+  for name, sizes in {
+      "data": dict(data=8), "fsdp": dict(data=1, fsdp=8), "both": dict(data=4, fsdp=2),
+      "tensor": dict(data=4, tensor=2), "all": dict(data=2, fsdp=2, tensor=2),
+  }.items():
+    changes = {f"mesh.{axis}": size for axis, size in sizes.items()}
+    run = Run(config(steps=20, partition=defaults.TRANSFORMER_PARTITION, **changes), tmp_path / name)
+    loop.train(run)
+    losses[name] = [line["train/loss"] for line in read_metrics(run.workdir)]
+    assert len(losses[name]) == 20
+    np.testing.assert_allclose(losses[name], losses["data"], rtol=1e-6, err_msg=name)
 
 
 def test_a_folder_of_another_config_is_left_alone(finished):

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from vlx.data.preprocess import BadRecord
-from vlx.data.sources import strings
+from vlx.data.sources import readable_texts, strings
 from vlx.errors import UserError
 
+CHUNK = 2**24  # bytes of a file to look through at a time
 HELD_OUT = 0.1  # the share of "val" where the data has no splits of its own
 
 
@@ -102,13 +103,7 @@ class PictureFolder:
       return f"{self._root}, record {index + 1}"
 
   def texts(self, fields):
-    for index in range(len(self)):
-      try:
-        row = self.row(index)
-      except BadRecord:
-        continue  # it is counted when its turn comes
-      for field in fields:
-        yield from strings(row[field])
+    return readable_texts(self.row, len(self), fields)
 
 
 def _existing_folder(place: str) -> pathlib.Path:
@@ -148,9 +143,12 @@ def _by_hash(source: PictureFolder, split: str, why: str) -> PictureFolder:
 def _with_metadata(root: pathlib.Path) -> PictureFolder:
   if (file := root / "metadata.jsonl").is_file():
     text = MappedFile(file)
-    ends = [i + 1 for first in range(0, len(text), 2**24)
-            for i in (np.flatnonzero(np.frombuffer(text[first : first + 2**24], np.uint8) == 10) + first).tolist()]
-    spans = np.stack([[0, *ends], [*ends, len(text)]], axis=1)
+    breaks = [
+        np.flatnonzero(np.frombuffer(text[first : first + CHUNK], np.uint8) == ord("\n")) + first + 1
+        for first in range(0, len(text), CHUNK)
+    ]
+    edges = np.concatenate([[0], *breaks, [len(text)]]).astype(np.int64)
+    spans = np.stack([edges[:-1], edges[1:]], axis=1)
     # Blank lines, and what is behind the last line's end.
     source = PictureFolder(root, text, spans[[bool(text[a:b].strip()) for a, b in spans.tolist()]])
   elif (file := root / "metadata.csv").is_file():

@@ -20,6 +20,7 @@ import numpy as np
 
 from vlx.cli import cache_dir
 from vlx.config import nearest
+from vlx.data.preprocess import BadRecord
 from vlx.errors import UserError
 
 Record = dict[str, Any]
@@ -68,6 +69,19 @@ def open_source(spec: str, split: str) -> Source:
 def strings(value: str | Sequence[str]) -> Sequence[str]:
   """A field's strings, one or many."""
   return (value,) if isinstance(value, str) else value
+
+
+def readable_texts(
+    row: Callable[[int], Record], count: int, fields: Sequence[str]
+) -> Iterator[str]:
+  """The fields' strings of rows 0 … count-1; bad rows are passed over, to be counted when read."""
+  for index in range(count):
+    try:
+      found = row(index)
+    except BadRecord:
+      continue
+    for field in fields:
+      yield from strings(found[field])
 
 
 class MixSource:

@@ -18,7 +18,7 @@ from vlx import files
 from vlx.cli import cache_dir
 from vlx.data.annotations import held_out
 from vlx.data.preprocess import BadRecord
-from vlx.data.sources import strings
+from vlx.data.sources import readable_texts
 from vlx.errors import UserError
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -56,13 +56,7 @@ class WebDatasetSource:
     return f"{self._tars[self._tar_of[index]]}, at byte {self._spans[index, 0]}"
 
   def texts(self, fields):
-    for index in range(len(self)):
-      try:
-        row = self._described(index)
-      except BadRecord:
-        continue  # it is counted when its turn comes
-      for field in fields:
-        yield from strings(row[field])
+    return readable_texts(self._described, len(self), fields)
 
   def _read(self, index: int, column: int) -> bytes:
     offset, size = self._spans[index, column : column + 2].tolist()
