@@ -275,17 +275,16 @@ def template(*templates: str, field: str = "caption") -> Op:
 
 
 @op
-def tokenize(field: str, length: int, tokenizer: Tokenizer, cut: float = 0.0) -> Op:
+def tokenize(field: str, length: int, tokenizer: Tokenizer) -> Op:
   """The text in `field` → `text` ids i32 `[length]` and `text_mask` bool `[length]`.
 
-  With `cut`, words are cut into smaller pieces that often (`Tokenizer.encode`). A record whose text is
-  empty is a bad one.
+  A record whose text is empty is a bad one.
   """
 
   def apply(example, rng):
     if not example[field].strip():
       raise BadRecord(f"{field} is empty")
-    ids, mask = tokenizer.encode(example[field], length, cut, rng)
+    ids, mask = tokenizer.encode(example[field], length)
     return {**example, "text": ids, "text_mask": mask}
 
   return apply

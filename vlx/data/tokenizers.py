@@ -39,7 +39,6 @@ class Tokenizer:
 
   def __init__(self, backend: tokenizers.Tokenizer):
     self._backend = backend
-    self._inner = _without_word_ends(backend)
     self.start_id = backend.token_to_id(START)
     self.end_id = backend.token_to_id(END)
     # Captions come again every epoch, and cleaning one costs more than cropping a picture.
@@ -54,37 +53,15 @@ class Tokenizer:
   def vocab_size(self) -> int:
     return self._backend.get_vocab_size()
 
-  def encode(
-      self, text: str, length: int, cut: float = 0.0, rng: np.random.Generator | None = None
-  ) -> tuple[np.ndarray, np.ndarray]:
+  def encode(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
     """(ids i32 `[length]`, mask bool `[length]`): start, tokens, end, then zeros under a False mask.
 
     A text that is too long loses its last tokens, never the end token.
-
-    Args:
-      text: any.
-      length: of the result.
-      cut: how often a word is cut at a random place or two before it is encoded, so that it comes
-        in the smaller pieces in which a word that was never trained will come (subword
-        regularisation; Kudo, 2018; Provilkov et al., 2020, "BPE-Dropout").
-      rng: where `cut` is not zero.
     """
-    text = text[: CHARACTERS_PER_TOKEN * length]
-    tokens = (self._cut_tokens(text, cut, rng) if cut else self._tokens(text))[: length - 2]
+    tokens = self._tokens(text[: CHARACTERS_PER_TOKEN * length])[: length - 2]
     ids = np.zeros(length, np.int32)
     ids[: len(tokens) + 2] = [self.start_id, *tokens, self.end_id]
     return ids, np.arange(length) < len(tokens) + 2
-
-  def _cut_tokens(self, text: str, cut: float, rng: np.random.Generator) -> list[int]:
-    tokens = []
-    for word in text.split():
-      if len(word) > 2 and rng.random() < cut:
-        places = np.unique(rng.integers(1, len(word), rng.integers(1, 3)))
-        *pieces, word = (word[i:j] for i, j in zip([0, *places], [*places, None]))
-        for piece in pieces:
-          tokens += self._inner.encode(piece, add_special_tokens=False).ids
-      tokens += self._tokens(word)
-    return tokens
 
   def encode_batch(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
     """(ids `[N, length]`, mask `[N, length]`)."""
@@ -116,13 +93,6 @@ def _with_clip_rules(bpe: models.BPE) -> tokenizers.Tokenizer:
       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
   ])
   return backend
-
-
-def _without_word_ends(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-  """The same merges for text that a word goes on behind."""
-  state = json.loads(backend.to_str())
-  state["model"]["end_of_word_suffix"] = None
-  return tokenizers.Tokenizer.from_str(json.dumps(state))
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
