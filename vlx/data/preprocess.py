@@ -172,9 +172,10 @@ def _pixels(image: Image.Image, mode: str) -> np.ndarray:
 
 def composite(image: np.ndarray, color) -> np.ndarray:
   """RGBA `[H, W, 4]` on a background color (RGB, 0-255) → RGB."""
-  alpha = image[..., 3:].astype(np.float32) / 255
-  blended = image[..., :3] * alpha + np.asarray(color, np.float32) * (1 - alpha)
-  return (blended + 0.5).astype(np.uint8)
+  picture = Image.fromarray(image)
+  ground = Image.new("RGB", picture.size, tuple(int(c) for c in color))
+  ground.paste(picture, mask=picture)
+  return np.asarray(ground)
 
 
 @image_op
