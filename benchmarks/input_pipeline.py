@@ -1,7 +1,7 @@
 """Pictures per second of the input pipeline: decode, resize, crop, flip, normalise, tokenise.
 
-  python -m benchmarks.input_pipeline --pictures=/tmp/pictures                  # vlx, two workers
-  python benchmarks/input_pipeline.py --pictures=/tmp/pictures --side=torch     # torch DataLoader, two workers
+  python -m benchmarks.input_pipeline --pictures=FOLDER                 # vlx, two workers
+  python benchmarks/input_pipeline.py --pictures=FOLDER --side=torch    # torch DataLoader, two workers
 
 The first makes the folder of 72x72 PNGs with captions (emoji's training split) where it is not there; the
 second needs torch, torchvision, pillow and tokenizers, not vlx. Both make batches of 256 for `--seconds`, the

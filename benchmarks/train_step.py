@@ -3,8 +3,8 @@
   GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python -m benchmarks.train_step
 
 64 px, patch 8, width 256, 6+6 layers, batch 128, f32, AdamW: the sizes at which the README compares
-with open_clip on the same cores. Prints the first step's seconds (it
-compiles) and the median of the `--steps` steps after it.
+with open_clip on the same cores. Prints the first step's seconds (it compiles) and the median of the
+`--steps` steps after it.
 """
 
 import statistics

@@ -13,8 +13,10 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 
 ssh() { gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
 
-tar --exclude=.git --exclude=.venv --exclude=runs -czf /tmp/vlx.tar.gz -C "$here" .
-gcloud compute tpus tpu-vm scp /tmp/vlx.tar.gz "$name":/tmp/vlx.tar.gz --zone="$zone" --worker=all
-ssh "mkdir -p ~/vlx && tar xzf /tmp/vlx.tar.gz -C ~/vlx && cd ~/vlx && python3 -m venv .venv &&
+checkout=$(mktemp)
+trap 'rm -f "$checkout"' EXIT
+tar --exclude=.git --exclude=.venv --exclude=runs -czf "$checkout" -C "$here" .
+gcloud compute tpus tpu-vm scp "$checkout" "$name":vlx.tar.gz --zone="$zone" --worker=all
+ssh "mkdir -p vlx && tar xzf vlx.tar.gz -C vlx && cd vlx && python3 -m venv .venv &&
   .venv/bin/pip install --quiet -e '.[tpu]'"
-ssh "cd ~/vlx && .venv/bin/python -m vlx.train $(printf '%q ' "$@")"
+ssh "cd vlx && .venv/bin/python -m vlx.train $(printf '%q ' "$@")"

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from vlx.data.sources import strings
 from vlx.evaluate import embed, pictures
 from vlx.train.run import Run
 
@@ -81,7 +82,7 @@ class Retrieval:
       image, targets = self._images(run, variables, split)
       relevant = np.zeros((len(image), len(captions)), bool)
       for i, caption in enumerate(targets["caption"]):
-        for c in (caption,) if isinstance(caption, str) else caption:
+        for c in strings(caption):
           relevant[i, column[c]] = True
       scores = run.system.similarity(jnp.asarray(image), jnp.asarray(text))
       asked = np.flatnonzero(relevant.any(axis=0))
