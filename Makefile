@@ -13,7 +13,7 @@ demo: .venv/runtime
 test: .venv/test
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: .venv/test
+test-all: .venv/test .venv/compilers
 	$(BIN)/python -m pytest
 
 .venv/runtime: requirements.txt
@@ -25,6 +25,10 @@ test-all: .venv/test
 .venv/test: .venv/runtime requirements-test.txt requirements-test-data.txt
 	$(BIN)/pip install --quiet -r requirements-test.txt
 	$(BIN)/pip install --quiet --no-deps -r requirements-test-data.txt
+	touch $@
+
+.venv/compilers: requirements-compile.txt
+	$(BIN)/pip install --quiet --no-deps --target $@ -r requirements-compile.txt
 	touch $@
 
 clean:
