@@ -14,6 +14,7 @@ from vlx.train.logging import read_metrics
 FLAGS = [
     "--config=configs/clip.py:smoke", "--config.evaluators.retrieval.splits=('combo',)",
     "--config.evaluators.retrieval.gallery=('combo',)", "--config.steps=12", "--config.checkpoint.every=4",
+    "--config.checkpoint.keep=2",
 ]
 STEPS, ROWS = 12, 32
 
@@ -77,6 +78,16 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path):
   one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
   assert two == pytest.approx(one)
   assert out.count("training for 12 steps") == 1  # the first process alone speaks
+
+
+@pytest.mark.slow
+def test_what_one_process_cannot_read_none_uses(tmp_path):
+  code, out = start(2, 1, tmp_path)
+  assert code == 0, out
+  code, out = start(2, 1, tmp_path, UNREADABLE=12)
+  assert code == 0 and "going on at step 8" in out, out
+  assert (tmp_path / "checkpoints" / "damaged-12").is_dir()
+  losses(tmp_path)  # each step once
 
 
 def test_a_process_that_is_killed_ends_the_others_and_is_named(tmp_path):

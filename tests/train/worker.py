@@ -1,7 +1,8 @@
 """vlx.train, with the rows of every batch written down; for tests of many processes.
 
 Beside the flags of vlx.train: RECORD=DIR in the environment for `ids.PID.jsonl`, STOP_AT=STEP to get SIGTERM
-when that step is logged (in process 0), KILL_AT=STEP to be killed then (in the last process).
+when that step is logged (in process 0), KILL_AT=STEP to be killed then (in the last process),
+UNREADABLE=STEP for a checkpoint that the last process, and it alone, cannot read.
 """
 
 import json
@@ -10,13 +11,14 @@ import pathlib
 import signal
 
 import jax
+import orbax.checkpoint as ocp
 
 from vlx import cli
 from vlx.data.batches import Batches
 from vlx.train import __main__ as train
 from vlx.train.logging import MetricsLog
 
-getitem, write = Batches.__getitem__, MetricsLog.write
+getitem, write, restore = Batches.__getitem__, MetricsLog.write, ocp.StandardCheckpointHandler.restore
 
 
 def recorded(self, step):
@@ -34,8 +36,16 @@ def stopping(self, step, values):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def unreadable(self, folder, **kwargs):
+  last = jax.process_index() == jax.process_count() - 1
+  if folder.parent.name == os.environ.get("UNREADABLE") and last:
+    raise OSError("a broken disk")
+  return restore(self, folder, **kwargs)
+
+
 if __name__ == "__main__":
   if "RECORD" in os.environ:
     Batches.__getitem__ = recorded
   MetricsLog.write = stopping
+  ocp.StandardCheckpointHandler.restore = unreadable
   cli.run(train.main)

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
@@ -65,14 +66,21 @@ def restore_latest(
   """
   failures = {}
   for step in sorted(manager.all_steps(), reverse=True):
+    state = failure = None
     try:
       _check(manager, step, like)
-      state = manager.restore(step, args=ocp.args.StandardRestore(like))
+      # Not `manager.restore`: it waits for the other processes at its end, and one that fails never comes.
+      state = ocp.StandardCheckpointHandler().restore(
+          manager.directory / str(step) / "default", args=ocp.args.StandardRestore(like)
+      )
     except UserError:
       raise
     except Exception as e:  # Orbax, tensorstore and the file system each have their own.
-      failures[step] = type(e).__name__
-      logging.warning("checkpoint %s cannot be read, trying the one before: %s", step, e)
+      failure = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
+    # What one process cannot read, no process uses: all must go on from the same step.
+    if not multihost_utils.process_allgather(np.array(failure is None)).all():
+      failures[step] = failure or "another process cannot read it"
+      logging.warning("checkpoint %s cannot be read, trying the one before: %s", step, failures[step])
       continue
     if failures and put_aside:
       _put_aside(manager, failures)

@@ -63,7 +63,7 @@ def make(
     (loss, aux), grads = _loss_and_gradients(
         system, optim, state.variables, batch, rng, state.step
     )
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     params = state.variables["params"]
     updates, optimizer_state = optimizer.update(grads, state.optimizer, params)
     params = optax.apply_updates(params, updates)
