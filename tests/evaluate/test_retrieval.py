@@ -50,14 +50,14 @@ def run(tmp_path_factory):
   return Run(config, folder)
 
 
-def evaluate(run, mesh_sizes, batch_size):
+def evaluate(run, mesh_sizes, batch_size, **changes):
   """Retrieval on `combo` of a fresh model."""
   config = run.config.copy_and_resolve_references()
   config.mesh.update(mesh_sizes)
   other = Run(config, run.workdir)
   section = config.evaluators.retrieval.to_dict()
   section.pop("type")
-  section.update(splits=("combo",), gallery=("combo",), batch_size=batch_size)
+  section.update(splits=("combo",), gallery=("combo",), batch_size=batch_size, **changes)
   with jax.set_mesh(other.mesh):
     return Retrieval(**section)(other, other.fresh_state().variables, draw=False)
 
@@ -68,6 +68,29 @@ def test_figures_do_not_depend_on_padding_or_devices(run):
   assert set(one) == {
       f"combo/{d}_r{k}" for d in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
   assert one == evaluate(run, dict(data=4, fsdp=2), batch_size=256)
+
+
+def test_a_bank_takes_its_prior_off_the_captions_scores(run):
+  """Image → text alone. The bank here is the split itself; at a scale near zero a prior is a mean."""
+  sizes = dict(data=8, fsdp=1)
+  plain = evaluate(run, sizes, 256)
+  measured = evaluate(run, sizes, 256, bank="combo", bank_scale=1e-4)
+  section = run.config.evaluators.retrieval
+  captions = sorted(set(run.source("combo").texts(("caption",))))
+  with jax.set_mesh(run.mesh):
+    variables = run.fresh_state().variables
+    text = embed.texts(run, variables, captions, section.text_length, 256, ("{}",))
+    image, targets = embed.over_split(
+        run, variables, "combo", section.preprocess, "encode_image", ("image",), ("caption",), 256
+    )
+  scores = run.system.similarity(jnp.asarray(image), jnp.asarray(text))
+  relevant = jnp.array([[c == caption for c in captions] for caption in targets["caption"]])
+  expected = recalls(np.asarray(ranks(scores - scores.mean(axis=0), relevant)))
+  for name, value in expected.items():
+    # A pair that all but ties may fall either way.
+    assert measured[f"combo/image_to_text_{name}"] == pytest.approx(value, abs=0.5)
+    assert measured[f"combo/text_to_image_{name}"] == plain[f"combo/text_to_image_{name}"]
+  assert measured != plain
 
 
 def test_embeddings_come_in_the_sources_order_without_padding(run):

@@ -98,3 +98,12 @@ def test_a_process_that_is_killed_ends_the_others_and_is_named(tmp_path):
   assert time.monotonic() - began < 120  # the limit is a minute from the kill; the start is in it
   code, out = start(1, 1, tmp_path)
   assert code == 0 and "going on at step 4" in out, out
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_costs_nothing_but_time(tmp_path):
+  code, out = start(1, 1, tmp_path, FULL_AT=6)
+  assert code == 2 and "the disk is full; make room" in out and "Traceback" not in out, out
+  code, out = start(1, 1, tmp_path)
+  assert code == 0 and "going on at step 4" in out, out
+  losses(tmp_path)  # each step once

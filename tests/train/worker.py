@@ -1,8 +1,8 @@
 """vlx.train, with the rows of every batch written down; for tests of many processes.
 
 Beside the flags of vlx.train: RECORD=DIR in the environment for `ids.PID.jsonl`, STOP_AT=STEP to get SIGTERM
-when that step is logged (in process 0), KILL_AT=STEP to be killed then (in the last process),
-UNREADABLE=STEP for a checkpoint that the last process, and it alone, cannot read.
+when that step is logged (in process 0), KILL_AT=STEP to be killed then (in the last process), FULL_AT=STEP for
+a disk that is full then, UNREADABLE=STEP for a checkpoint that the last process, and it alone, cannot read.
 """
 
 import json
@@ -34,6 +34,8 @@ def stopping(self, step, values):
     os.kill(os.getpid(), signal.SIGTERM)
   if step == int(os.environ.get("KILL_AT", -1)) and jax.process_index() == jax.process_count() - 1:
     os.kill(os.getpid(), signal.SIGKILL)
+  if step == int(os.environ.get("FULL_AT", -1)):
+    pathlib.Path("/dev/full").write_text("no room")
 
 
 def unreadable(self, folder, **kwargs):
