@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-# The mesh axes over which a batch is split (vlx.train.partition).
-BATCH_AXES = ("data", "fsdp")
+from vlx.ops.axes import BATCH_AXES
 
 Similarity = Callable[[jax.Array, jax.Array], jax.Array]
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from vlx.errors import UserError
-from vlx.losses import BATCH_AXES
+from vlx.ops.axes import BATCH_AXES
 
 Rules = Sequence[tuple[str, Any]]
 
@@ -63,9 +64,10 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     raise UserError(f"a mesh of {sizes} does not fit {len(devices)} devices")
   for axis in wild:
     sizes[axis] = len(devices) // known
-  return jax.make_mesh(
-      tuple(sizes.values()), tuple(sizes), devices=devices, axis_types=(AxisType.Auto,) * len(sizes)
+  grid = mesh_utils.create_device_mesh(
+      tuple(sizes.values()), devices, allow_split_physical_axes=True
   )
+  return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -21,6 +21,7 @@ from vlx import losses
 from vlx.models.layers.transformer import Transformer
 from vlx.models.system import Aux
 from vlx.models.vision.vit import VisionTransformer, attention_map
+from vlx.ops.masks import Causal, KeyPadding
 
 MAX_SCALE = 100.0  # §2.5: "clipped to prevent scaling the logits by more than 100"
 
@@ -102,10 +103,7 @@ class TextTransformer(nn.Module):
       x = x + positions[:length].astype(self.dtype)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     # Under a causal mask no real token sees the padding, which stands at the end.
-    if self.causal:
-      mask = jnp.tril(jnp.ones((length, length), bool))[None, None]
-    else:
-      mask = text_mask[:, None, None, :]
+    mask = Causal() if self.causal else KeyPadding(text_mask)
     x = Transformer(
         self.depth, self.num_heads, self.mlp_dim, self.activation, self.dropout,
         self.layer_norm_epsilon, self.initialization, self.remat, self.unroll, self.dtype,

@@ -9,10 +9,12 @@ import functools
 
 import flax.linen as nn
 import jax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from vlx.models.layers.attention import MultiHeadAttention
 from vlx.models.layers.linear import flat_dot_general
+from vlx.ops.axes import split_batch
+from vlx.ops.masks import Full, Mask
 
 # Three functions go by the name GELU: the exact one, its tanh approximation (Hendrycks & Gimpel,
 # 2016, §2; what Flax and ViT's code call "gelu"), and x·σ(1.702x), OpenAI CLIP's QuickGELU.
@@ -79,6 +81,7 @@ class Block(nn.Module):
     norm = functools.partial(nn.LayerNorm, epsilon=self.layer_norm_epsilon, dtype=self.dtype)
     dropout = nn.Dropout(self.dropout, deterministic=not self.train)
 
+    x = split_batch(x)
     y = norm(name="attention_norm")(x)
     y = MultiHeadAttention(
         self.num_heads, **attention_init, dtype=self.dtype, name="attention"
@@ -112,7 +115,7 @@ class Transformer(nn.Module):
   def __call__(
       self,
       x: Float[Array, "batch length width"],
-      mask: Bool[Array, "#batch #heads #length keys"] | None = None,
+      mask: Mask = Full(),
       *,
       train: bool = False,
   ) -> Float[Array, "batch length width"]:
