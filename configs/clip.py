@@ -191,7 +191,7 @@ def paper(name: str) -> ml_collections.ConfigDict:
   ))
   if name == "L/14@336":
     config.steps = 400_000_000 // 32_768
-  config.mesh.update(dict(data=1, fsdp=-1))
+  config.mesh.update(dict(data=-1, fsdp=4))
   config.partition = defaults.TRANSFORMER_PARTITION
   config.evaluators = dict(
       retrieval=dict(

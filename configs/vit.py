@@ -108,7 +108,7 @@ def paper(name: str) -> ml_collections.ConfigDict:
   config.data.update(threads=32, ahead=16)
   config.steps = 300 * 1_281_167 // 4096
   config.optim.update(dict(lr=3e-3, warmup_steps=10_000, weight_decay=0.3))
-  config.mesh.update(dict(data=1, fsdp=-1))
+  config.mesh.update(dict(data=-1, fsdp=4))
   config.partition = defaults.TRANSFORMER_PARTITION
   config.evaluators = dict(
       classification=dict(

@@ -64,26 +64,35 @@ class Run:
     return batches.Examples(self.source(split), parsed, bad_records)
 
   @functools.cached_property
-  def batches(self) -> batches.Batches:
-    """Of training."""
-    data, mesh = self.config.data, dict(self.mesh.shape)
-    if data.batch_size % (mesh["data"] * mesh["fsdp"] * self.config.optim.accumulate):
+  def batch_size(self) -> int:
+    """Rows of a global batch; an error where the mesh and `optim.accumulate` do not divide them."""
+    size, mesh = self.config.data.batch_size, dict(self.mesh.shape)
+    if size % (mesh["data"] * mesh["fsdp"] * self.config.optim.accumulate):
       raise UserError(
-          f"data.batch_size {data.batch_size} is not divided by the mesh {mesh}"
+          f"data.batch_size {size} is not divided by the mesh {mesh}"
           f" and optim.accumulate {self.config.optim.accumulate}"
       )
+    return size
+
+  @functools.cached_property
+  def batches(self) -> batches.Batches:
+    """Of training."""
+    data = self.config.data
+    rows = partition.own_rows(partition.batch_sharding(self.mesh), self.batch_size)
     examples = self.examples(data.split, data.preprocess, bad_records=data.bad_records)
-    rows = partition.own_rows(partition.batch_sharding(self.mesh), data.batch_size)
     return batches.Batches(examples, data.batch_size, self.config.seed, rows=rows)
+
+  def some_rows(self) -> dict[str, np.ndarray]:
+    """At least one row of a batch, for the shapes."""
+    return self.batches[0]
 
   @functools.cached_property
   def batch_shapes(self):
     """Shapes of a global batch on the devices."""
     sharding = partition.batch_sharding(self.mesh)
-    rows = self.config.data.batch_size
-    device, _ = batches.split_host(self.batches[0])
+    device, _ = batches.split_host(self.some_rows())
     return {
-        k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), _canonical(v.dtype), sharding=sharding)
+        k: jax.ShapeDtypeStruct((self.batch_size, *v.shape[1:]), _canonical(v.dtype), sharding=sharding)
         for k, v in device.items()
     }
 
@@ -104,10 +113,18 @@ class Run:
     """Shapes, dtypes and shardings of the whole state; no array is made."""
     shapes = jax.eval_shape(self.init_state, jax.random.key(0), self.batch_shapes)
     shardings = partition.state_shardings(self.config.partition, shapes, self.mesh)
-    return jax.tree.map(
-        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
-        shapes, shardings,
-    )
+
+    def placed(name, shape, sharding):
+      try:
+        sharding.shard_shape(shape.shape)
+      except ValueError as e:
+        raise UserError(
+            f"the mesh {dict(self.mesh.shape)} does not divide {name} {list(shape.shape)}, which its"
+            f" partition rule splits by {sharding.spec}"
+        ) from e
+      return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+    return jax.tree.map(placed, partition.names(shapes), shapes, shardings)
 
   def fresh_state(self) -> states.TrainState:
     """A new state, each array made where it will live."""
