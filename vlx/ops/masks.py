@@ -301,6 +301,21 @@ class KeyPadding(Mask):
     return jnp.broadcast_to(used, (len(used), -(-q_length // block_q), used.shape[2]))
 
 
+@_mask(data=("queries",))
+class UpTo(Mask):
+  """A query sees the keys k ≤ its entry: causal, where queries stand at positions of their own (a cache)."""
+
+  queries: Int[Array, "batch length"]
+
+  depends_on_data = True
+
+  def visible(self, q, k):
+    return k <= self.queries
+
+  def may_see(self, q_length, k_length, block_q, block_k):
+    return np.arange(0, k_length, block_k) <= _blocks(self.queries, block_q).max(axis=2)[:, :, None]
+
+
 def _blocks(ids: Int[Array, "batch length"], block: int) -> Int[Array, "batch blocks block"]:
   padded = jnp.pad(ids, ((0, 0), (0, -ids.shape[1] % block)))
   return padded.reshape(ids.shape[0], -1, block)

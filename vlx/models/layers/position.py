@@ -1,9 +1,9 @@
-"""Learned positions on a grid, and their resampling to another resolution."""
+"""Learned positions on a grid and their resampling to another resolution; rotary positions."""
 
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 def _linear_interpolation(source: int, target: int) -> np.ndarray:
@@ -40,3 +40,28 @@ def resample_positions(
   )
   grid = jnp.einsum("yh,xw,hwd->yxd", rows, columns, grid)
   return jnp.concatenate([head, rearrange(grid, "h w d -> 1 (h w) d")], axis=1)
+
+
+def rotary_angles(
+    positions: Int[Array, "batch length"], head_dim: int, theta: float
+) -> Float[Array, "batch length half"]:
+  """Position · θ^(−2i/head_dim), i < head_dim/2: what `rotate` turns pair i by (Su et al., 2021, eq. 15)."""
+  if head_dim % 2:
+    raise ValueError(f"a head of {head_dim} features does not divide into pairs")
+  frequencies = theta ** -(np.arange(0, head_dim, 2) / head_dim)
+  return positions[..., None] * jnp.asarray(frequencies, jnp.float32)
+
+
+def rotate(
+    x: Float[Array, "batch length heads head_dim"], angles: Float[Array, "#batch length half"]
+) -> Float[Array, "batch length heads head_dim"]:
+  """Turns each pair of features (i, i + head_dim/2) by its angle, in f32.
+
+  This is Hugging Face's layout. In the paper's and Meta's, pairs stand side by side, (2i, 2i + 1): the same
+  function after a permutation of the features of queries and keys, which tables of names do to the kernels
+  (vlx/pretrained/llama.py).
+  """
+  cos, sin = (f(angles)[:, :, None, :] for f in (jnp.cos, jnp.sin))
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  return turned.astype(x.dtype)

@@ -1,7 +1,8 @@
-"""Pre-norm transformer stacks, scanned over depth.
+"""Transformer stacks, scanned over depth.
 
-The block is that of ViT (Dosovitskiy et al., 2021, eq. 2-3) and CLIP (Radford et al., 2021):
-x ← x + MHA(LN x); x ← x + MLP(LN x). All layers live in one set of arrays with a leading `depth`
+The pre-norm block is that of ViT (Dosovitskiy et al., 2021, eq. 2-3) and CLIP (Radford et al., 2021):
+x ← x + MHA(LN x); x ← x + MLP(LN x). The post-norm block is that of Vaswani et al., 2017, §3.1, and BERT:
+x ← LN(x + MHA(x)); x ← LN(x + MLP(x)). All layers live in one set of arrays with a leading `depth`
 axis, so a deep stack compiles as fast as a shallow one.
 """
 
@@ -51,7 +52,10 @@ class MlpBlock(nn.Module):
 
 
 class Block(nn.Module):
-  """One pre-norm layer; the signature is what `nn.scan` wants: (carry, mask) → (carry, None)."""
+  """One layer; the signature is what `nn.scan` wants: (carry, mask) → (carry, None).
+
+  For callers that make the collection `intermediates` mutable, its output is sown there as `hidden`.
+  """
 
   num_heads: int
   mlp_dim: int
@@ -62,6 +66,7 @@ class Block(nn.Module):
   initialization: str = "xavier"
   dtype: str = "float32"
   train: bool = False
+  norm: str = "pre"
 
   @nn.compact
   def __call__(self, x, mask):
@@ -76,22 +81,35 @@ class Block(nn.Module):
       )
     elif self.initialization == "xavier":  # google-research/vision_transformer models_vit.py
       attention_init, mlp_init = {}, {}
+    elif self.initialization == "bert":  # google-research/bert modeling.py, create_initializer
+      normal = nn.initializers.truncated_normal(0.02)
+      attention_init = dict(kernel_init=normal, out_init=normal)
+      mlp_init = dict(kernel_init=normal, out_init=normal, bias_init=nn.initializers.zeros)
     else:
-      raise ValueError(f"initialization is 'xavier' or 'clip', not {self.initialization!r}")
-    norm = functools.partial(nn.LayerNorm, epsilon=self.layer_norm_epsilon, dtype=self.dtype)
+      raise ValueError(f"initialization is 'xavier', 'clip' or 'bert', not {self.initialization!r}")
+    if self.norm not in ("pre", "post"):
+      raise ValueError(f"norm is 'pre' or 'post', not {self.norm!r}")
+    before, after = (self.norm == when for when in ("pre", "post"))
     dropout = nn.Dropout(self.dropout, deterministic=not self.train)
-
+    attention_norm, mlp_norm = (
+        nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name=name)
+        for name in ("attention_norm", "mlp_norm")
+    )
     x = split_batch(x)
-    y = norm(name="attention_norm")(x)
+    y = attention_norm(x) if before else x
     y = MultiHeadAttention(
         self.num_heads, **attention_init, dtype=self.dtype, name="attention"
     )(y, mask)
     x = x + dropout(y)
-    y = norm(name="mlp_norm")(x)
+    x = attention_norm(x) if after else x
+    y = mlp_norm(x) if before else x
     y = MlpBlock(
         self.mlp_dim, self.activation, self.dropout, **mlp_init, dtype=self.dtype, name="mlp"
     )(y, train=self.train)
-    return x + dropout(y), None
+    x = x + dropout(y)
+    x = mlp_norm(x) if after else x
+    self.sow("intermediates", "hidden", x)
+    return x, None
 
 
 class Transformer(nn.Module):
@@ -110,6 +128,7 @@ class Transformer(nn.Module):
   remat: bool = False
   unroll: int = 1
   dtype: str = "float32"
+  norm: str = "pre"  # or "post"
 
   @nn.compact
   def __call__(
@@ -133,6 +152,6 @@ class Transformer(nn.Module):
     )
     x, _ = stack(
         self.num_heads, self.mlp_dim, self.depth, self.activation, self.dropout,
-        self.layer_norm_epsilon, self.initialization, self.dtype, train, name="blocks",
+        self.layer_norm_epsilon, self.initialization, self.dtype, train, self.norm, name="blocks",
     )(x, mask)
     return x

@@ -1,17 +1,33 @@
-"""Image classification as a system: what ViT and ResNet share."""
+"""Image classification as a system: what ViT, VGG, GoogLeNet and ResNet share."""
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vlx.models.system import Aux
+
+
+def cross_entropy(
+    logits: Float[Array, "batch classes"], label: Int[Array, "batch"], label_smoothing: float
+) -> Float[Array, ""]:
+  """Mean over the batch, in nats."""
+  targets = optax.smooth_labels(jnp.eye(logits.shape[-1])[label], label_smoothing)
+  return optax.softmax_cross_entropy(logits, targets).mean()
+
+
+def accuracy(
+    logits: Float[Array, "batch classes"], label: Int[Array, "batch"]
+) -> Float[Array, ""]:
+  """Share of the batch whose greatest logit is the label's."""
+  return (logits.argmax(-1) == label).mean()
 
 
 class Classifier:
   """Softmax classification of `image` into `label`, around a subclass's `network`.
 
   A subclass is a frozen dataclass with the fields `num_classes` and `label_smoothing` and a
-  `network`, a Linen module image → logits. Its batch statistics, if any, are the `state`.
+  `network`, a Linen module image → logits, whose `tower` is image → (pooled, features). Its batch
+  statistics, if any, are the `state`.
   """
 
   def init(self, rng, batch):
@@ -24,16 +40,23 @@ class Classifier:
   def loss(self, variables, batch, rng, *, step, train):
     """Mean cross entropy and accuracy over the batch; `step` is not used."""
     del step
-    logits, state = self.network.apply(
-        {"params": variables["params"], **variables["state"]}, batch["image"], train=train,
-        rngs={"dropout": rng}, mutable=list(variables["state"]),
+    logits, state = self._forward(variables, batch["image"], rng, train)
+    loss = cross_entropy(logits, batch["label"], self.label_smoothing)
+    return loss, Aux(metrics={"accuracy": accuracy(logits, batch["label"])}, state=state)
+
+  def _forward(self, variables, image, rng, train, method=None):
+    """What the network (its `method`) makes of the image, and the new `state`."""
+    return self.network.apply(
+        {"params": variables["params"], **variables["state"]}, image, train=train,
+        rngs={"dropout": rng}, mutable=list(variables["state"]), method=method,
     )
-    targets = optax.smooth_labels(
-        jnp.eye(self.num_classes)[batch["label"]], self.label_smoothing
-    )
-    loss = optax.softmax_cross_entropy(logits, targets).mean()
-    accuracy = (logits.argmax(-1) == batch["label"]).mean()
-    return loss, Aux(metrics={"accuracy": accuracy}, state=state)
 
   def logits(self, variables, image) -> Float[Array, "batch classes"]:
     return self.network.apply({"params": variables["params"], **variables["state"]}, image)
+
+  def features(self, variables, image) -> Float[Array, "batch ... features"]:
+    """The tower's last map `[B, rows, columns, D]`, or ViT's tokens `[B, N, D]`."""
+    return self.network.apply(
+        {"params": variables["params"], **variables["state"]}, image,
+        method=lambda network, image: network.tower(image)[1],
+    )

@@ -1,0 +1,75 @@
+"""What the recorders of torch models share."""
+
+import importlib.metadata
+import json
+import pathlib
+import tempfile
+
+import torch
+from safetensors.torch import load_file, save_file
+
+# transformers imports torchvision where it finds it; beside torch's CPU build that needs these two.
+_operators = torch.library.Library("torchvision", "DEF")
+for _name in ("nms", "qnms"):
+  _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+PARITY = pathlib.Path(__file__).resolve().parents[1]
+
+
+def redrawn(model: torch.nn.Module, seed: int) -> torch.nn.Module:
+  """The model with weights from N(0, 0.1), those of norms around 1: default initialisations hide bugs."""
+  generator = torch.Generator().manual_seed(seed)
+  with torch.no_grad():
+    for name, weight in model.named_parameters():
+      weight.normal_(0, 0.1, generator=generator)
+      if "norm" in name.lower() and name.endswith("weight"):
+        weight.add_(1)
+  return model.eval()
+
+
+def public_file(model) -> dict[str, torch.Tensor]:
+  """What `save_pretrained` writes: not always the names in memory, and no tied tensor twice."""
+  with tempfile.TemporaryDirectory() as folder:
+    model.save_pretrained(folder)
+    return load_file(f"{folder}/model.safetensors")
+
+
+def save(name: str, cases: dict[str, dict]) -> None:
+  """Writes `tests/parity/NAME.safetensors`.
+
+  Args:
+    cases: name → {"config": anything of JSON, and dicts of tensors: "weights", "inputs", "outputs"}.
+  """
+  tensors = {
+      f"{case}/{part}/{key}": tensor.detach().clone().contiguous()
+      for case, parts in cases.items()
+      for part, group in parts.items() if part != "config"
+      for key, tensor in group.items()
+  }
+  metadata = {case: json.dumps(parts["config"]) for case, parts in cases.items()}
+  metadata["versions"] = json.dumps({p: importlib.metadata.version(p) for p in ("torch", "transformers")})
+  save_file(tensors, PARITY / f"{name}.safetensors", metadata)
+
+
+def save_names(name: str, model) -> None:
+  """Writes `tests/parity/names/NAME.txt`: name and shape of each tensor of the model's public file.
+
+  The model may be on torch's meta device, which `save_pretrained` does not take: tied tensors are left out
+  here.
+  """
+  tied = {n for n, _ in model.named_parameters(remove_duplicate=False)} - {
+      n for n, _ in model.named_parameters()
+  }
+  lines = [
+      " ".join([key, *map(str, tensor.shape)])
+      for key, tensor in sorted(model.state_dict().items()) if key not in tied
+  ]
+  (PARITY / "names" / f"{name}.txt").write_text("\n".join(lines) + "\n")
+
+
+def hidden_states(layers) -> list[torch.Tensor]:
+  """A list that will hold each layer's output, in order, once the model has run."""
+  outputs = []
+  for layer in layers:
+    layer.register_forward_hook(lambda _, __, out: outputs.append(out if torch.is_tensor(out) else out[0]))
+  return outputs

@@ -1,0 +1,142 @@
+"""Tables of names: import, export, and what a checkpoint that does not fit is told."""
+
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vlx.errors import UserError
+from vlx.pretrained.tables import Row, export, load, public_shapes
+
+DEPTH = 3
+ROWS = [
+    Row("word.weight", "params/word/embedding"),
+    Row("layer.{layer}.q.weight", "params/blocks/query/kernel", ("(h e) d -> d h e", {"h": 2})),
+    Row("layer.{layer}.norm.weight", "params/blocks/norm/scale"),
+    Row("bn.running_mean", "state/bn/mean"),
+    Row("layer.{layer}.steps", None),
+    Row("scale", "params/scale"),
+]
+S = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+WANTED = {
+    "params": {
+        "word": {"embedding": S(7, 4)}, "scale": S(),
+        "blocks": {"query": {"kernel": S(DEPTH, 4, 2, 3)}, "norm": {"scale": S(DEPTH, 4)}},
+    },
+    "state": {"bn": {"mean": S(5)}},
+}
+
+
+def checkpoint():
+  rng = np.random.default_rng(0)
+  shapes = {"word.weight": (7, 4), "bn.running_mean": (5,), "scale": ()}
+  for i in range(DEPTH):
+    shapes |= {f"layer.{i}.q.weight": (6, 4), f"layer.{i}.norm.weight": (4,), f"layer.{i}.steps": ()}
+  return {name: np.asarray(rng.normal(size=shape), np.float32) for name, shape in shapes.items()}
+
+
+def loaded(tensors, **how):
+  return load(ROWS, WANTED, {n: x.shape for n, x in tensors.items()}, tensors.__getitem__, **how)
+
+
+def test_layers_are_stacked_and_patterns_applied():
+  tensors = checkpoint()
+  variables = loaded(tensors)
+  kinds = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert kinds(variables) == kinds(WANTED)
+  query = variables["params"]["blocks"]["query"]["kernel"]
+  for i in range(DEPTH):
+    np.testing.assert_array_equal(query[i, 1, :, 2], tensors[f"layer.{i}.q.weight"][[2, 5], 1])
+  np.testing.assert_array_equal(variables["state"]["bn"]["mean"], tensors["bn.running_mean"])
+
+
+def test_export_is_the_inverse():
+  tensors = checkpoint()
+  returned = dict(export(ROWS, loaded(tensors)))
+  kept = {name for name in tensors if "steps" not in name}
+  assert returned.keys() == kept == public_shapes(ROWS, WANTED).keys()
+  for name in kept:
+    assert returned[name].flags.c_contiguous
+    np.testing.assert_array_equal(returned[name], tensors[name])
+
+
+def test_tensors_of_another_type_are_converted():
+  tensors = {n: x.astype(jnp.bfloat16) for n, x in checkpoint().items()}
+  scale = loaded(tensors)["params"]["blocks"]["norm"]["scale"]
+  assert scale.dtype == jnp.float32
+  np.testing.assert_array_equal(scale[1], tensors["layer.1.norm.weight"].astype(np.float32))
+
+
+def test_everything_that_does_not_fit_is_told_at_once_before_anything_is_read():
+  tensors = checkpoint()
+  del tensors["layer.1.norm.weight"], tensors["word.weight"]
+  tensors["layer.2.q.weight"] = np.zeros((4, 6), np.float32)
+  tensors["layer.3.norm.weight"] = tensors["head.weight"] = np.zeros(4, np.float32)
+  shapes = {n: x.shape for n, x in tensors.items()}
+  with pytest.raises(UserError) as told:
+    load(ROWS, WANTED, shapes, lambda name: pytest.fail("read"))
+  assert str(told.value).splitlines()[1:] == [
+      "  misshapen: layer.2.q.weight is [4, 6], not [6, 4], for layer 2 of params/blocks/query/kernel",
+      "  missing: layer.1.norm.weight [4] for layer 1 of params/blocks/norm/scale",
+      "  missing: word.weight [7, 4] for params/word/embedding",
+      "  surplus: head.weight [4], which the model has no place for",
+      "  surplus: layer.3.norm.weight [4], a layer that params/blocks/norm/scale lacks",
+  ]
+
+
+def test_a_table_for_another_model_is_told_too():
+  wanted = {"params": {**WANTED["params"], "extra": S(2)}}
+  with pytest.raises(UserError) as told:
+    load(ROWS, wanted, {n: x.shape for n, x in checkpoint().items()}, lambda name: pytest.fail("read"))
+  assert "the table has nothing for params/extra" in str(told.value)
+  assert "the table has bn.running_mean for state/bn/mean, which the model lacks" in str(told.value)
+
+
+def test_older_names_are_read_and_told_as_they_stand():
+  tensors = {n.replace("norm.weight", "norm.gamma"): x for n, x in checkpoint().items()}
+  aliases = ((r"norm\.gamma$", "norm.weight"),)
+  np.testing.assert_array_equal(
+      loaded(tensors, aliases=aliases)["params"]["blocks"]["norm"]["scale"][2], tensors["layer.2.norm.gamma"]
+  )
+  with pytest.raises(UserError, match=r"surplus: layer\.0\.norm\.gamma"):
+    loaded(tensors)
+
+
+def test_a_copy_must_be_one():
+  tensors, copies = checkpoint(), {"head.weight": "word.weight"}
+  loaded(tensors, copies=copies)
+  tensors["head.weight"] = tensors["word.weight"].copy()
+  loaded(tensors, copies=copies)
+  tensors["head.weight"][0, 0] += 1
+  with pytest.raises(UserError, match="head.weight differs from word.weight"):
+    loaded(tensors, copies=copies)
+
+
+def test_memory_is_that_of_the_variables_and_one_tensor():
+  """Tensors are made when asked for; arrays are handed over uncopied, here to nobody."""
+  width, depth = 256, 16
+  rows = [Row("layer.{layer}.w", "params/w", ("o i -> i o", {}))]
+  tracemalloc.start()
+  variables = load(
+      rows, {"params": {"w": S(depth, width, width)}}, {f"layer.{i}.w": (width, width) for i in range(depth)},
+      lambda name: np.ones((width, width), np.float32),
+  )
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  one = 4 * width**2
+  assert depth * one < peak < (depth + 2) * one + 2**20
+  assert variables["params"]["w"].sum() == depth * width**2
+
+
+def test_a_placed_array_is_not_copied_on_cpu():
+  addresses = []
+
+  def place(name, array):
+    addresses.append(array.ctypes.data)
+    return jax.device_put(array)
+
+  variables = load([Row("w", "params/w")], {"params": {"w": S(1000, 10)}}, {"w": (1000, 10)},
+                   lambda name: np.zeros((1000, 10), np.float32), place=place)
+  assert variables["params"]["w"].unsafe_buffer_pointer() == addresses[0]

@@ -1,0 +1,37 @@
+"""Names of GoogLeNet in torchvision's file (googlenet-1378be20.pth)."""
+
+from vlx.models.vision.inception import AUXILIARY, BLOCKS
+from vlx.pretrained.tables import Row
+from vlx.pretrained.torch_rows import batch_norm, convolution, dense
+
+STEM = {"conv1": "conv1", "conv2": "conv2_reduce", "conv3": "conv2"}
+BRANCHES = {
+    "branch1": "1x1", "branch2.0": "3x3_reduce", "branch2.1": "3x3",
+    "branch3.0": "5x5_reduce", "branch3.1": "5x5", "branch4.1": "projection",
+}
+
+
+def rows(auxiliary: bool) -> list[Row]:
+  """Of `GoogLeNet(GoogLeNetTower(), …, auxiliary)`.
+
+  The file has the auxiliary classifiers (not trained, says torchvision) whether the system has them or not.
+  """
+  out = []
+  for public, ours in STEM.items():
+    out += _block(public, f"tower/{ours}")
+  for block in BLOCKS:
+    for public, ours in BRANCHES.items():
+      out += _block(f"inception{block}.{public}", f"tower/inception{block}_{ours}")
+  out += dense("fc", "head")
+  for public, ours in zip(("aux1", "aux2"), AUXILIARY):
+    head = [
+        *_block(f"{public}.conv", f"{ours}/conv"),
+        *dense(f"{public}.fc1", f"{ours}/fc", ("o (c h w) -> (h w c) o", {"h": 4, "w": 4})),
+        *dense(f"{public}.fc2", f"{ours}/head"),
+    ]
+    out += head if auxiliary else [(name, None, pattern) for name, _, pattern in head]
+  return out
+
+
+def _block(public: str, ours: str) -> list[Row]:
+  return convolution(f"{public}.conv", f"{ours}/conv") + batch_norm(f"{public}.bn", f"{ours}/norm")

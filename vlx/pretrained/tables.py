@@ -1,0 +1,177 @@
+"""Between public checkpoints and vlx's variables, by a table of names per family.
+
+A table is a list of rows (public name, vlx name, pattern). Where the public name has `{layer}` in it, vlx
+keeps one array with a leading depth axis, which the public tensors of layers 0, 1, … fill. The pattern is
+einops', from the public layout to vlx's, of one layer: ("(h e) d -> d h e", {"h": 12}), or ("", {}) for as it
+is. Turned round it leads back, so the same table imports and exports. A row without a vlx name is for what
+may be in a file or not and holds no weights: it is neither read nor written.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import einops
+import jax
+import numpy as np
+
+from vlx.errors import UserError
+from vlx.train.partition import names
+
+Pattern = tuple[str, Mapping[str, int]]
+AS_IT_IS: Pattern = ("", {})
+
+
+class Row(NamedTuple):
+  public: str  # as in the public file: "encoder.layer.{layer}.output.dense.weight"
+  name: str | None  # the path of the variable: "params/encoder/blocks/mlp/fc2/kernel"
+  pattern: Pattern = AS_IT_IS
+
+
+class _Piece(NamedTuple):
+  """One public tensor, and where it goes: a variable, or a layer of one."""
+
+  public: str
+  layer: int | None
+  shape: tuple[int, ...]  # of the public tensor
+
+
+def public_shapes(rows: Sequence[Row], variables: Any) -> dict[str, tuple[int, ...]]:
+  """Names and shapes of the public tensors for variables (or their shapes)."""
+  shapes = {name: leaf.shape for name, leaf in _flat(variables).items()}
+  return {piece.public: piece.shape for row in _kept(rows) for piece in _pieces(row, shapes[row.name])}
+
+
+def load(
+    rows: Sequence[Row],
+    variables: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    fetch: Callable[[str], np.ndarray],
+    *,
+    aliases: Sequence[tuple[str, str]] = (),
+    copies: Mapping[str, str] = {},
+    place: Callable[[str, np.ndarray], Any] = lambda name, array: jax.device_put(array),
+) -> Any:
+  """The variables that a public checkpoint holds.
+
+  Everything is checked before the first tensor is read. Then each variable is allocated once, filled from the
+  public tensors one by one, and placed; nothing else of its size is held.
+
+  Args:
+    rows: the table, of `Row` or plain tuples like it.
+    variables: the tree that is wanted, of `jax.ShapeDtypeStruct` or arrays: names, shapes and types.
+    shapes: of the tensors in the public file, by name.
+    fetch: reads one of them.
+    aliases: (pattern, replacement) by `re.sub`, from older public names to those of the table.
+    copies: public names that a file may hold besides, each equal to the tensor of another: tied weights.
+    place: puts a variable, given its name and the whole of it, where it belongs (its device and sharding). The
+      array is given away: nobody writes to it again.
+
+  Raises:
+    UserError: with a line for every tensor that is missing, surplus, or of another shape, under both its
+      names; for a copy that is not equal to its original.
+  """
+  found = {_renamed(public, aliases): public for public in shapes}
+  wanted = _flat(variables)
+  if problems := _problems(rows, wanted, {n: tuple(shapes[found[n]]) for n in found if n not in copies}):
+    raise UserError("the checkpoint does not fit:\n" + "\n".join(f"  {p}" for p in problems))
+  for copy, original in copies.items():
+    if copy in found and not np.array_equal(fetch(found[copy]), fetch(found[original])):
+      raise UserError(f"{found[copy]} differs from {found[original]}, and this model has one array for both")
+
+  placed = {}
+  for row in _kept(rows):
+    leaf = wanted[row.name]
+    array = _aligned(leaf.shape, leaf.dtype)
+    for piece in _pieces(row, leaf.shape):
+      view = array if piece.layer is None else array[piece.layer]
+      view[...] = _applied(row.pattern, fetch(found[piece.public]))
+    placed[row.name] = place(row.name, array)
+  return jax.tree.map(placed.__getitem__, names(variables))
+
+
+def export(rows: Sequence[Row], variables: Any) -> Iterator[tuple[str, np.ndarray]]:
+  """The tensors of a public checkpoint, one after another, under their public names."""
+  arrays = _flat(variables)
+  for row in _kept(rows):
+    for piece in _pieces(row, arrays[row.name].shape):
+      array = arrays[row.name] if piece.layer is None else arrays[row.name][piece.layer]
+      yield piece.public, np.ascontiguousarray(_applied(_turned_round(row.pattern), np.asarray(array)))
+
+
+def _problems(rows, wanted, shapes) -> list[str]:
+  """What keeps tensors of these shapes from being the variables wanted, a line each."""
+  kept = {row.name: row for row in _kept(rows)}
+  problems = [
+      f"the table has {row.public} for {name}, which the model lacks"
+      for name, row in kept.items() if name not in wanted
+  ]
+  problems += [f"the table has nothing for {name}" for name in wanted if name not in kept]
+  known = set()
+  for name in kept.keys() & wanted.keys():
+    for public, layer, shape in _pieces(kept[name], wanted[name].shape):
+      known.add(public)
+      where = name if layer is None else f"layer {layer} of {name}"
+      if public not in shapes:
+        problems.append(f"missing: {public} {list(shape)} for {where}")
+      elif shapes[public] != shape:
+        problems.append(f"misshapen: {public} is {list(shapes[public])}, not {list(shape)}, for {where}")
+  names_of = {public: name or "" for public, name, _ in rows}
+  for public in shapes.keys() - known:
+    name = names_of.get(public, names_of.get(re.sub(r"(?<=\.)\d+(?=\.)", "{layer}", public, count=1)))
+    if name != "":
+      why = f"a layer that {name} lacks" if name else "which the model has no place for"
+      problems.append(f"surplus: {public} {list(shapes[public])}, {why}")
+  return sorted(problems)
+
+
+def _kept(rows: Sequence[Row]) -> list[Row]:
+  return [Row(*row) for row in rows if row[1]]
+
+
+def _pieces(row: Row, shape: tuple[int, ...]) -> list[_Piece]:
+  """The public tensors of a variable of that shape."""
+  if "{layer}" not in row.public:
+    return [_Piece(row.public, None, _public_shape(row.pattern, shape))]
+  of_layer = _public_shape(row.pattern, shape[1:])
+  return [_Piece(row.public.format(layer=i), i, of_layer) for i in range(shape[0])]
+
+
+def _public_shape(pattern, shape) -> tuple[int, ...]:
+  turned, sizes = _turned_round(pattern)
+  return _shape_after(turned, tuple(sizes.items()), tuple(shape))
+
+
+@functools.lru_cache(maxsize=1024)
+def _shape_after(pattern: str, sizes: tuple, shape: tuple[int, ...]) -> tuple[int, ...]:
+  x = jax.ShapeDtypeStruct(shape, np.float32)
+  return jax.eval_shape(lambda x: _applied((pattern, dict(sizes)), x), x).shape
+
+
+def _turned_round(pattern):
+  there, sizes = pattern
+  return " -> ".join(reversed(there.split(" -> "))), sizes
+
+
+def _applied(pattern, array):
+  there, sizes = pattern
+  return einops.rearrange(array, there, **sizes) if there else array
+
+
+def _renamed(public: str, aliases: Sequence[tuple[str, str]]) -> str:
+  for pattern, replacement in aliases:
+    public = re.sub(pattern, replacement, public)
+  return public
+
+
+def _flat(variables: Any) -> dict[str, Any]:
+  return dict(zip(jax.tree.leaves(names(variables)), jax.tree.leaves(variables)))
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+  """Uninitialised, and so aligned that JAX takes it on CPU without a copy."""
+  alignment, size = 64, int(np.prod(shape)) * np.dtype(dtype).itemsize
+  room = np.empty(size + alignment, np.uint8)
+  start = -room.ctypes.data % alignment
+  return room[start : start + size].view(dtype).reshape(shape)
