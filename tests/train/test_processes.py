@@ -90,6 +90,7 @@ def test_what_one_process_cannot_read_none_uses(tmp_path):
   losses(tmp_path)  # each step once
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_others_and_is_named(tmp_path):
   began = time.monotonic()
   code, out = start(2, 1, tmp_path, KILL_AT=5)

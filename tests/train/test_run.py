@@ -145,6 +145,7 @@ def test_evaluation_of_a_finished_run_gives_its_results_again(finished):
   assert results == json.loads((run.workdir / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_one_device_and_eight_train_alike(finished, tmp_path):
   """Losses of the smoke run on one device and on data 4 x fsdp 2, parameters split."""
   rules = ((r"(fc1|query|key|value)/kernel", (None, "fsdp")), (".*", ()))

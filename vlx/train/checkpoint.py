@@ -1,5 +1,6 @@
 """Checkpoints: Orbax, asynchronous and atomic, kept by count and by best measure."""
 
+import contextlib
 import logging
 import pathlib
 from typing import Any
@@ -70,9 +71,10 @@ def restore_latest(
     try:
       _check(manager, step, like)
       # Not `manager.restore`: it waits for the other processes at its end, and one that fails never comes.
-      state = ocp.StandardCheckpointHandler().restore(
-          manager.directory / str(step) / "default", args=ocp.args.StandardRestore(like)
-      )
+      with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+        state = handler.restore(
+            manager.directory / str(step) / "default", args=ocp.args.StandardRestore(like)
+        )
     except UserError:
       raise
     except Exception as e:  # Orbax, tensorstore and the file system each have their own.
