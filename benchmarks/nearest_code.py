@@ -1,15 +1,16 @@
 """What the real compilers make of `nearest_code`, 32,768 rows × 8,192 codes × 256, f32, without the hardware.
 
-  PYTHONPATH=.venv/compilers python -m benchmarks.nearest_code
+  python -m benchmarks.nearest_code
 
-Prints the bytes of temporaries on a v5e and an h100, by XLA's plain argmin and by vlx, and on the v5e the matrix
-unit's bundles: a tile's, from its first to its last matrix instruction, times the tiles. `make .venv/compilers`
-installs the compilers.
+Prints the bytes of temporaries on a v5e and an h100, by XLA's plain argmin and by vlx, and on the v5e the
+matrix unit's bundles: a tile's, from its first to its last matrix instruction, times the tiles. `make
+test-all` installs the compilers.
 """
 
-import glob
 import json
+import math
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -17,91 +18,71 @@ import tempfile
 
 from absl import app
 
+from vlx.compile import bundles, topologies
+
 ROWS, CODES, DIM = 32768, 8192, 256
 WAYS = ("plain", "l2", "cosine")
-
-# libtpu and XLA read their flags once: each compilation is a process of its own.
-_CHILD = """
-import json, sys
-import jax, jax.numpy as jnp, numpy as np
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from vlx.ops.nearest_code import nearest_code
-
-platform, way, rows, codes, dim, target = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6]), sys.argv[6]
-if platform == "v5e":
-  description = topologies.get_topology_desc("v5e:2x2", platform="tpu")
-else:
-  description = topologies.get_topology_desc(
-      platform, platform="cuda", target_config=open(target).read(), topology="1x1x1")
-one = NamedSharding(Mesh(np.array(description.devices[:1]), ("device",)), P())
-
-def plain(x, c):
-  return jnp.argmin((c * c).sum(1) - 2 * jnp.matmul(x, c.T, precision="highest"), axis=1)
-
-find = plain if way == "plain" else lambda x, c: nearest_code(x, c, distance=way)
-arrays = [jax.ShapeDtypeStruct((n, dim), jnp.float32, sharding=one) for n in (rows, codes)]
-compiled = jax.jit(find).lower(*arrays).compile()
-print("RESULT" + json.dumps([compiled.memory_analysis().temp_size_in_bytes, compiled.as_text()]))
-"""
+TOPOLOGIES = {"v5e": "v5e:2x2", "h100": "h100:1"}
 
 
-def compile_for(platform: str, way: str, target: str = "") -> tuple[int, int | None]:
-  """(bytes of temporaries, the v5e's matrix-unit bundles for all tiles).
-
-  Args:
-    platform: "v5e" or "h100".
-    way: one of `WAYS`.
-    target: file with XLA's description of the GPU.
-  """
+def compile_for(chip: str, way: str) -> tuple[int, int | None]:
+  """(bytes of temporaries, the v5e's matrix-unit bundles for all tiles), of one of `WAYS`."""
+  topology = topologies.parse(TOPOLOGIES[chip])
   with tempfile.TemporaryDirectory() as dump:
-    env = dict(
-        os.environ, TPU_SKIP_MDS_QUERY="1", JAX_SKIP_CUDA_CONSTRAINTS_CHECK="1", TPU_STDERR_LOG_LEVEL="3",
-        JAX_PLATFORMS="cpu" if platform == "v5e" else "cpu,cuda",
-        LIBTPU_INIT_ARGS=f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true",
-    )
+    # The compilers read their flags once, so each program is a process of its own.
+    environment = os.environ | topologies.environment(topology) | {
+        "LIBTPU_INIT_ARGS": bundles.DUMP_FLAGS.format(dump), "TPU_STDERR_LOG_LEVEL": "3",
+    }
+    call = f"nearest_code.report({topology.name!r}, {way!r})"
     child = subprocess.run(
-        [sys.executable, "-c", _CHILD, platform, way, *map(str, (ROWS, CODES, DIM)), target],
-        env=env, capture_output=True, text=True, check=False,
+        [sys.executable, "-c", f"from benchmarks import nearest_code; {call}"],
+        env=environment, capture_output=True, text=True,
     )
-    result = [line for line in child.stdout.splitlines() if line.startswith("RESULT")]
-    if not result:
-      raise RuntimeError(f"{way} does not compile for {platform}: {child.stderr[-2000:]}")
-    temporaries, text = json.loads(result[0].removeprefix("RESULT"))
-    return temporaries, _bundles(dump, text, way) if platform == "v5e" else None
+    if child.returncode:
+      raise RuntimeError(f"{call} failed:\n{child.stderr[-3000:]}")
+    temporaries, text = json.loads(child.stdout.splitlines()[-1])
+    return temporaries, _bundles(pathlib.Path(dump), text, way) if topology.is_tpu else None
 
 
-def _bundles(dump: str, text: str, way: str) -> int:
+def report(topology: str, way: str):
+  """Prints the program's temporaries and its text, in a process that has the compiler."""
+  import jax
+  import jax.numpy as jnp
+  from jax.sharding import SingleDeviceSharding
+
+  from vlx.ops.nearest_code import nearest_code
+
+  def plain(x, codebook):
+    products = jnp.matmul(x, codebook.T, precision="highest")
+    return jnp.argmin(jnp.sum(codebook**2, axis=1) - 2 * products, axis=1)
+
+  find = plain if way == "plain" else lambda x, codebook: nearest_code(x, codebook, distance=way)
+  one = SingleDeviceSharding(topologies.devices(topologies.parse(topology))[0])
+  arrays = [jax.ShapeDtypeStruct((n, DIM), jnp.float32, sharding=one) for n in (ROWS, CODES)]
+  compiled = jax.jit(find).lower(*arrays).compile()
+  print(json.dumps([compiled.memory_analysis().temp_size_in_bytes, compiled.as_text()]))
+
+
+def _bundles(dump, text: str, way: str) -> int:
   """Of the kernel that goes over all rows: a tile's bundles times the tiles."""
   if way == "plain":
     # XLA says into how many steps it cut the fusion that has the product.
-    name, bounds = re.search(r'%(fusion[\w.]*) = [^\n]*kind=kOutput[^\n]*"iteration_bounds":\[([^\]]*)\]', text).groups()
-    tiles = 1
-    for bound in re.findall(r"\d+", bounds):
-      tiles *= int(bound)
+    name, bounds = re.search(
+        r'%(fusion[\w.]*) = [^\n]*kind=kOutput[^\n]*"iteration_bounds":\[([^\]]*)\]', text
+    ).groups()
+    tiles = math.prod(map(int, re.findall(r"\d+", bounds)))
   else:
     name, tiles = "nearest_code", (ROWS // 512) * (CODES // 512)
-  (path,) = glob.glob(f"{dump}/*-{name}*final_hlo-static-per-bundle-utilization.txt")
-  with open(path) as file:
-    rows = file.read().split("== UTIL")[-1].splitlines()
-  matrix = [int(row.split()[0]) for row in rows if re.fullmatch(r"[\d\s]+", row) and row.strip()]
-  used = [i for i, slots in enumerate(matrix) if slots]
-  return (used[-1] - used[0] + 1) * tiles
+  (path,) = dump.glob(f"*-{name}*final_hlo-static-per-bundle-utilization.txt")
+  return bundles.read(path).hot * tiles
 
 
-def main(argv):
-  target = argv[1] if len(argv) > 1 else _target()
+def main(_):
   print("                 v5e temporaries   v5e matrix bundles   h100 temporaries")
   for way in WAYS:
-    (v5e, bundles), (h100, _) = compile_for("v5e", way), compile_for("h100", way, target)
+    (v5e, matrix), (h100, _) = compile_for("v5e", way), compile_for("h100", way)
     name = "XLA, highest" if way == "plain" else f"vlx, {way}"
-    print(f"{name:15} {v5e:12,} bytes {bundles:20,} {h100:12,} bytes")
-
-
-def _target() -> str:
-  """The description of an h100 that ships with vlx."""
-  (path,) = glob.glob(os.path.join(os.path.dirname(__file__), "..", "vlx", "compile", "**", "h100*"), recursive=True)
-  return path
+    print(f"{name:15} {v5e:12,} bytes {matrix:20,} {h100:12,} bytes", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """Nearest codes against float64, however they are computed; gradients past them; statistics of codes."""
 
 import functools
-import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec as P
 
+from benchmarks import nearest_code as benchmark
 from vlx.ops import nearest_code_gpu, nearest_code_tpu, nearest_code_xla
 from vlx.ops.nearest_code import code_statistics, nearest_code, straight_through
 from vlx.train import partition
@@ -219,15 +218,8 @@ def test_spread_over_eight_devices_equals_one(rows):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way, v5e_bytes", [("l2", 2**20), ("cosine", 1.25 * 2**20)])
-def test_compilers_find_no_matrix_in_memory_and_fewer_bundles(way, v5e_bytes, monkeypatch):
-  from benchmarks import nearest_code as benchmark
-
-  root = pathlib.Path(__file__).parents[2]
-  compilers = root / ".venv" / "compilers"
-  assert compilers.is_dir(), "no .venv/compilers: make test-all installs them"
-  monkeypatch.setenv("PYTHONPATH", f"{compilers}{os.pathsep}{root}")
-  monkeypatch.delenv("XLA_FLAGS", raising=False)
+def test_compilers_find_no_matrix_in_memory_and_fewer_bundles(way, v5e_bytes):
   temporaries, bundles = benchmark.compile_for("v5e", way)
   assert temporaries < v5e_bytes
   assert bundles < benchmark.compile_for("v5e", "plain")[1]
-  assert benchmark.compile_for("h100", way, benchmark._target())[0] < 2**20
+  assert benchmark.compile_for("h100", way)[0] < 2**20

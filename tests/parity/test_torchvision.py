@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from einops import rearrange
 from flax import traverse_util
 from safetensors import numpy as safetensors
 
 from vlx.models.vision.inception import PAPER, GoogLeNet, GoogLeNetTower
 from vlx.models.vision.resnet import STAGE_SIZES, ResNet, ResNetTower
 from vlx.models.vision.vgg import CONVOLUTIONS, VGG, VGGTower
-from vlx.pretrained import googlenet, resnet, vgg
+from vlx.pretrained import googlenet, resnet, tables, vgg
 
 HERE = pathlib.Path(__file__).parent
 PUBLISHED = {
@@ -46,36 +45,19 @@ def named(variables):
   return traverse_util.flatten_dict(variables, sep="/")
 
 
-def imported(rows, tensors):
-  """Variables of named tensors by a table, which must use every one."""
-  assert {public for public, ours, _ in rows if ours} <= set(tensors) <= {public for public, _, _ in rows}
-  flat = {
-      ours: rearrange(tensors[public], pattern, **sizes) if pattern else tensors[public]
-      for public, ours, (pattern, sizes) in rows if ours
-  }
-  return traverse_util.unflatten_dict(flat, sep="/")
-
-
-def exported_shape(pattern, sizes, shape):
-  """Of the table read from right to left."""
-  back = " -> ".join(reversed(pattern.split(" -> ")))
-  return rearrange(np.broadcast_to(np.int8(0), shape), back, **sizes).shape if pattern else shape
-
-
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_table_covers_exactly_the_published_names_and_shapes(name):
   system, rows = PUBLISHED[name]
   batch = {"image": jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)}
-  ours = named(jax.eval_shape(system.init, jax.random.key(0), batch))
+  ours = jax.eval_shape(system.init, jax.random.key(0), batch)
   lines = (HERE / "names" / f"{name.split()[0]}.txt").read_text().splitlines()
   published = {name: tuple(map(int, shape)) for name, *shape in map(str.split, lines)}
 
-  assert len({public for public, _, _ in rows}) == len(rows)
-  assert {public for public, _, _ in rows} == set(published)
-  kept = [row for row in rows if row[1]]
-  assert sorted(name for _, name, _ in kept) == sorted(ours)
-  for public, name, (pattern, sizes) in kept:
-    assert exported_shape(pattern, sizes, ours[name].shape) == published[public], (public, name)
+  assert len({row.public for row in rows}) == len(rows)
+  assert sorted(row.name for row in rows if row.name) == sorted(named(ours))
+  unread = {row.public for row in rows if not row.name}
+  assert unread <= set(published)
+  assert tables.public_shapes(rows, ours) == {k: v for k, v in published.items() if k not in unread}
 
 
 def rows_of(name):
@@ -87,9 +69,9 @@ def rows_of(name):
   else:
     rows = googlenet.rows(auxiliary=True)
   if name == "googlenet_paper":  # no published file: torchvision's names, with biases for normalisation
-    rows = [row for row in rows if ".bn." not in row[0]] + [
-        (public.replace("weight", "bias"), ours.replace("kernel", "bias"), ("", {}))
-        for public, ours, _ in rows if public.endswith("conv.weight")
+    rows = [row for row in rows if ".bn." not in row.public] + [
+        tables.Row(row.public.replace("weight", "bias"), row.name.replace("kernel", "bias"))
+        for row in rows if row.public.endswith("conv.weight")
     ]
   return rows
 
@@ -98,7 +80,10 @@ def recorded(name):
   """(variables, {name: array} of the rest) of a fixture."""
   tensors = safetensors.load_file(HERE / f"{name}.safetensors")
   weights = {k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")}
-  variables = {"state": {}, **imported(rows_of(name), weights)}
+  image = jax.ShapeDtypeStruct(tensors["image"].shape, jnp.float32)
+  wanted = jax.eval_shape(NARROW[name].init, jax.random.key(0), {"image": image})
+  shapes = {k: v.shape for k, v in weights.items()}
+  variables = tables.load(rows_of(name), wanted, shapes, weights.__getitem__)
   expected = {}
   for key, value in tensors.items():
     if not key.startswith("weights/"):

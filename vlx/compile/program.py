@@ -24,6 +24,7 @@ from vlx.compile.plan import Plan
 from vlx.errors import UserError
 from vlx.train import loop, optimizer as optimizers
 
+
 def measure(config, topology: topologies.Topology, folder: pathlib.Path) -> dict:
   """What `vlx.compile --json` prints; `folder` takes the compiler's dumps.
 

@@ -29,7 +29,7 @@ def rows(auxiliary: bool) -> list[Row]:
         *dense(f"{public}.fc1", f"{ours}/fc", ("o (c h w) -> (h w c) o", {"h": 4, "w": 4})),
         *dense(f"{public}.fc2", f"{ours}/head"),
     ]
-    out += head if auxiliary else [(name, None, pattern) for name, _, pattern in head]
+    out += head if auxiliary else [Row(row.public, None) for row in head]
   return out
 
 

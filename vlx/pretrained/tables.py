@@ -59,7 +59,7 @@ def load(
   public tensors one by one, and placed; nothing else of its size is held.
 
   Args:
-    rows: the table, of `Row` or plain tuples like it.
+    rows: the table.
     variables: the tree that is wanted, of `jax.ShapeDtypeStruct` or arrays: names, shapes and types.
     shapes: of the tensors in the public file, by name.
     fetch: reads one of them.
@@ -127,7 +127,7 @@ def _problems(rows, wanted, shapes) -> list[str]:
 
 
 def _kept(rows: Sequence[Row]) -> list[Row]:
-  return [Row(*row) for row in rows if row[1]]
+  return [row for row in rows if row.name]
 
 
 def _pieces(row: Row, shape: tuple[int, ...]) -> list[_Piece]:

@@ -7,24 +7,18 @@ networks with fewer channels: weights, pictures, outputs.
 """
 
 import importlib
-import pathlib
 import zlib
 
 import torch
+from common import PARITY  # before torchvision
 from safetensors.torch import save_file
-
-# torchvision's operators may be built for another torch than the one that is installed.
-library = torch.library.Library("torchvision", "DEF")
-for operator in ("nms", "qnms"):
-  library.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+from torch import nn
 
 import torchvision
-from torch import nn
 from torchvision.models import resnet, vgg
 
 googlenet = importlib.import_module("torchvision.models.googlenet")  # a function has its name
 
-PARITY = pathlib.Path(__file__).parents[1]
 CLASSES = 5
 
 

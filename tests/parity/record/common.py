@@ -7,11 +7,13 @@ import tempfile
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import library as operators
 
-# transformers imports torchvision where it finds it; beside torch's CPU build that needs these two.
-_operators = torch.library.Library("torchvision", "DEF")
+# Before torchvision is imported, by a recorder or by transformers: built for another torch than the one
+# that is installed, it lacks these two.
+_torchvision = operators.Library("torchvision", "DEF")
 for _name in ("nms", "qnms"):
-  _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+  _torchvision.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 PARITY = pathlib.Path(__file__).resolve().parents[1]
 

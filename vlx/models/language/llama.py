@@ -18,6 +18,7 @@ from vlx.models.layers.linear import flat_dot_general
 from vlx.models.layers.norm import RMSNorm
 from vlx.models.layers.position import rotary_angles, rotate
 from vlx.ops.attention import attention
+from vlx.ops.axes import split_batch
 from vlx.ops.masks import Causal, Mask, UpTo
 
 # LLaMA, Table 2; Llama 2, Table 1. Widths of the MLP and ε are those of the released `params.json`: 2/3 · 4 ·
@@ -107,6 +108,7 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, carry, layer, angles, mask):
     x, cache = carry
+    x = split_batch(x)
     y = RMSNorm(self.epsilon, self.dtype, name="attention_norm")(x)
     attend = GroupedQueryAttention(self.num_heads, self.num_groups, self.dtype, name="attention")
     y, cache = attend(y, angles, mask, cache, layer)
