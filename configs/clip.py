@@ -7,7 +7,7 @@ Variants: smoke, demo, emoji, folder, and the published b32, b16, l14, l14_336 (
 image → text R@1 / R@5 in percent, full gallery, seed 0, on two CPU cores:
 
   variant                     combo        concept      style
-  demo, 620 steps             37.1 / 81.7  1.3 /  6.3    8.6 / 22.1
+  demo, 620 steps             37.1 / 82.2  1.4 /  6.6    9.4 / 22.2
   emoji, 2,800 steps          52.0 / 95.3  2.0 / 10.4   16.7 / 32.0
   emoji, normalized           72.3 / 99.5  6.3 / 22.3   11.2 / 23.3
   to beat                     21.0 / 71.2  3.3 / 17.3    6.9 / 11.8
