@@ -10,8 +10,8 @@ from vlx.models.layers import convolution
 from vlx.models.layers.attention import MultiHeadAttention
 from vlx.models.layers.linear import flat_dot_general
 from vlx.models.layers.position import resample_positions
-from vlx.models.layers.transformer import ACTIVATIONS, Transformer
-from vlx.ops.masks import Causal, Segments, Window
+from vlx.models.layers.transformer import ACTIVATIONS, Transformer, token
+from vlx.ops.masks import Causal, Segments, UpTo, Window
 
 
 def normal(*shape, seed=0):
@@ -75,6 +75,35 @@ def test_how_the_stack_is_run_changes_no_value_and_no_gradient(how):
   params = jax.jit(plain.init)(jax.random.key(0), x)
   loss = lambda stack: jax.value_and_grad(lambda p: (stack.apply(p, x) ** 2).mean())(params)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), loss(plain), loss(saved))
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_pooled_token_is_that_of_the_whole_stack_and_so_are_its_gradients(norm, depth):
+  stack = Transformer(depth=depth, num_heads=2, mlp_dim=16, norm=norm, remat=depth == 3)
+  x, at = normal(3, 5, 8), jnp.array([0, 4, 2])
+  params = jax.jit(stack.init)(jax.random.key(0), x)
+
+  def whole(params, x):
+    return token(stack.apply(params, x, Causal()), at)[:, 0]
+
+  def pooled(params, x):
+    return stack.apply(params, x, at, Causal(), UpTo(at[:, None]), method="pooled")[0]
+
+  for of in (lambda f: f, lambda f: jax.grad(lambda *a: (f(*a) ** 3).sum(), (0, 1))):
+    one, other = (jax.jit(of(f))(params, x) for f in (whole, pooled))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, other)
+
+
+def test_a_pooled_token_saves_most_of_the_last_layer():
+  """XLA counts no product of the MLP but those of the tokens asked for, whoever else is computed with them."""
+  stack = Transformer(depth=1, num_heads=2, mlp_dim=64)
+  x, at = normal(4, 32, 16), jnp.zeros(4, jnp.int32)
+  params = jax.jit(stack.init)(jax.random.key(0), x)
+  flops = lambda f: jax.jit(f).lower(params, x).compile().cost_analysis()["flops"]
+  whole = flops(lambda p, x: stack.apply(p, x))
+  pooled = flops(lambda p, x: stack.apply(p, x, at, method="pooled")[0])
+  assert pooled < 0.35 * whole
 
 
 def test_layers_start_different():

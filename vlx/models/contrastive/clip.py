@@ -21,7 +21,7 @@ from vlx import losses
 from vlx.models.layers.transformer import Transformer
 from vlx.models.system import Aux
 from vlx.models.vision.vit import VisionTransformer, attention_map
-from vlx.ops.masks import Causal, KeyPadding
+from vlx.ops.masks import Causal, KeyPadding, UpTo
 
 MAX_SCALE = 100.0  # §2.5: "clipped to prevent scaling the logits by more than 100"
 
@@ -104,16 +104,18 @@ class TextTransformer(nn.Module):
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     # Under a causal mask no real token sees the padding, which stands at the end.
     mask = Causal() if self.causal else KeyPadding(text_mask)
-    x = Transformer(
+    transformer = Transformer(
         self.depth, self.num_heads, self.mlp_dim, self.activation, self.dropout,
         self.layer_norm_epsilon, self.initialization, self.remat, self.unroll, self.dtype,
         name="transformer",
-    )(x, mask, train=train)
+    )
     norm = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name="final_norm")
     if self.pool == "last":
-      x = norm(x)
       last = text_mask.sum(axis=1) - 1
-      return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0], x
+      last_mask = UpTo(last[:, None]) if self.causal else mask
+      pooled, x = transformer.pooled(x, last, mask, last_mask, train=train)
+      return norm(pooled), norm(x)
+    x = transformer(x, mask, train=train)
     # The mean before the norm: a token can weigh less than another.
     weight = text_mask[..., None].astype(x.dtype)
     return norm((x * weight).sum(axis=1) / weight.sum(axis=1)), norm(x)

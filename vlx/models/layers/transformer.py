@@ -10,7 +10,8 @@ import functools
 
 import flax.linen as nn
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from vlx.models.layers.attention import MultiHeadAttention
 from vlx.models.layers.linear import flat_dot_general
@@ -54,6 +55,7 @@ class MlpBlock(nn.Module):
 class Block(nn.Module):
   """One layer; the signature is what `nn.scan` wants: (carry, mask) → (carry, None).
 
+  With `at`, one position a row, only that token goes through the layer; it attends to all of them.
   For callers that make the collection `intermediates` mutable, its output is sown there as `hidden`.
   """
 
@@ -69,7 +71,7 @@ class Block(nn.Module):
   norm: str = "pre"
 
   @nn.compact
-  def __call__(self, x, mask):
+  def __call__(self, x, mask, at=None):
     width = x.shape[-1]
     if self.initialization == "clip":  # openai/CLIP model.py, initialize_parameters
       normal = nn.initializers.normal
@@ -96,10 +98,12 @@ class Block(nn.Module):
         for name in ("attention_norm", "mlp_norm")
     )
     x = split_batch(x)
-    y = attention_norm(x) if before else x
+    y = context = attention_norm(x) if before else x
+    if at is not None:
+      x, y = token(x, at), token(y, at)
     y = MultiHeadAttention(
         self.num_heads, **attention_init, dtype=self.dtype, name="attention"
-    )(y, mask)
+    )(y, mask, context)
     x = x + dropout(y)
     x = attention_norm(x) if after else x
     y = mlp_norm(x) if before else x
@@ -110,6 +114,13 @@ class Block(nn.Module):
     x = mlp_norm(x) if after else x
     self.sow("intermediates", "hidden", x)
     return x, None
+
+
+def token(
+    x: Float[Array, "batch length width"], at: Int[Array, " batch"]
+) -> Float[Array, "batch 1 width"]:
+  """Of each row the one at its position."""
+  return jnp.take_along_axis(x, at[:, None, None], axis=1)
 
 
 class Transformer(nn.Module):
@@ -140,18 +151,63 @@ class Transformer(nn.Module):
   ) -> Float[Array, "batch length width"]:
     if not self.depth:
       return x
+    x, _ = self._stack(self.depth)(*self._fields(train), name="blocks")(x, mask)
+    return x
+
+  @nn.compact
+  def pooled(
+      self,
+      x: Float[Array, "batch length width"],
+      at: Int[Array, " batch"],
+      mask: Mask = Full(),
+      at_mask: Mask = Full(),
+      *,
+      train: bool = False,
+  ) -> tuple[Float[Array, "batch width"], Float[Array, "batch length width"]]:
+    """The token at one position of each row, and all tokens: what `__call__` gives, in less work.
+
+    Of the last layer only the keys and values of the other tokens reach the one that is asked for. A caller
+    that has no use for all tokens saves the rest of that layer, five sixths of it, once jit prunes it.
+
+    Args:
+      x: as for `__call__`.
+      at: positions.
+      mask: as for `__call__`.
+      at_mask: the same for one query a row, which stands at `at`.
+      train: with dropout.
+    """
+    if not self.depth or self.is_initializing() or self.is_mutable_collection("intermediates"):
+      x = self(x, mask, train=train)
+      return token(x, at)[:, 0], x
+    if self.depth > 1:
+      lower = nn.map_variables(
+          self._stack(self.depth - 1), "params", lambda p: jax.tree.map(lambda w: w[:-1], p)
+      )
+      x, _ = lower(*self._fields(train), name="blocks")(x, mask)
+    last = jax.tree.map(lambda w: w[-1], self.variables["params"]["blocks"])
+    rngs = {"dropout": self.make_rng("dropout")} if train and self.dropout else {}
+    layer = lambda *inputs: self._block(*self._fields(train), parent=None).apply(
+        {"params": last}, *inputs, rngs=rngs
+    )[0]
+    return layer(x, at_mask, at)[:, 0], layer(x, mask)
+
+  @property
+  def _block(self) -> type[nn.Module]:
     # prevent_cse is for remat outside of a loop; inside one it only costs speed.
-    block = nn.remat(Block, prevent_cse=False) if self.remat else Block
-    stack = nn.scan(
-        block,
+    return nn.remat(Block, prevent_cse=False) if self.remat else Block
+
+  def _stack(self, depth: int) -> type[nn.Module]:
+    return nn.scan(
+        self._block,
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,
-        length=self.depth,
+        length=depth,
         unroll=self.unroll,
     )
-    x, _ = stack(
+
+  def _fields(self, train: bool) -> tuple:
+    return (
         self.num_heads, self.mlp_dim, self.depth, self.activation, self.dropout,
-        self.layer_norm_epsilon, self.initialization, self.dtype, train, self.norm, name="blocks",
-    )(x, mask)
-    return x
+        self.layer_norm_epsilon, self.initialization, self.dtype, train, self.norm,
+    )

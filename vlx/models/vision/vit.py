@@ -103,13 +103,17 @@ class VisionTransformer(nn.Module):
     norm = lambda name: nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name=name)
     if self.pre_norm:
       x = norm("pre_norm")(x)
-    x = Transformer(
+    transformer = Transformer(
         self.depth, self.num_heads, self.mlp_dim, self.activation, self.dropout,
         self.layer_norm_epsilon, self.initialization, self.remat, self.unroll, self.dtype,
         name="transformer",
-    )(x, train=train)
-    x = norm("final_norm")(x)
-    return (x[:, 0] if self.pool == "cls" else x.mean(axis=1)), x
+    )
+    final_norm = norm("final_norm")
+    if self.pool == "mean":
+      x = final_norm(transformer(x, train=train))
+      return x.mean(axis=1), x
+    cls, x = transformer.pooled(x, jnp.zeros(len(x), jnp.int32), train=train)
+    return final_norm(cls), final_norm(x)
 
   def _stemmed(self, pixels: int) -> int:
     """A length in pixels, in units of the stem's output."""
