@@ -11,10 +11,10 @@ demo: .venv/runtime
 	$(BIN)/python -m vlx.train --config=configs/clip.py:demo --workdir=runs/demo
 
 test: .venv/test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow"
 
-test-all: .venv/test .venv/compilers
-	$(BIN)/python -m pytest
+test-all: test .venv/compilers
+	$(BIN)/python -m pytest -m slow
 
 .venv/runtime: requirements.txt
 	$(PYTHON) -m venv .venv

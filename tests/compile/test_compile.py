@@ -40,11 +40,12 @@ def test_on_virtual_devices():
   # One activation of the MLP, at least, of the rows of a device.
   assert sizes["temporaries"] > 8 * 37 * mlp * 4
   batch, tokens = 32, 37
-  attention = 2 * (2 * tokens * tokens * width)
-  products = 2 * tokens * (4 * width * width + 2 * width * mlp)
   first, head = 2 * 36 * 8 * 8 * 3 * width, 2 * width * classes
+  def layer(queries):  # of the last layer the class token alone is asked for
+    attention = 2 * (2 * queries * tokens * width)
+    return attention + 2 * tokens * 2 * width * width + 2 * queries * (2 * width * width + 2 * width * mlp)
   assert result["model_flops_per_step"] == batch * (
-      2 * first + 3 * (depth * (attention + products) + head)
+      2 * first + 3 * ((depth - 1) * layer(tokens) + layer(1) + head)
   )
   # The kernels that are split are gathered, and the gradients of all others summed.
   whole = sizes["parameters"] - 4 * depth * width * mlp // 4
