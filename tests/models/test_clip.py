@@ -18,6 +18,8 @@ SECTION = dict(image=dict(image_size=8, patch_size=4, **TOWER), text=TEXT, embed
 # The counts of OpenAI's released models.
 @pytest.mark.parametrize("name,expected", [
     ("B/32", 151_277_313), ("B/16", 149_620_737), ("L/14", 427_616_513), ("L/14@336", 427_944_193),
+    ("RN50", 102_007_137), ("RN101", 119_688_033), ("RN50x4", 178_300_601), ("RN50x16", 290_979_217),
+    ("RN50x64", 623_258_305),
 ])
 def test_published_clip_parameters(name, expected):
   clip = build(CLIP, published_size(name), "model")
