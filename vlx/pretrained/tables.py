@@ -85,7 +85,7 @@ def load(
     UserError: with a line for every tensor that is missing, surplus, or of another shape, under both its
       names; for a copy that is not equal to its original.
   """
-  found = {_renamed(public, aliases): public for public in shapes}
+  found = {renamed(public, aliases): public for public in shapes}
   wanted = _flat(variables)
   if problems := _problems(rows, wanted, {n: tuple(shapes[found[n]]) for n in found if n not in copies}):
     raise UserError("the checkpoint does not fit:\n" + "\n".join(f"  {p}" for p in problems))
@@ -191,7 +191,8 @@ def _applied(pattern, array):
   return einops.rearrange(array, there, **sizes) if there else array
 
 
-def _renamed(public: str, aliases: Sequence[tuple[str, str]]) -> str:
+def renamed(public: str, aliases: Sequence[tuple[str, str]]) -> str:
+  """The table's name for a name in a file."""
   for pattern, replacement in aliases:
     public = re.sub(pattern, replacement, public)
   return public
