@@ -13,7 +13,7 @@ def picture_ops(config: Mapping) -> str:
 
   Older files have one number for `size` (the shorter side where a crop follows, else both) and `crop_size`.
   """
-  ops = ["decode('any')", "opaque"]
+  ops = ["decode"]  # Hugging Face lays transparent pictures on white too
   cropped = config.get("do_center_crop", False)
   if config.get("do_resize", True):
     size = config.get("size")
