@@ -51,14 +51,14 @@ def test_older_preprocessors_mean_the_same():
   older = dict(crop_size=224, do_center_crop=True, do_normalize=True, do_resize=True, image_mean=MEAN,
                image_std=STD, resample=3, size=224)
   newer = dict(older, crop_size={"height": 224, "width": 224}, size={"shortest_edge": 224})
-  expected = f"decode|resize_small(224, 'bicubic')|central_crop(224)|normalize({tuple(MEAN)}, {tuple(STD)})"
+  expected = f"decode|resize_small(224, method='bicubic')|central_crop(224)|normalize({tuple(MEAN)}, {tuple(STD)})"
   for config in (older, newer, {}):
     assert clip.preprocess(sized(224), config) == expected
   older = dict(do_normalize=True, do_resize=True, image_mean=[0.5] * 3, image_std=[0.5] * 3, size=224)
   newer = dict(older, size={"height": 224, "width": 224}, resample=2)
   for config in (older, newer, {}, None):
     assert vit.preprocess(sized(224), config) == (
-        "decode|resize(224, 224, 'bilinear')|normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))"
+        "decode|resize(224, 224, method='bilinear')|normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))"
     )
 
 

@@ -30,11 +30,6 @@ OPS: dict[str, Callable[..., Op]] = {}
 # A decoded picture of this size takes 192 MB. A file of a few kB can claim far more.
 MAX_PIXELS = 2**26
 
-RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS,
-}
-
 
 class BadRecord(Exception):
   """A record that cannot be used; the next readable one takes its place."""
@@ -192,6 +187,13 @@ def background(image, rng, color="random"):
   return composite(image, color)
 
 
+def _filter(method: str) -> Image.Resampling:
+  filters = {x.name.lower(): x for x in Image.Resampling}
+  if method not in filters:
+    raise UserError(f"no resampling {method!r}: {nearest(method, filters)}")
+  return filters[method]
+
+
 @image_op
 def opaque(image, rng):
   """Drops alpha: transparent pixels get the color that their file has under it, as Pillow's `convert("RGB")`."""
@@ -199,25 +201,25 @@ def opaque(image, rng):
 
 
 @image_op
-def resize(image, rng, height, width=None, method="bicubic"):
+def resize(image, rng, height, width=None, *, method="bicubic"):
   """To height x width (square without a width), aspect ratio not kept."""
   size = (width or height, height)
   if image.shape[1::-1] == size:
     return image
-  return np.asarray(Image.fromarray(image).resize(size, RESAMPLING[method]))
+  return np.asarray(Image.fromarray(image).resize(size, _filter(method)))
 
 
 @image_op
-def resize_small(image, rng, size, method="bicubic"):
+def resize_small(image, rng, size, *, method="bicubic"):
   """The shorter side to `size`, aspect ratio kept; the longer side is rounded down, as by torchvision."""
   height, width = image.shape[:2]
   short = min(height, width)
   new = (int(size * width / short), int(size * height / short))
-  return np.asarray(Image.fromarray(image).resize(new, RESAMPLING[method]))
+  return np.asarray(Image.fromarray(image).resize(new, _filter(method)))
 
 
 @image_op
-def central_crop(image, rng, size, half="down"):
+def central_crop(image, rng, size, *, half="down"):
   """The middle square of `size`.
 
   Where a border is not whole, the upper and left are rounded down, as by Hugging Face, or half to "even", as by

@@ -221,7 +221,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 def openai_preprocess(image_size: int) -> str:
   """The ops on pictures of OpenAI's code and open_clip's: alpha is dropped last."""
   return (
-      f"decode('any')|resize_small({image_size})|central_crop({image_size}, 'even')|opaque|"
+      f"decode('any')|resize_small({image_size})|central_crop({image_size}, half='even')|opaque|"
       f"normalize({MEAN}, {STD})"
   )
 

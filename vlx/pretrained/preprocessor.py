@@ -23,9 +23,9 @@ def picture_ops(config: Mapping) -> str:
     if method is None:
       raise UserError(f"preprocessor_config.json: resample is {config.get('resample')!r}, not one of {_METHODS}")
     if set(size or ()) == {"shortest_edge"}:
-      ops.append(f"resize_small({_whole('size', size['shortest_edge'])}, {method!r})")
+      ops.append(f"resize_small({_whole('size', size['shortest_edge'])}, method={method!r})")
     elif set(size or ()) == {"height", "width"}:
-      ops.append(f"resize({_whole('size', size['height'])}, {_whole('size', size['width'])}, {method!r})")
+      ops.append(f"resize({_whole('size', size['height'])}, {_whole('size', size['width'])}, method={method!r})")
     else:
       raise UserError(f"preprocessor_config.json: size is {size!r}; vlx knows shortest_edge, height and width")
   if cropped:
