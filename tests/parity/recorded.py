@@ -55,4 +55,5 @@ def assert_returned(rows, variables, weights):
   returned = dict(tables.export(rows, variables))
   assert returned.keys() == weights.keys()
   for name, tensor in weights.items():
+    assert returned[name].shape == tensor.shape, name
     np.testing.assert_array_equal(returned[name], tensor, err_msg=name)

@@ -58,7 +58,7 @@ def test_export_is_the_inverse():
   kept = {name for name in tensors if "steps" not in name}
   assert returned.keys() == kept == public_shapes(ROWS, WANTED).keys()
   for name in kept:
-    assert returned[name].flags.c_contiguous
+    assert returned[name].flags.c_contiguous and returned[name].shape == tensors[name].shape
     np.testing.assert_array_equal(returned[name], tensors[name])
 
 

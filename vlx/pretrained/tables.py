@@ -114,7 +114,8 @@ def export(rows: Sequence[Row], variables: Any) -> Iterator[tuple[str, np.ndarra
     for piece in _pieces(row, arrays[0].shape):
       parts = [np.asarray(x if piece.layer is None else x[piece.layer]) for x in arrays]
       array = np.stack(parts) if _holds_several(row) else parts[0]
-      yield piece.public, np.ascontiguousarray(_applied(_turned_round(row.pattern), array))
+      # Not `ascontiguousarray`, which makes a scalar an array of one.
+      yield piece.public, np.asarray(_applied(_turned_round(row.pattern), array), order="C")
 
 
 def _problems(rows, wanted, shapes) -> list[str]:
