@@ -145,8 +145,14 @@ def _tower(config: Mapping, part: str, width: int, num_heads: int) -> dict:
   )
 
 
-def to_hugging_face(system: CLIP) -> tuple[dict, Layout]:
-  """(config.json, Layout) of `CLIPModel`. Its end of text is the last of the vocabulary, as CLIP's own is."""
+def to_hugging_face(system: CLIP, end_id: int | None = None) -> tuple[dict, Layout]:
+  """(config.json, Layout) of `CLIPModel`.
+
+  Args:
+    system: to export.
+    end_id: the tokenizer's end of text, where `CLIPModel` takes a text's feature; without it the last of the
+      vocabulary, as in CLIP's own.
+  """
   what, image, text = "Hugging Face's CLIP", system.image, system.text
   if isinstance(image, ModifiedResNet):
     raise UserError(f"{what} has no ResNet")
@@ -170,7 +176,7 @@ def to_hugging_face(system: CLIP) -> tuple[dict, Layout]:
       ),
       text_config=section(
           text, "clip_text_model", vocab_size=text.vocab_size, max_position_embeddings=text.context_length,
-          bos_token_id=text.vocab_size - 2, eos_token_id=text.vocab_size - 1,
+          bos_token_id=text.vocab_size - 2, eos_token_id=text.vocab_size - 1 if end_id is None else end_id,
       ),
   )
   return config, Layout(system, hugging_face_rows(image.num_heads, text.num_heads))
