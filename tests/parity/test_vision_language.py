@@ -34,11 +34,11 @@ def test_vit(case):
   variables = recorded.load_system(layout)
 
   @jax.jit
-  def run(params, image):
-    logits, sown = layout.system.network.apply({"params": params}, image, mutable=["intermediates"])
-    return logits, hidden_of(sown["intermediates"]["tower"])
+  def run(variables, image):
+    _, sown = layout.system.network.apply({"params": variables["params"]}, image, mutable=["intermediates"])
+    return layout.system.logits(variables, image), hidden_of(sown["intermediates"]["tower"])
 
-  logits, hidden = run(variables["params"], recorded.inputs["image"])
+  logits, hidden = run(variables, recorded.inputs["image"])
   assert_parity(logits, recorded.outputs["logits"])
   assert_hidden(hidden, recorded.outputs["hidden"])
   if "wide" in recorded.inputs:  # positions resampled
@@ -61,10 +61,11 @@ def test_clip(file, case):
 
   @jax.jit
   def run(variables, image, text, text_mask):
-    (image, text), sown = system.network.apply(
+    _, sown = system.network.apply(
         {"params": variables["params"], **variables["state"]}, image, text, text_mask,
         mutable=["intermediates"], capture_intermediates=case == "resnet",
     )
+    image, text = system.encode_image(variables, image), system.encode_text(variables, text, text_mask)
     if file == "clip_hf":
       unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
       image, text = unit(image), unit(text)
