@@ -111,7 +111,8 @@ def test_clip_ids_from_a_folder(clip, files, tmp_path):
     ("{}", "cannot be read: KeyError"),
     ('{"model": {"vocab": {"a": 0}, "merges": []}}', "no <|startoftext|>"),
     ('{"model": {"vocab": {"a": 0}, "merges": ["a b c"]}}', "merges of two"),
-    ('{"model": {"vocab": {"<|startoftext|>": 0, "<|endoftext|>": 1}, "merges": ["a b"]}}', "not of one tokenizer"),
+    ('{"model": {"vocab": {"<|startoftext|>": 0, "<|endoftext|>": 1}, "merges": ["a b"]}}',
+     "not of one tokenizer"),
     (None, "neither vocab.json"),
 ])
 def test_a_folder_with_another_tokenizer_is_told(content, message, tmp_path):

@@ -20,8 +20,10 @@ from vlx.pretrained import clip, tables
 from vlx.train import partition
 
 WORDS = 600
-CAPTIONS = {"a red square": "red", "a square of crimson": "red", "something blue": "blue", "a green field": "green",
-            "grass": "green"}
+CAPTIONS = {
+    "a red square": "red", "a square of crimson": "red", "something blue": "blue", "a green field": "green",
+    "grass": "green",
+}
 COLORS = {"red": (220, 30, 40), "blue": (20, 60, 200), "green": (30, 180, 60)}
 
 
@@ -94,10 +96,12 @@ def test_figures_are_those_of_the_protocol(model_folder, tmp_path, with_labels):
   found = public.measure(model, f"folder:{tmp_path}", "val", mesh)
 
   ops = preprocess.parse(model.preprocess)
-  read = lambda r: ops.finish({"image": (tmp_path / "val" / r["file_name"]).read_bytes()}, None)["image"]
   encode_image, encode_text = jax.jit(model.system.encode_image), jax.jit(model.system.encode_text)
-  image = unit(np.concatenate([encode_image(model.variables, read(r)[None]) for r in records]))
-  embed = lambda texts: unit(np.asarray(encode_text(model.variables, *model.tokenizer.encode_batch(texts, 24))))
+  files = [(tmp_path / "val" / r["file_name"]).read_bytes() for r in records]
+  pixels = [ops.finish({"image": file}, None)["image"] for file in files]
+  image = unit(np.concatenate([encode_image(model.variables, x[None]) for x in pixels]))
+  tokens = lambda texts: model.tokenizer.encode_batch(texts, 24)
+  embed = lambda texts: unit(np.asarray(encode_text(model.variables, *tokens(texts))))
 
   def share(scores, right, k):
     best = np.where(right, scores, -np.inf).max(1, keepdims=True)
@@ -110,7 +114,8 @@ def test_figures_are_those_of_the_protocol(model_folder, tmp_path, with_labels):
   for k in (1, 5):
     expected[f"zero_shot/val/top{k}"] = share(image @ weights.T, right, k)
   captions = sorted(CAPTIONS)
-  scores, right = image @ embed(captions).T, np.array([[r["caption"] == c for c in captions] for r in records])
+  scores = image @ embed(captions).T
+  right = np.array([[r["caption"] == c for c in captions] for r in records])
   for k in (1, 5, 10):
     expected[f"retrieval/val/image_to_text_r{k}"] = share(scores, right, k)
     expected[f"retrieval/val/text_to_image_r{k}"] = share(scores.T, right.T, k)
@@ -129,7 +134,7 @@ def test_pictures_of_several_captions_are_not_classified(model_folder, tmp_path)
 
 @pytest.mark.parametrize("change, message", [
     (dict(tokenizer=None), "without a tokenizer"),
-    (dict(tokenizer=types.SimpleNamespace(vocab_size=WORDS + 1)), "another model's: it has 601 tokens, the model 600"),
+    (dict(tokenizer=types.SimpleNamespace(vocab_size=WORDS + 1)), "it has 601 tokens, the model 600"),
     (dict(system=object()), "only a CLIP can be measured so"),
 ])
 def test_what_cannot_be_measured_is_told(model_folder, change, message):

@@ -119,7 +119,7 @@ def test_a_section_with_stages_is_a_resnet_whose_statistics_the_loss_carries():
 
 def test_a_mistake_in_a_resnets_section_is_told():
   section = {**RESNET["image"], "stem_widths": 4}
-  with pytest.raises(UserError, match="ModifiedResNet has no field model.image.stem_widths: did you mean 'stem_width'"):
+  with pytest.raises(UserError, match="no field model.image.stem_widths: did you mean 'stem_width'"):
     build(CLIP, {**RESNET, "image": section}, "model")
 
 

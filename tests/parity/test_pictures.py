@@ -51,7 +51,10 @@ def test_older_preprocessors_mean_the_same():
   older = dict(crop_size=224, do_center_crop=True, do_normalize=True, do_resize=True, image_mean=MEAN,
                image_std=STD, resample=3, size=224)
   newer = dict(older, crop_size={"height": 224, "width": 224}, size={"shortest_edge": 224})
-  expected = f"decode|resize_small(224, method='bicubic')|central_crop(224)|normalize({tuple(MEAN)}, {tuple(STD)})"
+  expected = (
+      "decode|resize_small(224, method='bicubic')|central_crop(224)|"
+      f"normalize({tuple(MEAN)}, {tuple(STD)})"
+  )
   for config in (older, newer, {}):
     assert clip.preprocess(sized(224), config) == expected
   older = dict(do_normalize=True, do_resize=True, image_mean=[0.5] * 3, image_std=[0.5] * 3, size=224)
@@ -64,9 +67,9 @@ def test_older_preprocessors_mean_the_same():
 
 @pytest.mark.parametrize("change, message", [
     ({"size": {"longest_edge": 9}}, "size is {'longest_edge': 9}; vlx knows shortest_edge"),
-    ({"size": -1}, "size holds -1, not a positive whole number"),
+    ({"size": -1}, "size is -1; not a positive whole number"),
     ({"resample": 9}, "resample is 9"),
-    ({"image_std": [0.5]}, r"image_std is \[0.5\], not three numbers"),
+    ({"image_std": [0.5]}, r"image_std is \[0.5\]; not three numbers"),
     ({"do_center_crop": True, "crop_size": {"height": 3, "width": 4}}, "crop_size is .*; vlx crops squares"),
 ])
 def test_an_absurd_preprocessor_is_told(change, message):

@@ -63,7 +63,10 @@ def test_export_is_the_inverse():
 
 
 FUSED = [
-    Row("layer.{layer}.qkv.weight", ("params/blocks/q", "params/blocks/k"), ("(n h e) d -> n d h e", {"n": 2, "h": 3})),
+    Row(
+        "layer.{layer}.qkv.weight", ("params/blocks/q", "params/blocks/k"),
+        ("(n h e) d -> n d h e", {"n": 2, "h": 3}),
+    ),
     Row("kv", ("params/k", "params/v"), ("(n o) -> n o", {"n": 2})),
 ]
 FUSED_WANTED = {"params": {"blocks": {"q": S(2, 5, 3, 4), "k": S(2, 5, 3, 4)}, "k": S(7), "v": S(7)}}
@@ -71,7 +74,8 @@ FUSED_WANTED = {"params": {"blocks": {"q": S(2, 5, 3, 4), "k": S(2, 5, 3, 4)}, "
 
 def test_a_public_tensor_may_hold_several_variables():
   rng = np.random.default_rng(0)
-  tensors = {"kv": rng.normal(size=14), **{f"layer.{i}.qkv.weight": rng.normal(size=(24, 5)) for i in range(2)}}
+  tensors = {f"layer.{i}.qkv.weight": rng.normal(size=(24, 5)) for i in range(2)}
+  tensors["kv"] = rng.normal(size=14)
   tensors = {name: x.astype(np.float32) for name, x in tensors.items()}
   shapes = {name: x.shape for name, x in tensors.items()}
   read = []

@@ -196,7 +196,7 @@ def _filter(method: str) -> Image.Resampling:
 
 @image_op
 def opaque(image, rng):
-  """Drops alpha: transparent pixels get the color that their file has under it, as Pillow's `convert("RGB")`."""
+  """Drops alpha, as Pillow's `convert("RGB")`: transparent pixels get the color that stands under it."""
   return np.ascontiguousarray(image[..., :3])
 
 
@@ -222,8 +222,8 @@ def resize_small(image, rng, size, *, method="bicubic"):
 def central_crop(image, rng, size, *, half="down"):
   """The middle square of `size`.
 
-  Where a border is not whole, the upper and left are rounded down, as by Hugging Face, or half to "even", as by
-  torchvision.
+  Where a border is not whole, the upper and left are rounded down, as by Hugging Face, or half to "even", as
+  by torchvision.
   """
   borders = [(length - size) / 2 for length in image.shape[:2]]
   top, left = (round(x) if half == "even" else int(x) for x in borders)

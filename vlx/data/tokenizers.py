@@ -123,8 +123,8 @@ def load(path: pathlib.Path) -> Tokenizer:
 def load_clip(path: str | pathlib.Path) -> Tokenizer:
   """CLIP's own: from `bpe_simple_vocab_16e6.txt.gz`, 49,408 tokens, or from a Hugging Face folder of a CLIP.
 
-  The folder holds `vocab.json` and `merges.txt`, or a `tokenizer.json`, of which the vocabulary is taken; the rules
-  are those of OpenAI's code, which mends texts first.
+  The folder holds `vocab.json` and `merges.txt`, or a `tokenizer.json`, of which the vocabulary is taken; the
+  rules are those of OpenAI's code, which mends texts first.
 
   Raises:
     UserError: where the file or folder is not there or holds no such vocabulary.
@@ -166,7 +166,8 @@ def _of_folder(path: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]
     elif whole.is_file():
       model = json.loads(whole.read_text("utf-8"))["model"]
       # Older files have the two of a merge in one string.
-      found = model["vocab"], [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+      pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
+      found = model["vocab"], [tuple(pair) for pair in pairs]
     else:
       raise UserError(f"{path} has neither vocab.json with merges.txt nor tokenizer.json")
   except (KeyError, TypeError, ValueError) as e:

@@ -1,7 +1,7 @@
 """The 80 prompts of CLIP's zero-shot figures for ImageNet.
 
-Radford et al., 2021, §3.1.4, "ensembling over 80 different context prompts"; the prompts are those of the released
-notebook (openai/CLIP, notebooks/Prompt_Engineering_for_ImageNet.ipynb).
+Radford et al., 2021, §3.1.4, "ensembling over 80 different context prompts"; the prompts are those of the
+released notebook (openai/CLIP, notebooks/Prompt_Engineering_for_ImageNet.ipynb).
 """
 
 IMAGENET = (

@@ -1,8 +1,8 @@
 """Names of CLIP's public files: Hugging Face's `CLIPModel`, and OpenAI's, which are open_clip's too.
 
-Hugging Face takes a text's feature at its greatest id where `eos_token_id` is 2 (a mistake of the first configs:
-CLIP's end of text is the greatest), else at the first `eos_token_id`; vlx at the last token that `text_mask`
-calls real. For a tokenized text all three are its end of text.
+Hugging Face takes a text's feature at its greatest id where `eos_token_id` is 2 (a mistake of the first
+configs: CLIP's end of text is the greatest), else at the first `eos_token_id`; vlx at the last token that
+`text_mask` calls real. For a tokenized text all three are its end of text.
 """
 
 import math
@@ -50,7 +50,8 @@ def hugging_face_rows(image_heads: int, text_heads: int) -> list[Row]:
       ),
       *layer_norm(f"{text}.final_layer_norm", "text/final_norm"),
       Row("text_projection.weight", "params/text_projection/kernel", _DENSE),
-      *(Row(f"{tower}.embeddings.position_ids", None) for tower in (image, text)),  # 0, 1, 2, … in older files
+      # The constant 0, 1, 2, …, in older files.
+      *(Row(f"{tower}.embeddings.position_ids", None) for tower in (image, text)),
   ]
 
 
@@ -185,8 +186,8 @@ def to_hugging_face(system: CLIP, end_id: int | None = None) -> tuple[dict, Layo
 def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
   """Of OpenAI's files and open_clip's, by their names; None for what is neither.
 
-  Their names are the same, their GELUs are not: quick in OpenAI's, known by three constants beside the weights,
-  the erf's in open_clip's own models.
+  Their names are the same, their GELUs are not: quick in OpenAI's, known by three constants beside the
+  weights, the erf's in open_clip's own models.
   """
   shapes = {renamed(name, ALIASES): shape for name, shape in shapes.items()}
   if not {"visual.conv1.weight", "token_embedding.weight", "text_projection"} <= shapes.keys():

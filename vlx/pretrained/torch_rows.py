@@ -43,7 +43,7 @@ def transformer_block(
     ours: the path of the block, below "params".
     num_heads: of the attention.
     norms: public names of the norms of attention and MLP.
-    attention: public names of queries, keys and values up to "weight"; or one, of a tensor that holds all three.
+    attention: public names of queries, keys and values up to "weight", or one, of a tensor of all three.
     out: public name of the attention's output.
     mlp: public names of the two dense layers.
   """

@@ -1,7 +1,7 @@
 """Names of ViT's public files: Hugging Face's `ViTForImageClassification`, timm's `vit_*`, vit_jax's npz.
 
-One network, three dialects of its constants: Hugging Face (erf GELU, ε = 1e-12, cubic resampling of positions),
-timm (erf GELU, ε = 1e-6), and the paper's own code, which has the tanh GELU, ε = 1e-6 and linear resampling.
+One network, three dialects of its constants: Hugging Face (erf GELU, ε = 1e-12, cubic resampling of
+positions), timm (erf GELU, ε = 1e-6), and the paper's own code (tanh GELU, ε = 1e-6, linear resampling).
 """
 
 import math
@@ -14,7 +14,7 @@ from vlx.pretrained.torch_rows import convolution, dense, layer_norm, transforme
 
 _BLOCKS = "tower/transformer/blocks"
 
-# The files of 2020 and 2022 count a block's modules together; `encoderblock` without a number holds all layers.
+# The paper's files and those of "How to train your ViT?" (2022) count a block's modules together.
 NPZ_ALIASES = (
     (r"^params/", ""),
     (r"^pos_embedding$", "Transformer/posembed_input/pos_embedding"),  # big_vision
@@ -63,7 +63,7 @@ def timm_rows(num_heads: int) -> list[Row]:
 
 
 def npz_rows(*, cls: bool = True, pre_logits: bool = False, scanned: bool = False) -> list[Row]:
-  """Of vit_jax and big_vision, whose arrays lie as vlx's do."""
+  """Of vit_jax and big_vision, whose arrays lie as vlx's do; `scanned` ones hold all layers."""
   block = "Transformer/encoderblock" + ("" if scanned else "_{layer}")
   attention, mlp = f"{block}/MultiHeadDotProductAttention_0", f"{block}/MlpBlock_0"
   pairs = {
@@ -166,6 +166,7 @@ _PREPROCESSOR = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3, resample=2)
 
 
 def preprocess(system: ViT, config: Mapping | None = None) -> str:
-  """The ops on pictures that a `preprocessor_config.json` asks for; Hugging Face's for ViT without one."""
+  """The ops on pictures that a `preprocessor_config.json` asks for; ViTImageProcessor's without one."""
   size = system.tower.image_size
-  return preprocessor.picture_ops({**_PREPROCESSOR, "size": {"height": size, "width": size}, **(config or {})})
+  defaults = {**_PREPROCESSOR, "size": {"height": size, "width": size}}
+  return preprocessor.picture_ops({**defaults, **(config or {})})

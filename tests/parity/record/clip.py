@@ -1,4 +1,4 @@
-"""Records `transformers.CLIPModel` and `open_clip.CLIP` at tiny widths, and the names of their files at full size.
+"""Records `transformers.CLIPModel` and `open_clip.CLIP` at tiny widths, and names of files at full size.
 
     pip install torch==2.13.0 transformers==5.23.0 open_clip_torch==3.3.0 safetensors
     python tests/parity/record/clip.py
@@ -63,13 +63,14 @@ def record_hugging_face(config: dict, seed: int) -> dict:
   inputs = texts(eos, section["vocab_size"], section["max_position_embeddings"])
   inputs |= dict(image=torch.randn(2, 3, 16, 16), wide=torch.randn(2, 3, 12, 28))
   with torch.no_grad():
-    out = model(input_ids=inputs["text"].long(), pixel_values=inputs["image"], output_attentions=False)
+    out = model(input_ids=inputs["text"].long(), pixel_values=inputs["image"])
     wide = model.get_image_features(inputs["wide"], interpolate_pos_encoding=True).pooler_output
   counts = [config[f"{x}_config"]["num_hidden_layers"] for x in ("vision", "text")]
   return dict(
       config=config, weights=public_file(model), inputs=channels_last(inputs),
       outputs=dict(
-          image_hidden=torch.stack(image_hidden[: counts[0]]), text_hidden=torch.stack(text_hidden[: counts[1]]),
+          image_hidden=torch.stack(image_hidden[: counts[0]]),
+          text_hidden=torch.stack(text_hidden[: counts[1]]),
           wide=wide, logits=out.logits_per_image, image=out.image_embeds, text=out.text_embeds,
       ),
   )
@@ -111,10 +112,11 @@ def record_open_clip(name: str, config: dict, seed: int) -> dict:
         image=model.encode_image(inputs["image"]), text=model.encode_text(inputs["text"].long()),
         logits=model.get_logits(inputs["image"], inputs["text"].long())[0],
     )
+  image_hidden = image_hidden[: len(layers)]
   if resnet:
-    outputs |= {f"image_hidden{i}": x.permute(0, 2, 3, 1) for i, x in enumerate(image_hidden[: len(layers)])}
+    outputs |= {f"image_hidden{i}": x.permute(0, 2, 3, 1) for i, x in enumerate(image_hidden)}
   else:
-    outputs |= dict(image_hidden=torch.stack(image_hidden[: len(layers)]))
+    outputs |= dict(image_hidden=torch.stack(image_hidden))
   outputs |= dict(text_hidden=torch.stack(text_hidden[: config["text_cfg"]["layers"]]))
   weights = {k: x.half() if x.is_floating_point() else x for k, x in model.state_dict().items()}
   if name != "open_clip":  # what OpenAI's archives hold besides
@@ -138,7 +140,9 @@ if __name__ == "__main__":
   save("clip_openai", cases)
   with torch.device("meta"):
     write_names("clip_vit_b32_hf", public_names(CLIPModel(CLIPConfig())))
-    for file, name in {"clip_vit_b32_openai": "ViT-B-32-quickgelu", "clip_rn50_openai": "RN50-quickgelu"}.items():
+    for file, name in (
+        ("clip_vit_b32_openai", "ViT-B-32-quickgelu"), ("clip_rn50_openai", "RN50-quickgelu")
+    ):
       config = get_model_config(name)
       shapes = {key: x.shape for key, x in CLIP(**config).state_dict().items()}
       write_names(file, {**shapes, **{k: () for k in constants(config)}})

@@ -17,7 +17,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 SIZE = 24
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-# Mode, height, width: longer sides that are not whole after the resize, borders that are not whole in the crop.
+# Mode, height, width: longer sides that are not whole after the resize, nor borders in the crop.
 PICTURES = {"rgb": ("RGB", 37, 61), "tall": ("RGB", 43, 20), "rgba": ("RGBA", 40, 61), "gray": ("L", 33, 45),
             "gray_alpha": ("LA", 31, 50), "palette": ("P", 31, 50)}
 CLIP = dict(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
@@ -27,8 +27,9 @@ VIT = dict(size={"height": SIZE, "width": SIZE})
 def picture(mode: str, height: int, width: int, rng) -> Image.Image:
   """Waves and noise."""
   y, x = np.mgrid[:height, :width, :4][:2]
-  waves = 127 + 90 * np.sin(y / 5 + np.arange(4)) * np.cos(x / 7) + rng.normal(0, 20, (height, width, 4))
-  rgba = Image.fromarray(waves.clip(0, 255).astype(np.uint8), "RGBA")
+  waves = 127 + 90 * np.sin(y / 5 + np.arange(4)) * np.cos(x / 7)
+  noise = rng.normal(0, 20, (height, width, 4))
+  rgba = Image.fromarray((waves + noise).clip(0, 255).astype(np.uint8), "RGBA")
   return rgba.convert("RGB").convert(mode) if mode == "P" else rgba.convert(mode)
 
 
@@ -44,7 +45,8 @@ if __name__ == "__main__":
   opened = {name: Image.open(io.BytesIO(data)) for name, data in files.items()}
   processors = dict(
       clip_pil=CLIPImageProcessorPil(**CLIP), clip=CLIPImageProcessor(**CLIP),
-      vit_pil=ViTImageProcessorPil(**VIT, do_convert_rgb=True), vit=ViTImageProcessor(**VIT, do_convert_rgb=True),
+      vit_pil=ViTImageProcessorPil(**VIT, do_convert_rgb=True),
+      vit=ViTImageProcessor(**VIT, do_convert_rgb=True),
   )
   transform = image_transform(SIZE, is_train=False, mean=MEAN, std=STD)
   outputs = {f"open_clip.{name}": transform(image).permute(1, 2, 0) for name, image in opened.items()}

@@ -17,7 +17,7 @@ from transformers import ViTConfig, ViTForImageClassification
 HUGGING_FACE = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
                     image_size=16, patch_size=4, num_labels=5)
 TIMM = dict(img_size=16, patch_size=4, embed_dim=128, depth=2, num_heads=2, mlp_ratio=1.0, num_classes=5)
-# vit_jax's files of 2020 and 2022; big_vision's, with the layers in one array, with and without a class token.
+# vit_jax's files; big_vision's, with all layers in one array, or without a class token.
 JAX = {
     "vit_jax": dict(cls=True, cls_position=True, scanned=False, pre_logits=12),
     "big_vision": dict(cls=True, cls_position=False, scanned=True, pre_logits=0),
@@ -56,7 +56,7 @@ def record_timm(config: dict, seed: int) -> dict:
 def jax_shapes(
     width, depth, heads, mlp, patch, grid, classes, *, cls, cls_position, scanned, pre_logits,
 ) -> dict[str, tuple[int, ...]]:
-  """Names and shapes of a file. Those of big_vision count a block's modules by kind, the older ones together."""
+  """Names and shapes of a file. big_vision's count a block's modules by kind, the older ones together."""
   older = not scanned and cls
   attention, norm, dense = ("_1", "_2", "_3") if older else ("_0", "_1", "_0")
   head_dim = width // heads
@@ -155,6 +155,7 @@ if __name__ == "__main__":
   })
   with torch.device("meta"):
     write_names("vit_b16_hf", public_names(ViTForImageClassification(ViTConfig(num_labels=1000))))
-    write_names("vit_b16_timm", {k: x.shape for k, x in create_model("vit_base_patch16_224").state_dict().items()})
+    timm = create_model("vit_base_patch16_224").state_dict()
+    write_names("vit_b16_timm", {key: x.shape for key, x in timm.items()})
   base = dict(width=768, depth=12, heads=12, mlp=3072, patch=16, grid=14, classes=21843)
   write_names("vit_b16_npz", jax_shapes(**base, **{**JAX["vit_jax"], "pre_logits": 768}))

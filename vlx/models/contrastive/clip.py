@@ -1,8 +1,8 @@
 """CLIP.
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
-Here: the two towers (§2.4; the image's is a ViT or a ResNet), the symmetric contrastive loss with its learned, clipped temperature
-(§2.3, Figure 3), embeddings of pictures and texts, and their similarity.
+Here: the two towers (§2.4; the image's is a ViT or a ResNet), the symmetric contrastive loss with its
+learned, clipped temperature (§2.3, Figure 3), embeddings of pictures and texts, and their similarity.
 
 Fields beyond the paper: `loss="sigmoid"` (SigLIP, Zhai et al., 2023), `similarity` (for the
 ablation of the cosine), text towers without causal mask or pooled by the mean. Parameters and
@@ -38,7 +38,7 @@ RESNETS = {
 
 
 def published_size(name: str) -> dict:
-  """The model section of a published CLIP: "B/32", "B/16", "L/14", "L/14@336" (Table 20), "RN50", … (19)."""
+  """The model section of a published CLIP: "B/32", "B/16", "L/14", "L/14@336" (Table 20), or of `RESNETS`."""
   shared = dict(
       activation="quick_gelu", layer_norm_epsilon=1e-5, initialization="clip",
   )
