@@ -84,6 +84,10 @@ def write_pictures(folder, with_labels):
   return [json.loads(line) for line in lines]
 
 
+def mesh():
+  return partition.make_mesh(dict(data=-1, fsdp=1, tensor=1))
+
+
 def unit(x):
   return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
@@ -92,8 +96,7 @@ def unit(x):
 def test_figures_are_those_of_the_protocol(model_folder, tmp_path, with_labels):
   """Pictures one by one; each prompt normalised, their mean, normalised; a miss where anything is as good."""
   model, records = load(model_folder), write_pictures(tmp_path, with_labels)
-  mesh = partition.make_mesh(dict(data=-1, fsdp=1, tensor=1))
-  found = public.measure(model, f"folder:{tmp_path}", "val", mesh)
+  found = public.measure(model, f"folder:{tmp_path}", "val", mesh())
 
   ops = preprocess.parse(model.preprocess)
   encode_image, encode_text = jax.jit(model.system.encode_image), jax.jit(model.system.encode_text)
@@ -127,8 +130,7 @@ def test_pictures_of_several_captions_are_not_classified(model_folder, tmp_path)
   records = write_pictures(tmp_path, False)
   lines = [json.dumps({**r, "caption": [r["caption"], "grass"]}) for r in records]
   (tmp_path / "val" / "metadata.jsonl").write_text("\n".join(lines))
-  mesh = partition.make_mesh(dict(data=-1, fsdp=1, tensor=1))
-  found = public.measure(load(model_folder), f"folder:{tmp_path}", "val", mesh)
+  found = public.measure(load(model_folder), f"folder:{tmp_path}", "val", mesh())
   assert {key.split("/")[0] for key in found} == {"retrieval"}
 
 
@@ -141,6 +143,13 @@ def test_what_cannot_be_measured_is_told(model_folder, change, message):
   model = types.SimpleNamespace(**{**vars(load(model_folder)), **change})
   with pytest.raises(UserError, match=message):
     public.measure(model, "folder:.", "val", None)
+
+
+def test_a_picture_that_is_not_there_is_told(model_folder, tmp_path):
+  write_pictures(tmp_path, True)
+  (tmp_path / "val" / "0.png").unlink()
+  with pytest.raises(UserError, match="0.png: .*No such file"):
+    public.measure(load(model_folder), f"folder:{tmp_path}", "val", mesh())
 
 
 def test_the_eighty_prompts():

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 
+from vlx.data.preprocess import BadRecord
 from vlx.errors import UserError
 from vlx.evaluate.retrieval import Retrieval
 from vlx.evaluate.subject import Loaded
@@ -41,7 +42,11 @@ def measure(model: Any, data: str, split: str, mesh: jax.sharding.Mesh) -> dict[
         f" the model {system.text.vocab_size}"
     )
   subject = Loaded(system, model.tokenizer, mesh, data)
-  record = subject.source(split)[0]
+  source = subject.source(split)
+  try:
+    record = source[0]
+  except (BadRecord, OSError) as e:
+    raise UserError(f"{source.name(0)}: {e}") from e
   classes = "label" if isinstance(record.get("label"), str) else "caption"
   common = dict(
       splits=(split,), preprocess=f'{model.preprocess}|keep("image", "caption", {classes!r})',
