@@ -1,4 +1,4 @@
-"""What a `config.json` or a file's shapes say of a model; what is missing or absurd is told by its name."""
+"""What a `config.json` or the shapes of a file say of a model; what is missing or absurd is told by its name."""
 
 import re
 from collections.abc import Mapping
