@@ -35,7 +35,7 @@ def main():
 
 def measure_public(name: str, data: str, split: str):
   mesh = partition.make_mesh(dict(data=-1, fsdp=1, tensor=1))
-  results = public.measure(pretrained.load(name), data, split, mesh)
+  results = public.measure(pretrained.load(name, mesh=mesh), data, split, mesh)
   if distributed.is_first():
     print(evaluators.table(results, {}, f"{name} on {data}"))
 
