@@ -2,7 +2,7 @@
 
   python -m vlx.train --config=configs/clip.py:VARIANT --workdir=runs/clip
 
-Variants: smoke, demo, emoji, folder, and the published b32, b16, l14, l14_336 (paper = l14_336).
+Variants: smoke, demo, emoji, folder, and the published b32, b16, l14, l14_336 (paper = l14_336), rn50.
 
 image → text R@1 / R@5 in percent, full gallery, seed 0, on two CPU cores:
 
@@ -42,7 +42,7 @@ def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
   variants = dict(
       smoke=smoke, demo=demo, emoji=emoji, folder=folder, paper=lambda: paper("L/14@336"),
       b32=lambda: paper("B/32"), b16=lambda: paper("B/16"), l14=lambda: paper("L/14"),
-      l14_336=lambda: paper("L/14@336"),
+      l14_336=lambda: paper("L/14@336"), rn50=lambda: paper("RN50"),
   )
   return finish(choose(variants, variant)())
 
@@ -161,7 +161,7 @@ def folder() -> ml_collections.ConfigDict:
 
 
 def paper(name: str) -> ml_collections.ConfigDict:
-  """A published CLIP (Tables 18-20): batch 32,768, AdamW, cosine, 32 epochs of 400M pairs.
+  """A published CLIP (Tables 17-20): batch 32,768, AdamW, cosine, 32 epochs of 400M pairs.
 
   WebImageText is not public: name your own source. `tokenizer.vocabulary` is OpenAI's
   bpe_simple_vocab_16e6.txt.gz.
@@ -169,8 +169,9 @@ def paper(name: str) -> ml_collections.ConfigDict:
   config = defaults.get_config()
   config.system = "vlx.models.contrastive.clip.CLIP"
   config.model = clip.published_size(name)
+  resnet = name.startswith("RN")
   for tower in (config.model.image, config.model.text):
-    tower.update(dict(remat=True, dtype="bfloat16"))
+    tower.update(dict(dtype="bfloat16") if "stage_sizes" in tower else dict(remat=True, dtype="bfloat16"))
   size = config.model.image.image_size
   mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
   config.data.source = "folder:."
@@ -186,8 +187,9 @@ def paper(name: str) -> ml_collections.ConfigDict:
   config.steps = 32 * 400_000_000 // 32_768
   config.optim.update(dict(
       # L/14@336 is L/14 trained for one more epoch at the higher resolution, at 2e-5.
-      lr={"B/32": 5e-4, "B/16": 5e-4, "L/14": 4e-4, "L/14@336": 2e-5}[name],
-      warmup_steps=2000, weight_decay=0.2, b1=0.9, b2=0.98, eps=1e-6, clip_norm=0.0,
+      lr={"B/32": 5e-4, "B/16": 5e-4, "L/14": 4e-4, "L/14@336": 2e-5, "RN50": 5e-4}[name],
+      warmup_steps=2000, weight_decay=0.2, b1=0.9, clip_norm=0.0,
+      **(dict(b2=0.999, eps=1e-8) if resnet else dict(b2=0.98, eps=1e-6)),
   ))
   if name == "L/14@336":
     config.steps = 400_000_000 // 32_768

@@ -11,7 +11,8 @@ from vlx.models.contrastive.clip import CLIP
 from vlx.train import optimizer as optimizers, partition
 
 VARIANTS = [
-    *(f"configs/clip.py:{v}" for v in ("smoke", "demo", "emoji", "folder", "b32", "b16", "l14", "paper")),
+    *(f"configs/clip.py:{v}" for v in ("smoke", "demo", "emoji", "folder", "b32", "b16", "l14", "rn50")),
+    "configs/clip.py:paper",
     *(f"configs/vit.py:{v}" for v in ("smoke", "emoji", "emoji_cnn", "b16", "l16", "h14", "paper")),
 ]
 

@@ -81,6 +81,28 @@ def test_shapes_and_that_equal_randomness_gives_equal_pictures(op, shape):
   np.testing.assert_array_equal(array, before)
 
 
+def test_crops_where_half_a_pixel_is_left_over():
+  """A border of 3/2 pixels is 1, or 2 where halves go to even; one of 5/2 is 2 either way."""
+  for length, down, even in ((7, 1, 2), (9, 2, 2), (8, 2, 2)):
+    image = np.arange(length * length * 3).reshape(length, length, 3).astype(np.uint8)
+    for half, start in (("down", down), ("even", even)):
+      found = run(f"central_crop(4, half='{half}')", {"image": image})["image"]
+      np.testing.assert_array_equal(found, image[start : start + 4, start : start + 4])
+
+
+def test_alpha_is_dropped_not_blended():
+  array = rgba()
+  array[0, 0] = (9, 8, 7, 0)
+  image = run("decode('any')|opaque", {"image": encoded(array, "RGBA")})["image"]
+  np.testing.assert_array_equal(image, array[..., :3])
+  assert run("decode('any')", {"image": encoded(array[..., :3], "RGB")})["image"].shape == (8, 8, 3)
+
+
+def test_an_unknown_filter_is_told():
+  with pytest.raises(UserError, match="no resampling 'bilinaer': did you mean 'bilinear'"):
+    run("resize(3, method='bilinaer')", {"image": np.zeros((4, 4, 3), np.uint8)})
+
+
 def test_flip_mirrors():
   array = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
   np.testing.assert_array_equal(run("flip_lr(1.0)", {"image": array})["image"], array[:, ::-1])

@@ -1,7 +1,9 @@
 """BPE: nothing is lost, CLIP's published vocabulary gives CLIP's published ids."""
 
 import importlib.util
+import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -83,6 +85,41 @@ def test_clip_vocabulary(clip):
 def test_clip_ids(clip, text):
   ids, mask = clip.encode(text, 77)
   assert ids[mask].tolist() == CLIP_IDS[text]
+
+
+@pytest.mark.parametrize("files", ["vocab.json and merges.txt", "tokenizer.json", "tokenizer.json of pairs"])
+def test_clip_ids_from_a_folder(clip, files, tmp_path):
+  clip.save(tmp_path / "tokenizer.json")
+  saved = json.loads((tmp_path / "tokenizer.json").read_text())
+  model = saved["model"]
+  pairs = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+  if files == "vocab.json and merges.txt":
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, pairs)) + "\n")
+  else:
+    model["merges"] = pairs if files.endswith("pairs") else [" ".join(m) for m in pairs]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
+  found = tokenizers.load_clip(tmp_path)
+  assert (found.vocab_size, found.start_id, found.end_id) == (49408, 49406, 49407)
+  for text, expected in CLIP_IDS.items():
+    ids, mask = found.encode(text, 77)
+    assert ids[mask].tolist() == expected
+
+
+@pytest.mark.parametrize("content, message", [
+    ("{}", "cannot be read: KeyError"),
+    ('{"model": {"vocab": {"a": 0}, "merges": []}}', "no <|startoftext|>"),
+    ('{"model": {"vocab": {"a": 0}, "merges": ["a b c"]}}', "merges of two"),
+    ('{"model": {"vocab": {"<|startoftext|>": 0, "<|endoftext|>": 1}, "merges": ["a b"]}}',
+     "not of one tokenizer"),
+    (None, "neither vocab.json"),
+])
+def test_a_folder_with_another_tokenizer_is_told(content, message, tmp_path):
+  if content is not None:
+    (tmp_path / "tokenizer.json").write_text(content)
+  with pytest.raises(UserError, match=re.escape(message)):
+    tokenizers.load_clip(tmp_path)
 
 
 def test_not_clips_vocabulary(tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vlx.config import build
+from vlx.errors import UserError
 from vlx.losses import cosine_similarity
 from vlx.models.contrastive.clip import CLIP, TextTransformer, published_size
 
@@ -18,6 +19,8 @@ SECTION = dict(image=dict(image_size=8, patch_size=4, **TOWER), text=TEXT, embed
 # The counts of OpenAI's released models.
 @pytest.mark.parametrize("name,expected", [
     ("B/32", 151_277_313), ("B/16", 149_620_737), ("L/14", 427_616_513), ("L/14@336", 427_944_193),
+    ("RN50", 102_007_137), ("RN101", 119_688_033), ("RN50x4", 178_300_601), ("RN50x16", 290_979_217),
+    ("RN50x64", 623_258_305),
 ])
 def test_published_clip_parameters(name, expected):
   clip = build(CLIP, published_size(name), "model")
@@ -87,6 +90,37 @@ def test_loss_is_that_of_its_own_embeddings():
       lambda v: clip.loss(v, data, jax.random.key(0), step=0, train=True)
   )(variables)
   np.testing.assert_allclose(loss, -sum(both) / 2, rtol=1e-5)
+
+
+RESNET = {**SECTION, "image": dict(image_size=64, stage_sizes=(1, 1), stem_width=16)}
+
+
+def test_a_section_with_stages_is_a_resnet_whose_statistics_the_loss_carries():
+  clip, data = build(CLIP, RESNET, "model"), batch()  # random weights without compiling how they are drawn
+  data["image"] = jnp.asarray(np.random.default_rng(0).normal(size=(6, 64, 64, 3)), jnp.float32)
+  shapes = jax.eval_shape(clip.init, jax.random.key(0), data)
+  assert shapes["state"].keys() == {"batch_stats"}
+  rng = np.random.default_rng(1)
+  variables = jax.tree.map(lambda s: jnp.asarray(rng.uniform(0.1, 0.2, s.shape), s.dtype), shapes)
+  loss = jax.jit(
+      lambda v, train: clip.loss(v, data, jax.random.key(0), step=0, train=train), static_argnames="train"
+  )
+  moved = {}
+  for train in (False, True):
+    state = loss(variables, train)[1].state
+    assert jax.tree.structure(state) == jax.tree.structure(variables["state"])
+    moved[train] = [bool((a != b).any()) for a, b in zip(*map(jax.tree.leaves, (state, variables["state"])))]
+  assert not any(moved[False]) and all(moved[True])
+  # Pictures are encoded by the statistics that were gathered.
+  other = {**variables, "state": jax.tree.map(lambda x: x + 1, variables["state"])}
+  encode = jax.jit(clip.encode_image)
+  assert not np.allclose(encode(variables, data["image"]), encode(other, data["image"]), atol=1e-4)
+
+
+def test_a_mistake_in_a_resnets_section_is_told():
+  section = {**RESNET["image"], "stem_widths": 4}
+  with pytest.raises(UserError, match="no field model.image.stem_widths: did you mean 'stem_width'"):
+    build(CLIP, {**RESNET, "image": section}, "model")
 
 
 def test_sigmoid_loss_learns_a_bias_of_its_own():

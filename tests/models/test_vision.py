@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vlx.models.layers.position import resample_positions
 from vlx.models.vision.resnet import STAGE_SIZES, ResNet, ResNetTower
 from vlx.models.vision.vit import SIZES, ViT, VisionTransformer, attention_rollout, published_size
 
@@ -51,6 +52,16 @@ def test_vit_takes_other_resolutions(pool):
   assert tokens.shape == (2, 6 * 8 + (pool == "cls"), 16)
   with pytest.raises(ValueError, match="do not tile"):
     tower.apply(params, jnp.ones((1, 18, 16, 3)))
+
+
+def test_linear_resampling_keeps_a_plane_and_cubic_a_constant():
+  rows, columns = np.mgrid[:6, :5]
+  plane = jnp.asarray((3 * rows - 2 * columns + 1.0).reshape(1, 30, 1), jnp.float32)
+  y, x = np.linspace(0, 5, 11)[:, None], np.linspace(0, 4, 15)[None]  # corners on corners
+  found = resample_positions(plane, (6, 5), (11, 15), "linear")[0, :, 0].reshape(11, 15)
+  np.testing.assert_allclose(found, 3 * y - 2 * x + 1, atol=1e-5)
+  found = resample_positions(jnp.ones((1, 31, 1)), (6, 5), (11, 15), "cubic")
+  np.testing.assert_allclose(found, np.ones((1, 1 + 11 * 15, 1)), atol=1e-6)
 
 
 def test_stem_keeps_the_grid():

@@ -1,57 +1,15 @@
 """BERT and LLaMA against their references, by tables of names; the tables against the public files."""
 
-import json
-import pathlib
 import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from safetensors import safe_open
+from recorded import Recorded, assert_parity, assert_returned, named_shapes
 
 from vlx.models.language import llama
 from vlx.models.pretraining import bert
 from vlx.pretrained import bert as bert_names, llama as llama_names, tables
-
-PARITY = pathlib.Path(__file__).parent
-
-
-class Recorded:
-  """One case of a file that `record/` wrote."""
-
-  def __init__(self, file: str, case: str):
-    with safe_open(PARITY / f"{file}.safetensors", "numpy") as tensors:
-      self.config = json.loads(tensors.metadata()[case])
-      parts = {"weights": {}, "inputs": {}, "outputs": {}}
-      for key in tensors.keys():
-        of, part, name = key.split("/")
-        if of == case:
-          parts[part][name] = tensors.get_tensor(key)
-    self.weights, self.inputs, self.outputs = parts.values()
-
-  def load(self, rows, network):
-    shapes = {name: x.shape for name, x in self.weights.items()}
-    wanted = jax.eval_shape(network.init, jax.random.key(0), self.inputs["text"])
-    return tables.load(rows, wanted, shapes, self.weights.__getitem__)
-
-
-def assert_parity(found, expected):
-  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-
-
-def named_shapes(file):
-  lines = (PARITY / "names" / f"{file}.txt").read_text().splitlines()
-  return {name: tuple(map(int, shape)) for name, *shape in map(str.split, lines)}
-
-
-def assert_returned(rows, variables, weights):
-  """The table turned round gives back the public tensors, bit for bit."""
-  returned = dict(tables.export(rows, variables))
-  assert returned.keys() == weights.keys()
-  for name, tensor in weights.items():
-    np.testing.assert_array_equal(returned[name], tensor, err_msg=name)
-
 
 BERT_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh"}
 

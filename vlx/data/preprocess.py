@@ -140,6 +140,7 @@ def _parse_call(text: str) -> tuple[str, list, dict]:
 def decode(mode: str = "RGB") -> Op:
   """Encoded `image` → uint8 array; "RGB" lays transparent pictures on white, "RGBA" keeps alpha.
 
+  "any" is RGBA for transparent pictures, RGB for others (`opaque` makes all of them RGB).
   Of an animation the first frame. Pictures of more than `MAX_PIXELS` are bad records.
   """
 
@@ -166,8 +167,8 @@ def _pixels(image: Image.Image, mode: str) -> np.ndarray:
     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
   elif image.mode == "CMYK":
     image = image.convert("RGB")
-  opaque = mode == "RGB" and not image.has_transparency_data
-  return np.asarray(image.convert("RGB" if opaque else "RGBA"))
+  alpha = mode == "RGBA" or image.has_transparency_data
+  return np.asarray(image.convert("RGBA" if alpha else "RGB"))
 
 
 def composite(image: np.ndarray, color) -> np.ndarray:
@@ -186,28 +187,46 @@ def background(image, rng, color="random"):
   return composite(image, color)
 
 
+def _filter(method: str) -> Image.Resampling:
+  filters = {x.name.lower(): x for x in Image.Resampling}
+  if method not in filters:
+    raise UserError(f"no resampling {method!r}: {nearest(method, filters)}")
+  return filters[method]
+
+
 @image_op
-def resize(image, rng, height, width=None):
-  """To height x width (square without a width), bicubic, aspect ratio not kept."""
+def opaque(image, rng):
+  """Drops alpha, as Pillow's `convert("RGB")`: transparent pixels get the color that stands under it."""
+  return np.ascontiguousarray(image[..., :3])
+
+
+@image_op
+def resize(image, rng, height, width=None, *, method="bicubic"):
+  """To height x width (square without a width), aspect ratio not kept."""
   size = (width or height, height)
   if image.shape[1::-1] == size:
     return image
-  return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+  return np.asarray(Image.fromarray(image).resize(size, _filter(method)))
 
 
 @image_op
-def resize_small(image, rng, size):
-  """The shorter side to `size`, bicubic, aspect ratio kept."""
+def resize_small(image, rng, size, *, method="bicubic"):
+  """The shorter side to `size`, aspect ratio kept; the longer side is rounded down, as by torchvision."""
   height, width = image.shape[:2]
-  scale = size / min(height, width)
-  new = (max(size, round(width * scale)), max(size, round(height * scale)))
-  return np.asarray(Image.fromarray(image).resize(new, Image.Resampling.BICUBIC))
+  short = min(height, width)
+  new = (int(size * width / short), int(size * height / short))
+  return np.asarray(Image.fromarray(image).resize(new, _filter(method)))
 
 
 @image_op
-def central_crop(image, rng, size):
-  """The middle square of `size`."""
-  top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+def central_crop(image, rng, size, *, half="down"):
+  """The middle square of `size`.
+
+  Where a border is not whole, the upper and left are rounded down, as by Hugging Face, or half to "even", as
+  by torchvision.
+  """
+  borders = [(length - size) / 2 for length in image.shape[:2]]
+  top, left = (round(x) if half == "even" else int(x) for x in borders)
   return image[top : top + size, left : left + size]
 
 

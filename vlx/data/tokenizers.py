@@ -120,14 +120,31 @@ def load(path: pathlib.Path) -> Tokenizer:
   return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
 
 
-def load_clip(path: str) -> Tokenizer:
-  """CLIP's own, from `bpe_simple_vocab_16e6.txt.gz`: 49,408 tokens.
+def load_clip(path: str | pathlib.Path) -> Tokenizer:
+  """CLIP's own: from `bpe_simple_vocab_16e6.txt.gz`, 49,408 tokens, or from a Hugging Face folder of a CLIP.
+
+  The folder holds `vocab.json` and `merges.txt`, or a `tokenizer.json`, of which the vocabulary is taken; the
+  rules are those of OpenAI's code, which mends texts first.
 
   Raises:
-    UserError: where the file is not there or not that vocabulary.
+    UserError: where the file or folder is not there or holds no such vocabulary.
   """
+  path = pathlib.Path(path).expanduser()
+  vocabulary, merges = _of_folder(path) if path.is_dir() else _of_gzip(path)
+  if not {START, END} <= vocabulary.keys():
+    raise UserError(f"{path} is not a vocabulary of CLIP: it has no {START} and {END}")
   try:
-    lines = gzip.decompress(pathlib.Path(path).expanduser().read_bytes()).decode().split("\n")
+    bpe = models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>")
+  except Exception as e:  # The library raises nothing narrower.
+    raise UserError(f"the vocabulary of {path} and its merges are not of one tokenizer: {e}") from e
+  backend = _with_clip_rules(bpe)
+  backend.add_special_tokens([START, END])
+  return Tokenizer(backend)
+
+
+def _of_gzip(path: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+  try:
+    lines = gzip.decompress(path.read_bytes()).decode().split("\n")
   except OSError as e:
     raise UserError(f"cannot read CLIP's vocabulary {path}: {e}") from e
   merges = [tuple(line.split()) for line in lines[1 : PUBLISHED_MERGES + 1]]
@@ -135,12 +152,29 @@ def load_clip(path: str) -> Tokenizer:
     raise UserError(f"{path} is not CLIP's bpe_simple_vocab_16e6.txt.gz")
   symbols = _byte_symbols().values()
   tokens = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges), START, END]
-  bpe = models.BPE(
-      vocab={t: i for i, t in enumerate(tokens)}, merges=merges, end_of_word_suffix="</w>",
-  )
-  backend = _with_clip_rules(bpe)
-  backend.add_special_tokens([START, END])
-  return Tokenizer(backend)
+  return {t: i for i, t in enumerate(tokens)}, merges
+
+
+def _of_folder(path: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+  vocabulary, merges, whole = path / "vocab.json", path / "merges.txt", path / "tokenizer.json"
+  try:
+    if vocabulary.is_file() and merges.is_file():
+      lines = merges.read_text("utf-8").splitlines()
+      found = json.loads(vocabulary.read_text("utf-8")), [
+          tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")
+      ]
+    elif whole.is_file():
+      model = json.loads(whole.read_text("utf-8"))["model"]
+      # Older files have the two of a merge in one string.
+      pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
+      found = model["vocab"], [tuple(pair) for pair in pairs]
+    else:
+      raise UserError(f"{path} has neither vocab.json with merges.txt nor tokenizer.json")
+  except (KeyError, TypeError, ValueError) as e:
+    raise UserError(f"the tokenizer in {path} cannot be read: {type(e).__name__}: {e}") from e
+  if not isinstance(found[0], dict) or any(len(m) != 2 for m in found[1]):
+    raise UserError(f"the tokenizer in {path} is not one of merges of two, as CLIP's")
+  return found
 
 
 def _byte_symbols() -> dict[int, str]:

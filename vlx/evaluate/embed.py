@@ -5,12 +5,13 @@ import json
 
 import jax
 import numpy as np
+from einops import reduce
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
 from vlx.data import batches
+from vlx.evaluate.subject import Subject
 from vlx.train import partition
-from vlx.train.run import Run
 
 
 @functools.partial(jax.jit, static_argnames=("system", "method"))
@@ -21,7 +22,7 @@ def apply(system, method: str, variables, *inputs):
 
 
 def over_split(
-    run: Run, variables, split: str, ops: str, method: str, inputs: tuple[str, ...],
+    run: Subject, variables, split: str, ops: str, method: str, inputs: tuple[str, ...],
     targets: tuple[str, ...], batch_size: int,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
   """`method` applied to every example of a split.
@@ -70,7 +71,7 @@ def _gather_rows(own: np.ndarray, rows: np.ndarray, batch_size: int) -> np.ndarr
 
 
 def texts(
-    run: Run, variables, strings: list[str], text_length: int, batch_size: int,
+    run: Subject, variables, strings: list[str], text_length: int, batch_size: int,
     templates: tuple[str, ...] = ("{}",),
 ) -> np.ndarray:
   """Text embeddings `[N, D]`.
@@ -80,19 +81,17 @@ def texts(
   """
   sharding = partition.batch_sharding(run.mesh)
   rows = partition.own_rows(sharding, batch_size)
-  means = []
-  for first in range(0, len(strings), batch_size):
-    part = strings[first : first + batch_size]
-    filled = part + [part[-1]] * (batch_size - len(part))
-    embeddings = []
-    for template in templates:
-      ids, mask = run.tokenizer.encode_batch([template.format(t) for t in filled], text_length)
-      arrays = partition.to_devices(
-          {"text": ids[rows], "text_mask": mask[rows]}, sharding, batch_size
-      )
-      out = np.asarray(apply(run.system, "encode_text", variables, *arrays.values()), np.float32)
-      if len(templates) > 1:
-        out = out / np.linalg.norm(out, axis=-1, keepdims=True)
-      embeddings.append(out)
-    means.append(np.mean(embeddings, axis=0)[: len(part)])
-  return np.concatenate(means)
+  prompts = [template.format(string) for string in strings for template in templates]
+  ids, mask = run.tokenizer.encode_batch(prompts, text_length)
+  longest = mask.sum(axis=1).max()  # nobody needs the padding behind it
+  embeddings = []
+  for first in range(0, len(prompts), batch_size):
+    part = np.minimum(first + rows, len(prompts) - 1)
+    arrays = partition.to_devices(
+        {"text": ids[part, :longest], "text_mask": mask[part, :longest]}, sharding, batch_size
+    )
+    embeddings.append(np.asarray(apply(run.system, "encode_text", variables, *arrays.values()), np.float32))
+  embeddings = np.concatenate(embeddings)[: len(prompts)]
+  if len(templates) > 1:
+    embeddings /= np.linalg.norm(embeddings, axis=-1, keepdims=True)
+  return reduce(embeddings, "(s t) d -> s d", "mean", t=len(templates))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vlx.data.sources import strings
 from vlx.evaluate import embed, pictures
-from vlx.train.run import Run
+from vlx.evaluate.subject import Subject
 
 RECALLS = (1, 5, 10)
 
@@ -64,7 +64,7 @@ class Retrieval:
   bank_scale: float = 20.0  # "inverse temperature" of the paper
   rows: int = 10  # of the sheet of examples
 
-  def __call__(self, run: Run, variables, *, draw: bool) -> dict[str, float]:
+  def __call__(self, run: Subject, variables, *, draw: bool) -> dict[str, float]:
     """Measures; with `draw` and no bank, also writes `samples/retrieval_SPLIT.png`."""
     captions = sorted({
         caption for split in self.gallery for caption in run.source(split).texts(("caption",))

@@ -51,6 +51,7 @@ def save(name: str, cases: dict[str, dict]) -> None:
   metadata = {case: json.dumps(parts["config"]) for case, parts in cases.items()}
   metadata["versions"] = json.dumps({p: importlib.metadata.version(p) for p in ("torch", "transformers")})
   save_file(tensors, PARITY / f"{name}.safetensors", metadata)
+  (PARITY / f"{name}.safetensors").chmod(0o644)
 
 
 def save_names(name: str, model) -> None:
@@ -62,10 +63,19 @@ def save_names(name: str, model) -> None:
   tied = {n for n, _ in model.named_parameters(remove_duplicate=False)} - {
       n for n, _ in model.named_parameters()
   }
-  lines = [
-      " ".join([key, *map(str, tensor.shape)])
-      for key, tensor in sorted(model.state_dict().items()) if key not in tied
-  ]
+  write_names(name, {key: tensor.shape for key, tensor in model.state_dict().items() if key not in tied})
+
+
+def public_names(model) -> dict[str, tuple[int, ...]]:
+  """Names and shapes in the file that `save_pretrained` writes, of a model on the meta device."""
+  from transformers.core_model_loading import revert_weight_conversion
+
+  return {key: tuple(x.shape) for key, x in revert_weight_conversion(model, model.state_dict()).items()}
+
+
+def write_names(name: str, shapes: dict[str, tuple[int, ...]]) -> None:
+  """Writes `tests/parity/names/NAME.txt`, a tensor a line."""
+  lines = [" ".join([key, *map(str, shape)]) for key, shape in sorted(shapes.items())]
   (PARITY / "names" / f"{name}.txt").write_text("\n".join(lines) + "\n")
 
 

@@ -1,8 +1,8 @@
 """CLIP.
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
-Here: the two towers (§2.4), the symmetric contrastive loss with its learned, clipped temperature
-(§2.3, Figure 3), embeddings of pictures and texts, and their similarity.
+Here: the two towers (§2.4; the image's is a ViT or a ResNet), the symmetric contrastive loss with its
+learned, clipped temperature (§2.3, Figure 3), embeddings of pictures and texts, and their similarity.
 
 Fields beyond the paper: `loss="sigmoid"` (SigLIP, Zhai et al., 2023), `similarity` (for the
 ablation of the cosine), text towers without causal mask or pooled by the mean. Parameters and
@@ -20,27 +20,43 @@ from jaxtyping import Array, Bool, Float, Int
 from vlx import losses
 from vlx.models.layers.transformer import Transformer
 from vlx.models.system import Aux
+from vlx.models.vision.modified_resnet import ModifiedResNet
 from vlx.models.vision.vit import VisionTransformer, attention_map
 from vlx.ops.masks import Causal, KeyPadding, UpTo
 
 MAX_SCALE = 100.0  # §2.5: "clipped to prevent scaling the logits by more than 100"
 
 
+# Table 19: blocks of the stages, width of the stem, picture, embedding, text.
+RESNETS = {
+    "RN50": ((3, 4, 6, 3), 64, 224, 1024, 512),
+    "RN101": ((3, 4, 23, 3), 64, 224, 512, 512),
+    "RN50x4": ((4, 6, 10, 6), 80, 288, 640, 640),
+    "RN50x16": ((6, 8, 18, 8), 96, 384, 768, 768),
+    "RN50x64": ((3, 15, 36, 10), 128, 448, 1024, 1024),
+}
+
+
 def published_size(name: str) -> dict:
-  """The model section of a published CLIP: "B/32", "B/16", "L/14" or "L/14@336" (Table 20)."""
-  name, _, image_size = name.partition("@")
-  width, depth, heads, embed_dim, text_width = {
-      "B": (768, 12, 12, 512, 512), "L": (1024, 24, 16, 768, 768),
-  }[name[0]]
+  """The model section of a published CLIP: "B/32", "B/16", "L/14", "L/14@336" (Table 20), or of `RESNETS`."""
   shared = dict(
       activation="quick_gelu", layer_norm_epsilon=1e-5, initialization="clip",
   )
+  if name in RESNETS:
+    stage_sizes, stem_width, image_size, embed_dim, text_width = RESNETS[name]
+    image = dict(image_size=image_size, stage_sizes=stage_sizes, stem_width=stem_width)
+  else:
+    name, _, image_size = name.partition("@")
+    width, depth, heads, embed_dim, text_width = {
+        "B": (768, 12, 12, 512, 512), "L": (1024, 24, 16, 768, 768),
+    }[name[0]]
+    image = dict(
+        image_size=int(image_size or 224), patch_size=int(name[2:]), width=width, depth=depth,
+        num_heads=heads, mlp_dim=4 * width, patch_bias=False, pre_norm=True,
+        embedding_std=width**-0.5, **shared,
+    )
   return dict(
-      image=dict(
-          image_size=int(image_size or 224), patch_size=int(name[2:]), width=width, depth=depth,
-          num_heads=heads, mlp_dim=4 * width, patch_bias=False, pre_norm=True,
-          embedding_std=width**-0.5, **shared,
-      ),
+      image=image,
       text=dict(
           vocab_size=49408, context_length=77, width=text_width, depth=12,
           num_heads=text_width // 64, mlp_dim=4 * text_width, **shared,
@@ -124,18 +140,18 @@ class TextTransformer(nn.Module):
 class CLIPNetwork(nn.Module):
   """Both towers, their projections to one space, and the temperature."""
 
-  image: VisionTransformer
+  image: VisionTransformer | ModifiedResNet
   text: TextTransformer
   embed_dim: int
   init_scale: float
   init_bias: float | None
 
   def setup(self):
-    projection = lambda width: nn.Dense(
-        self.embed_dim, use_bias=False, dtype=self.image.dtype,
+    projection = lambda width, bias=False: nn.Dense(
+        self.embed_dim, use_bias=bias, dtype=self.image.dtype,
         kernel_init=nn.initializers.normal(width**-0.5),
     )
-    self.image_projection = projection(self.image.width)
+    self.image_projection = projection(self.image.width, bias=isinstance(self.image, ModifiedResNet))
     self.text_projection = projection(self.text.width)
     constant = nn.initializers.constant
     self.logit_scale = self.param("logit_scale", constant(math.log(self.init_scale)), ())
@@ -162,7 +178,7 @@ class CLIPNetwork(nn.Module):
 class CLIP:
   """The system. Batches hold `image`, `text` and `text_mask`, row i of each belonging together."""
 
-  image: VisionTransformer
+  image: VisionTransformer | ModifiedResNet
   text: TextTransformer
   embed_dim: int
   loss_type: str = "softmax"  # or "sigmoid" (SigLIP)
@@ -185,14 +201,18 @@ class CLIP:
 
   def init(self, rng, batch):
     variables = self.network.init(rng, batch["image"], batch["text"], batch["text_mask"])
-    return {"params": variables["params"], "state": {}}
+    return {
+        "params": variables["params"],
+        "state": {k: v for k, v in variables.items() if k != "params"},
+    }
 
   def loss(self, variables, batch, rng, *, step, train):
-    """Contrastive loss over the global batch; `step` is not used."""
+    """Contrastive loss over the global batch; `step` is not used. A ResNet's batch statistics are `state`."""
     del step
     params = {"params": variables["params"]}
-    image, text = self.network.apply(
-        params, batch["image"], batch["text"], batch["text_mask"], train=train, rngs={"dropout": rng}
+    (image, text), state = self.network.apply(
+        {**params, **variables["state"]}, batch["image"], batch["text"], batch["text_mask"], train=train,
+        rngs={"dropout": rng}, mutable=list(variables["state"]),
     )
     scale = self.network.apply(params, method="scale")
     similarity = losses.SIMILARITIES[self.similarity_type]
@@ -201,13 +221,15 @@ class CLIP:
       loss = losses.sigmoid_contrastive(image, text, scale, bias, similarity)
     else:
       loss = losses.info_nce(image, text, scale, similarity)
-    return loss, Aux(metrics={"scale": scale}, state=variables["state"])
+    return loss, Aux(metrics={"scale": scale}, state=state)
 
   def encode_image(
       self, variables, image: Float[Array, "batch height width 3"]
   ) -> Float[Array, "batch dim"]:
     """Embeddings, not normalised: `similarity` does what its kind asks for."""
-    return self.network.apply({"params": variables["params"]}, image, method="encode_image")
+    return self.network.apply(
+        {"params": variables["params"], **variables["state"]}, image, method="encode_image"
+    )
 
   def encode_text(
       self, variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
@@ -222,5 +244,5 @@ class CLIP:
     return losses.SIMILARITIES[self.similarity_type](image, text)
 
   def attention_map(self, variables, image) -> Float[Array, "batch rows columns"]:
-    """Rollout of the image tower's attention (`vlx.models.vision.vit.attention_map`)."""
+    """Rollout of the attention of a ViT (`vlx.models.vision.vit.attention_map`)."""
     return attention_map(self.image, variables["params"]["image"], image)

@@ -32,13 +32,18 @@ STAGE_SIZES = {
 
 
 class ResidualBlock(nn.Module):
-  """y = relu(F(x) + shortcut(x)), F of two 3x3 convolutions, or of 1x1, 3x3, 1x1 (bottleneck)."""
+  """y = relu(F(x) + shortcut(x)), F of two 3x3 convolutions, or of 1x1, 3x3, 1x1 (bottleneck).
+
+  `antialiased` bottlenecks take means over `stride` x `stride` pixels where others convolve with a stride
+  (CLIP's, after Zhang, 2019, "Making Convolutional Networks Shift-Invariant Again").
+  """
 
   channels: int
   stride: int
   bottleneck: bool
   train: bool
   dtype: str = "float32"
+  antialiased: bool = False
 
   @nn.compact
   def __call__(self, x):
@@ -52,16 +57,20 @@ class ResidualBlock(nn.Module):
     # Explicit padding: with stride 2 "SAME" pads on one side only, torch on both.
     conv3 = functools.partial(conv, kernel_size=(3, 3), padding=1)
     conv1 = functools.partial(conv, kernel_size=(1, 1))
-    stride = (self.stride, self.stride)
+    shrink, stride = (lambda x: x), (self.stride, self.stride)
+    if self.antialiased:
+      shrink, stride = functools.partial(nn.avg_pool, window_shape=stride, strides=stride), (1, 1)
     if self.bottleneck:
       y = jax.nn.relu(norm(name="norm1")(conv1(self.channels, name="conv1")(x)))
-      y = jax.nn.relu(norm(name="norm2")(conv3(self.channels, strides=stride, name="conv2")(y)))
-      y = norm(name="norm3")(conv1(4 * self.channels, name="conv3")(y))
+      y = shrink(jax.nn.relu(norm(name="norm2")(conv3(self.channels, strides=stride, name="conv2")(y))))
+      ones, zeros = nn.initializers.ones, nn.initializers.zeros  # CLIP's blocks start as identities
+      scale = zeros if self.antialiased else ones
+      y = norm(name="norm3", scale_init=scale)(conv1(4 * self.channels, name="conv3")(y))
     else:
       y = jax.nn.relu(norm(name="norm1")(conv3(self.channels, strides=stride, name="conv1")(x)))
       y = norm(name="norm2")(conv3(self.channels, name="conv2")(y))
     if x.shape != y.shape:
-      x = norm(name="shortcut_norm")(conv1(y.shape[-1], strides=stride, name="shortcut")(x))
+      x = norm(name="shortcut_norm")(conv1(y.shape[-1], strides=stride, name="shortcut")(shrink(x)))
     return jax.nn.relu(x + y)
 
 

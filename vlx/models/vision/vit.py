@@ -59,6 +59,8 @@ class VisionTransformer(nn.Module):
   activation: str = "gelu_tanh"
   layer_norm_epsilon: float = 1e-6
   embedding_std: float = 0.02  # of positions, and with `pre_norm` of the class token (CLIP)
+  cls_position: bool = True  # whether the class token has a position of its own; in big_vision it has none
+  resampling: str = "linear"  # of positions; "cubic" as Hugging Face does
   initialization: str = "xavier"
   dropout: float = 0.0
   remat: bool = False
@@ -88,16 +90,19 @@ class VisionTransformer(nn.Module):
     grid = x.shape[1:3]
     x = rearrange(x, "b h w d -> b (h w) d")
 
-    if self.pool == "cls":
-      cls_init = nn.initializers.normal(self.embedding_std) if self.pre_norm else nn.initializers.zeros
-      cls = self.param("cls", cls_init, (1, 1, self.width))
-      x = jnp.concatenate([jnp.tile(cls.astype(x.dtype), (x.shape[0], 1, 1)), x], axis=1)
     learned_grid = (self.image_size // self.patch_size,) * 2
     positions = self.param(
         "position_embedding", nn.initializers.normal(self.embedding_std),
-        (1, (self.pool == "cls") + math.prod(learned_grid), self.width),
+        (1, (self.pool == "cls" and self.cls_position) + math.prod(learned_grid), self.width),
     )
-    x = x + resample_positions(positions, learned_grid, grid).astype(x.dtype)
+    positions = resample_positions(positions, learned_grid, grid, self.resampling).astype(x.dtype)
+    if self.pool == "cls":
+      cls_init = nn.initializers.normal(self.embedding_std) if self.pre_norm else nn.initializers.zeros
+      cls = self.param("cls", cls_init, (1, 1, self.width))
+      if not self.cls_position:
+        positions = jnp.concatenate([jnp.zeros_like(positions[:, :1]), positions], axis=1)
+      x = jnp.concatenate([jnp.tile(cls.astype(x.dtype), (x.shape[0], 1, 1)), x], axis=1)
+    x = x + positions
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
 
     norm = lambda name: nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name=name)

@@ -1,0 +1,156 @@
+"""Figures of a public CLIP: a Hugging Face folder, measured through the evaluators and by hand."""
+
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import numpy as safetensors
+
+from vlx.config import build
+from vlx.data import preprocess, tokenizers
+from vlx.errors import UserError
+from vlx.evaluate import public
+from vlx.evaluate.templates import IMAGENET
+from vlx.models.contrastive.clip import CLIP
+from vlx.pretrained import clip, tables
+from vlx.train import partition
+
+WORDS = 600
+CAPTIONS = {
+    "a red square": "red", "a square of crimson": "red", "something blue": "blue", "a green field": "green",
+    "grass": "green",
+}
+COLORS = {"red": (220, 30, 40), "blue": (20, 60, 200), "green": (30, 180, 60)}
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+  """What `save_pretrained` of a tiny CLIPModel and its processor leave, written by the tables."""
+  folder = tmp_path_factory.mktemp("clip")
+  tower = dict(width=24, depth=2, num_heads=3, mlp_dim=40, activation="quick_gelu", layer_norm_epsilon=1e-5)
+  system = build(CLIP, dict(
+      image=dict(image_size=16, patch_size=8, patch_bias=False, pre_norm=True, **tower),
+      text=dict(vocab_size=WORDS, context_length=24, **tower), embed_dim=12,
+  ), "model")
+  config, layout = clip.to_hugging_face(system)
+  (folder / "config.json").write_text(json.dumps(config))
+  text = jnp.zeros((1, 24), jnp.int32)
+  batch = {"image": jnp.zeros((1, 16, 16, 3)), "text": text, "text_mask": text == 0}
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(
+      lambda s: np.float32(rng.normal(0, 0.3, s.shape)), jax.eval_shape(system.init, jax.random.key(0), batch)
+  )
+  safetensors.save_file(dict(tables.export(layout.rows, variables)), folder / "model.safetensors")
+  tokenizers.train([*CAPTIONS, *IMAGENET], WORDS).save(folder / "tokenizer.json")
+  (folder / "preprocessor_config.json").write_text(json.dumps({"size": 16, "crop_size": 16}))
+  return folder
+
+
+def load(folder):
+  """What stands of `vlx.pretrained.load` in the family's own functions."""
+  read = lambda name: json.loads((folder / name).read_text())
+  layout = clip.from_hugging_face(read("config.json"))
+  system, tensors = layout.system, safetensors.load_file(folder / "model.safetensors")
+  length = system.text.context_length
+  batch = {
+      "image": jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32),
+      "text": jax.ShapeDtypeStruct((1, length), jnp.int32),
+      "text_mask": jax.ShapeDtypeStruct((1, length), jnp.bool_),
+  }
+  variables = tables.load(
+      layout.rows, jax.eval_shape(system.init, jax.random.key(0), batch),
+      {n: x.shape for n, x in tensors.items()}, tensors.__getitem__,
+  )
+  return types.SimpleNamespace(
+      system=system, variables=variables, tokenizer=tokenizers.load_clip(folder),
+      preprocess=clip.preprocess(system, read("preprocessor_config.json")),
+  )
+
+
+def write_pictures(folder, with_labels):
+  rng, lines = np.random.default_rng(1), []
+  (folder / "val").mkdir()
+  for i in range(13):
+    caption = list(CAPTIONS)[i % len(CAPTIONS)]
+    noise = rng.normal(COLORS[CAPTIONS[caption]], 40, (20 + i, 33, 3))
+    Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(folder / "val" / f"{i}.png")
+    label = {"label": CAPTIONS[caption]} if with_labels else {}
+    lines.append(json.dumps({"file_name": f"{i}.png", "caption": caption, **label}))
+  (folder / "val" / "metadata.jsonl").write_text("\n".join(lines))
+  return [json.loads(line) for line in lines]
+
+
+def mesh():
+  return partition.make_mesh(dict(data=-1, fsdp=1, tensor=1))
+
+
+def unit(x):
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("with_labels", [True, False])
+def test_figures_are_those_of_the_protocol(model_folder, tmp_path, with_labels):
+  """Pictures one by one; each prompt normalised, their mean, normalised; a miss where anything is as good."""
+  model, records = load(model_folder), write_pictures(tmp_path, with_labels)
+  found = public.measure(model, f"folder:{tmp_path}", "val", mesh())
+
+  ops = preprocess.parse(model.preprocess)
+  encode_image, encode_text = jax.jit(model.system.encode_image), jax.jit(model.system.encode_text)
+  files = [(tmp_path / "val" / r["file_name"]).read_bytes() for r in records]
+  pixels = [ops.finish({"image": file}, None)["image"] for file in files]
+  image = unit(np.concatenate([encode_image(model.variables, x[None]) for x in pixels]))
+  tokens = lambda texts: model.tokenizer.encode_batch(texts, 24)
+  embed = lambda texts: unit(np.asarray(encode_text(model.variables, *tokens(texts))))
+
+  def share(scores, right, k):
+    best = np.where(right, scores, -np.inf).max(1, keepdims=True)
+    return 100 * (((scores >= best) & ~right).sum(1) < k).mean()
+
+  field, expected = "label" if with_labels else "caption", {}
+  classes = sorted({r[field] for r in records})
+  weights = np.stack([unit(embed([t.format(c) for t in IMAGENET]).mean(0)) for c in classes])
+  right = np.array([[r[field] == c for c in classes] for r in records])
+  for k in (1, 5):
+    expected[f"zero_shot/val/top{k}"] = share(image @ weights.T, right, k)
+  captions = sorted(CAPTIONS)
+  scores = image @ embed(captions).T
+  right = np.array([[r["caption"] == c for c in captions] for r in records])
+  for k in (1, 5, 10):
+    expected[f"retrieval/val/image_to_text_r{k}"] = share(scores, right, k)
+    expected[f"retrieval/val/text_to_image_r{k}"] = share(scores.T, right.T, k)
+  assert found == pytest.approx(expected)
+  assert 0 < found["retrieval/val/image_to_text_r1"] < 100  # there is something to get wrong
+
+
+def test_pictures_of_several_captions_are_not_classified(model_folder, tmp_path):
+  records = write_pictures(tmp_path, False)
+  lines = [json.dumps({**r, "caption": [r["caption"], "grass"]}) for r in records]
+  (tmp_path / "val" / "metadata.jsonl").write_text("\n".join(lines))
+  found = public.measure(load(model_folder), f"folder:{tmp_path}", "val", mesh())
+  assert {key.split("/")[0] for key in found} == {"retrieval"}
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(tokenizer=None), "without a tokenizer"),
+    (dict(tokenizer=types.SimpleNamespace(vocab_size=WORDS + 1)), "it has 601 tokens, the model 600"),
+    (dict(system=object()), "only a CLIP can be measured so"),
+])
+def test_what_cannot_be_measured_is_told(model_folder, change, message):
+  model = types.SimpleNamespace(**{**vars(load(model_folder)), **change})
+  with pytest.raises(UserError, match=message):
+    public.measure(model, "folder:.", "val", None)
+
+
+def test_a_picture_that_is_not_there_is_told(model_folder, tmp_path):
+  write_pictures(tmp_path, True)
+  (tmp_path / "val" / "0.png").unlink()
+  with pytest.raises(UserError, match="0.png: .*No such file"):
+    public.measure(load(model_folder), f"folder:{tmp_path}", "val", mesh())
+
+
+def test_the_eighty_prompts():
+  assert len(set(IMAGENET)) == 80 and all(prompt.count("{}") == 1 for prompt in IMAGENET)
