@@ -62,6 +62,46 @@ def test_export_is_the_inverse():
     np.testing.assert_array_equal(returned[name], tensors[name])
 
 
+FUSED = [
+    Row("layer.{layer}.qkv.weight", ("params/blocks/q", "params/blocks/k"), ("(n h e) d -> n d h e", {"n": 2, "h": 3})),
+    Row("kv", ("params/k", "params/v"), ("(n o) -> n o", {"n": 2})),
+]
+FUSED_WANTED = {"params": {"blocks": {"q": S(2, 5, 3, 4), "k": S(2, 5, 3, 4)}, "k": S(7), "v": S(7)}}
+
+
+def test_a_public_tensor_may_hold_several_variables():
+  rng = np.random.default_rng(0)
+  tensors = {"kv": rng.normal(size=14), **{f"layer.{i}.qkv.weight": rng.normal(size=(24, 5)) for i in range(2)}}
+  tensors = {name: x.astype(np.float32) for name, x in tensors.items()}
+  shapes = {name: x.shape for name, x in tensors.items()}
+  read = []
+  variables = load(FUSED, FUSED_WANTED, shapes, lambda name: read.append(name) or tensors[name])
+  assert sorted(read) == sorted(tensors)
+  np.testing.assert_array_equal(variables["params"]["v"], tensors["kv"][7:])
+  np.testing.assert_array_equal(
+      variables["params"]["blocks"]["k"][1, :, 2, 3], tensors["layer.1.qkv.weight"][12 + 11]
+  )
+  assert public_shapes(FUSED, FUSED_WANTED) == shapes
+  returned = dict(export(FUSED, variables))
+  assert returned.keys() == tensors.keys()
+  for name, tensor in tensors.items():
+    np.testing.assert_array_equal(returned[name], tensor)
+
+
+def test_what_does_not_fit_several_variables_is_told_once():
+  shapes = {"layer.0.qkv.weight": (23, 5), "layer.1.qkv.weight": (24, 5), "layer.2.qkv.weight": (24, 5)}
+  wanted = {"params": {"blocks": FUSED_WANTED["params"]["blocks"], "k": S(7)}}
+  with pytest.raises(UserError) as told:
+    load(FUSED, wanted, shapes, lambda name: pytest.fail("read"))
+  assert str(told.value).splitlines()[1:] == [
+      "  misshapen: layer.0.qkv.weight is [23, 5], not [24, 5],"
+      " for layer 0 of params/blocks/q, params/blocks/k",
+      "  missing: kv [14] for params/k, params/v",
+      "  surplus: layer.2.qkv.weight [24, 5], a layer that params/blocks/q, params/blocks/k lacks",
+      "  the table has kv for params/v, which the model lacks",
+  ]
+
+
 def test_tensors_of_another_type_are_converted():
   tensors = {n: x.astype(jnp.bfloat16) for n, x in checkpoint().items()}
   scale = loaded(tensors)["params"]["blocks"]["norm"]["scale"]

@@ -3,8 +3,9 @@
 A table is a list of rows (public name, vlx name, pattern). Where the public name has `{layer}` in it, vlx
 keeps one array with a leading depth axis, which the public tensors of layers 0, 1, … fill. The pattern is
 einops', from the public layout to vlx's, of one layer: ("(h e) d -> d h e", {"h": 12}), or ("", {}) for as it
-is. Turned round it leads back, so the same table imports and exports. A row without a vlx name is for what
-may be in a file or not and holds no weights: it is neither read nor written.
+is. Turned round it leads back, so the same table imports and exports. A row with several vlx names is for a
+public tensor that holds several variables, and its pattern puts their axis first: "(n h e) d -> n d h e". A row
+without a vlx name is for what may be in a file or not and holds no weights: it is neither read nor written.
 """
 
 import functools
@@ -26,21 +27,21 @@ AS_IT_IS: Pattern = ("", {})
 
 class Row(NamedTuple):
   public: str  # as in the public file: "encoder.layer.{layer}.output.dense.weight"
-  name: str | None  # the path of the variable: "params/encoder/blocks/mlp/fc2/kernel"
+  name: str | tuple[str, ...] | None  # the variable's path, or several: "params/encoder/blocks/mlp/fc2/kernel"
   pattern: Pattern = AS_IT_IS
 
 
 class Layout(NamedTuple):
   """How a family's public file fits a vlx system."""
 
-  system: System
+  system: System  # frozen dataclass with init/loss
   rows: Sequence[Row]
   aliases: Sequence[tuple[str, str]] = ()
   copies: Mapping[str, str] = {}
 
 
 class _Piece(NamedTuple):
-  """One public tensor, and where it goes: a variable, or a layer of one."""
+  """One public tensor, and where it goes: a variable, or a layer of one; of several where it holds several."""
 
   public: str
   layer: int | None
@@ -50,7 +51,9 @@ class _Piece(NamedTuple):
 def public_shapes(rows: Sequence[Row], variables: Any) -> dict[str, tuple[int, ...]]:
   """Names and shapes of the public tensors for variables (or their shapes)."""
   shapes = {name: leaf.shape for name, leaf in _flat(variables).items()}
-  return {piece.public: piece.shape for row in _kept(rows) for piece in _pieces(row, shapes[row.name])}
+  return {
+      piece.public: piece.shape for row in _kept(rows) for piece in _pieces(row, shapes[_paths(row)[0]])
+  }
 
 
 def load(
@@ -92,44 +95,49 @@ def load(
 
   placed = {}
   for row in _kept(rows):
-    leaf = wanted[row.name]
-    array = _aligned(leaf.shape, leaf.dtype)
-    for piece in _pieces(row, leaf.shape):
-      view = array if piece.layer is None else array[piece.layer]
-      view[...] = _applied(row.pattern, fetch(found[piece.public]))
-    placed[row.name] = place(row.name, array)
+    paths = _paths(row)
+    arrays = [_aligned(wanted[path].shape, wanted[path].dtype) for path in paths]
+    for piece in _pieces(row, arrays[0].shape):
+      parts = _applied(row.pattern, fetch(found[piece.public]))
+      for array, part in zip(arrays, parts if _holds_several(row) else [parts]):
+        view = array if piece.layer is None else array[piece.layer]
+        view[...] = part
+    placed |= {path: place(path, array) for path, array in zip(paths, arrays)}
   return jax.tree.map(placed.__getitem__, names(variables))
 
 
 def export(rows: Sequence[Row], variables: Any) -> Iterator[tuple[str, np.ndarray]]:
   """The tensors of a public checkpoint, one after another, under their public names."""
-  arrays = _flat(variables)
+  variables = _flat(variables)
   for row in _kept(rows):
-    for piece in _pieces(row, arrays[row.name].shape):
-      array = arrays[row.name] if piece.layer is None else arrays[row.name][piece.layer]
-      yield piece.public, np.ascontiguousarray(_applied(_turned_round(row.pattern), np.asarray(array)))
+    arrays = [variables[path] for path in _paths(row)]
+    for piece in _pieces(row, arrays[0].shape):
+      parts = [np.asarray(x if piece.layer is None else x[piece.layer]) for x in arrays]
+      array = np.stack(parts) if _holds_several(row) else parts[0]
+      yield piece.public, np.ascontiguousarray(_applied(_turned_round(row.pattern), array))
 
 
 def _problems(rows, wanted, shapes) -> list[str]:
   """What keeps tensors of these shapes from being the variables wanted, a line each."""
-  kept = {row.name: row for row in _kept(rows)}
+  kept = {path: row for row in _kept(rows) for path in _paths(row)}
   problems = [
       f"the table has {row.public} for {name}, which the model lacks"
       for name, row in kept.items() if name not in wanted
   ]
   problems += [f"the table has nothing for {name}" for name in wanted if name not in kept]
   known = set()
-  for name in kept.keys() & wanted.keys():
-    for public, layer, shape in _pieces(kept[name], wanted[name].shape):
+  for row in _kept(rows):
+    path, name = _paths(row)[0], _named(row)
+    for public, layer, shape in _pieces(row, wanted[path].shape) if path in wanted else ():
       known.add(public)
       where = name if layer is None else f"layer {layer} of {name}"
       if public not in shapes:
         problems.append(f"missing: {public} {list(shape)} for {where}")
       elif shapes[public] != shape:
         problems.append(f"misshapen: {public} is {list(shapes[public])}, not {list(shape)}, for {where}")
-  names_of = {public: name or "" for public, name, _ in rows}
+  names_of = {row.public: _named(row) for row in rows}
   for public in shapes.keys() - known:
-    name = names_of.get(public, names_of.get(re.sub(r"(?<=\.)\d+(?=\.)", "{layer}", public, count=1)))
+    name = names_of.get(public, names_of.get(re.sub(r"(?<=[._])\d+(?=[./])", "{layer}", public, count=1)))
     if name != "":
       why = f"a layer that {name} lacks" if name else "which the model has no place for"
       problems.append(f"surplus: {public} {list(shapes[public])}, {why}")
@@ -140,11 +148,25 @@ def _kept(rows: Sequence[Row]) -> list[Row]:
   return [row for row in rows if row.name]
 
 
+def _paths(row: Row) -> tuple[str, ...]:
+  return row.name if _holds_several(row) else (row.name,)
+
+
+def _holds_several(row: Row) -> bool:
+  return isinstance(row.name, tuple)
+
+
+def _named(row: Row) -> str:
+  """The variables of a row, for messages; empty where it has none."""
+  return ", ".join(_paths(row)) if row.name else ""
+
+
 def _pieces(row: Row, shape: tuple[int, ...]) -> list[_Piece]:
-  """The public tensors of a variable of that shape."""
+  """The public tensors of a variable of that shape, or of several."""
+  many = (len(row.name),) if _holds_several(row) else ()
   if "{layer}" not in row.public:
-    return [_Piece(row.public, None, _public_shape(row.pattern, shape))]
-  of_layer = _public_shape(row.pattern, shape[1:])
+    return [_Piece(row.public, None, _public_shape(row.pattern, many + shape))]
+  of_layer = _public_shape(row.pattern, many + shape[1:])
   return [_Piece(row.public.format(layer=i), i, of_layer) for i in range(shape[0])]
 
 
