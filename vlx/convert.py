@@ -20,23 +20,25 @@ from vlx.errors import UserError
 from vlx.models.system import System, Variables
 from vlx.pretrained import load as load_public, tables
 from vlx.pretrained.formats.safetensors import write_safetensors
-from vlx.pretrained.load import CLIP_VOCABULARY, FAMILIES, is_vlx, module
+from vlx.pretrained.load import CLIP_VOCABULARY, FAMILIES, is_vlx, locate, module
 from vlx.train import checkpoint
 
 SOURCE = flags.DEFINE_string("source", None, "A public checkpoint or its name on the hub, or a folder of vlx.")
 OUTPUT = flags.DEFINE_string("output", None, "A folder that is not there yet.")
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja", CLIP_VOCABULARY,
+# What stands beside the weights and is taken along.
+COMPANIONS = (
+    "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
+    CLIP_VOCABULARY,
 )
 
 
-def to_vlx(source: str, output: pathlib.Path) -> None:
+def to_vlx(source: pathlib.Path, output: pathlib.Path) -> None:
   """Writes a folder of vlx from a public checkpoint."""
   found = load_public(source)
   save_vlx(output, found.system, found.variables, found.preprocess)
-  _copy(pathlib.Path(source), output, TOKENIZER_FILES)
+  _copy_companions(source, output)
 
 
 def save_vlx(folder: pathlib.Path, system: System, variables: Variables, preprocess: str) -> None:
@@ -65,13 +67,13 @@ def to_hugging_face(source: pathlib.Path, output: pathlib.Path) -> None:
   output.mkdir(parents=True, exist_ok=True)
   shapes = tables.public_shapes(layout.rows, found.variables)
   write_safetensors(output / "model.safetensors", shapes, tables.export(layout.rows, found.variables))
-  _copy(source, output, TOKENIZER_FILES)
+  _copy_companions(source, output)
   files.write(output / "config.json", configs.to_json(ml_collections.ConfigDict(config)))
 
 
-def _copy(source: pathlib.Path, output: pathlib.Path, names) -> None:
+def _copy_companions(source: pathlib.Path, output: pathlib.Path) -> None:
   folder = source if source.is_dir() else source.parent
-  for name in names:
+  for name in COMPANIONS:
     if (folder / name).is_file():
       shutil.copy(folder / name, output / name)
 
@@ -79,13 +81,12 @@ def _copy(source: pathlib.Path, output: pathlib.Path, names) -> None:
 def main():
   if SOURCE.value is None or OUTPUT.value is None:
     raise UserError("give --source=DIR_OR_FILE and --output=DIR")
-  source, output = pathlib.Path(SOURCE.value).expanduser(), pathlib.Path(OUTPUT.value).expanduser()
+  output = pathlib.Path(OUTPUT.value).expanduser()
   if output.exists() and (not output.is_dir() or any(output.iterdir())):
     raise UserError(f"{output} is there already; name another --output")
-  if is_vlx(source):
-    to_hugging_face(source, output)
-  else:
-    to_vlx(SOURCE.value, output)
+  source = locate(SOURCE.value)
+  convert = to_hugging_face if is_vlx(source) else to_vlx
+  convert(source, output)
   print(f"{output} is written")
 
 

@@ -83,9 +83,7 @@ def load(
     UserError: where there is no such thing, where it is damaged, of a family or format that vlx does not know, or
       more than data; with a line for each tensor that does not fit.
   """
-  path = pathlib.Path(path_or_name).expanduser()
-  if not path.exists():
-    path = download(str(path_or_name))
+  path = locate(path_or_name)
   if is_vlx(path):
     return _load_vlx(path, mesh, partition)
   family, layout, file = _find(path)
@@ -99,6 +97,12 @@ def load(
   else:
     tokenizer = _tokenizer(path, family)
   return Pretrained(layout.system, variables, tokenizer, _preprocess(path, family, layout.system))
+
+
+def locate(path_or_name: str | pathlib.Path) -> pathlib.Path:
+  """The folder or file; of a repository on the hub, where its copy lies."""
+  path = pathlib.Path(path_or_name).expanduser()
+  return path if path.exists() else download(str(path_or_name))
 
 
 def module(family: str) -> ModuleType:
