@@ -90,7 +90,7 @@ def load(
     UserError: with a line for every tensor that is missing, surplus, or of another shape, under both its
       names; for a copy that is not equal to its original.
   """
-  found = {_renamed(public, aliases): public for public in shapes}
+  found = {renamed(public, aliases): public for public in shapes}
   wanted = _flat(variables)
   if problems := _problems(rows, wanted, {n: tuple(shapes[found[n]]) for n in found if n not in copies}):
     raise UserError("the checkpoint does not fit:\n" + "\n".join(f"  {p}" for p in problems))
@@ -121,7 +121,8 @@ def export(rows: Sequence[Row], variables: Any) -> Iterator[tuple[str, np.ndarra
     for piece in _pieces(row, arrays[0].shape):
       parts = [np.asarray(x if piece.layer is None else x[piece.layer]) for x in arrays]
       array = np.stack(parts) if _holds_several(row) else parts[0]
-      yield piece.public, np.ascontiguousarray(_applied(_turned_round(row.pattern), array))
+      # Not `ascontiguousarray`, which makes a scalar an array of one.
+      yield piece.public, np.asarray(_applied(_turned_round(row.pattern), array), order="C")
 
 
 def _problems(rows, wanted, shapes) -> list[str]:
@@ -198,7 +199,8 @@ def _applied(pattern, array):
   return einops.rearrange(array, there, **sizes) if there else array
 
 
-def _renamed(public: str, aliases: Sequence[tuple[str, str]]) -> str:
+def renamed(public: str, aliases: Sequence[tuple[str, str]]) -> str:
+  """The table's name for a name in a file."""
   for pattern, replacement in aliases:
     public = re.sub(pattern, replacement, public)
   return public
