@@ -73,6 +73,16 @@ def build(cls: type, section: Mapping[str, Any], where: str) -> Any:
     raise UserError(f"{where}: {e}") from e
 
 
+def section_of(instance: Any) -> dict[str, Any]:
+  """The config section that `build` makes the instance of a dataclass from."""
+  section = {}
+  for field in dataclasses.fields(instance):
+    if field.init and field.name not in ("parent", "name"):
+      value = getattr(instance, field.name)
+      section[field.name] = section_of(value) if dataclasses.is_dataclass(value) else value
+  return section
+
+
 def with_defaults(cls: type, section: Mapping[str, Any]) -> dict[str, Any]:
   """The section with the default of every field of `cls` that it leaves out, nested ones too."""
   hints = typing.get_type_hints(cls)

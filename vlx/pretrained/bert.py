@@ -1,6 +1,11 @@
-"""Names of BERT's public files: what Hugging Face's `BertForPreTraining` and `BertModel` save."""
+"""BERT's public files: what Hugging Face's `BertForPreTraining` and `BertModel` save."""
 
-from vlx.pretrained.tables import Row
+from collections.abc import Mapping
+from typing import Any
+
+from vlx.models.pretraining.bert import BERT, MaskedLanguageModel
+from vlx.pretrained import fields
+from vlx.pretrained.tables import Layout, Row
 
 # Files from before 2019.
 ALIASES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
@@ -63,3 +68,49 @@ def rows(num_heads: int) -> list[Row]:
       Row("cls.seq_relationship.weight", "params/next_sentence_head/kernel", _DENSE),
       Row("cls.seq_relationship.bias", "params/next_sentence_head/bias"),
   ]
+
+
+def from_hugging_face(config: Mapping[str, Any]) -> Layout:
+  """Of a `config.json` with the model type "bert": with heads, unless its architecture is `BertModel`.
+
+  Raises:
+    UserError: for a missing or absurd field.
+  """
+  fields.must_be(config, "position_embedding_type", "absolute")
+  fields.must_be(config, "is_decoder", False)
+  width, heads = (fields.whole(config, name) for name in ("hidden_size", "num_attention_heads"))
+  fields.divides(config, "hidden_size", width, "num_attention_heads", heads)
+  tower = BERT(
+      vocab_size=fields.whole(config, "vocab_size"),
+      context_length=fields.whole(config, "max_position_embeddings"),
+      width=width,
+      depth=fields.whole(config, "num_hidden_layers"),
+      num_heads=heads,
+      mlp_dim=fields.whole(config, "intermediate_size"),
+      num_segments=fields.whole(config, "type_vocab_size", 2),
+      activation=fields.one_of(config, "hidden_act", fields.ACTIVATIONS),
+      layer_norm_epsilon=fields.positive(config, "layer_norm_eps", 1e-12),
+  )
+  if config.get("architectures") == ["BertModel"]:
+    # Some such files were cut out of larger ones and kept the names.
+    return Layout(MaskedLanguageModel(tower, heads=False), tower_rows(heads), (*ALIASES, (r"^bert\.", "")))
+  return Layout(MaskedLanguageModel(tower), rows(heads), ALIASES, COPIES)
+
+
+def to_hugging_face(system: MaskedLanguageModel) -> tuple[dict[str, Any], Layout]:
+  """The `config.json` and the table that `BertForPreTraining`, or `BertModel`, loads."""
+  tower = system.tower
+  config = dict(
+      architectures=["BertForPreTraining" if system.heads else "BertModel"],
+      model_type="bert",
+      vocab_size=tower.vocab_size,
+      max_position_embeddings=tower.context_length,
+      hidden_size=tower.width,
+      num_hidden_layers=tower.depth,
+      num_attention_heads=tower.num_heads,
+      intermediate_size=tower.mlp_dim,
+      type_vocab_size=tower.num_segments,
+      hidden_act=fields.public_activation(tower.activation),
+      layer_norm_eps=tower.layer_norm_epsilon,
+  )
+  return config, from_hugging_face(config)

@@ -1,7 +1,12 @@
 """Names of ResNet in torchvision's files (resnet50-0676ba61.pth, resnet50-11ad3fa6.pth, …)."""
 
-from vlx.pretrained.tables import Row
+from collections.abc import Mapping
+
+from vlx.models.vision.resnet import ResNet, ResNetTower
+from vlx.pretrained import fields
+from vlx.pretrained.tables import Layout, Row
 from vlx.pretrained.torch_rows import batch_norm, convolution, dense
+from vlx.pretrained.torchvision_ops import IMAGENET, torchvision_ops
 
 
 def rows(stage_sizes: tuple[int, ...], bottleneck: bool) -> list[Row]:
@@ -17,3 +22,21 @@ def rows(stage_sizes: tuple[int, ...], bottleneck: bool) -> list[Row]:
         out += convolution(f"{public}.downsample.0", f"{ours}/shortcut")
         out += batch_norm(f"{public}.downsample.1", f"{ours}/shortcut_norm")
   return out + dense("fc", "head")
+
+
+def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
+  """Of one of torchvision's files, by its names; None for another's."""
+  if not {"conv1.weight", "layer1.0.conv1.weight", "layer1.0.bn1.weight", "fc.weight"} <= shapes.keys():
+    return None
+  stages = fields.count(shapes, r"layer(\d+)\.0\.")
+  stage_sizes = tuple(fields.count(shapes, rf"layer{i + 1}\.(\d+)\.") for i in range(stages))
+  bottleneck = "layer1.0.conv3.weight" in shapes
+  tower = ResNetTower(stage_sizes, bottleneck, width=fields.shape(shapes, "conv1.weight", 4)[0])
+  classes = fields.shape(shapes, "fc.weight", 2)[0]
+  return Layout(ResNet(tower, classes), rows(stage_sizes, bottleneck))
+
+
+def preprocess(system: ResNet, config: Mapping | None = None) -> str:
+  """torchvision's ops on pictures."""
+  del system, config
+  return torchvision_ops(*IMAGENET)

@@ -9,8 +9,11 @@ without a vlx name is for what may be in a file or not and holds no weights: it 
 """
 
 import functools
+import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import einops
@@ -23,6 +26,8 @@ from vlx.train.partition import names
 
 Pattern = tuple[str, Mapping[str, int]]
 AS_IT_IS: Pattern = ("", {})
+
+WORKERS = min(4, os.cpu_count() or 1)  # tensors that are read at a time
 
 
 class Row(NamedTuple):
@@ -69,7 +74,7 @@ def load(
   """The variables that a public checkpoint holds.
 
   Everything is checked before the first tensor is read. Then each variable is allocated once, filled from the
-  public tensors one by one, and placed; nothing else of its size is held.
+  public tensors, `WORKERS` at a time, and placed; nothing else of its size is held.
 
   Args:
     rows: the table.
@@ -93,16 +98,18 @@ def load(
     if copy in found and not np.array_equal(fetch(found[copy]), fetch(found[original])):
       raise UserError(f"{found[copy]} differs from {found[original]}, and this model has one array for both")
 
+  def fill(row, arrays, piece):
+    parts = _applied(row.pattern, fetch(found[piece.public]))
+    for array, part in zip(arrays, parts if _holds_several(row) else [parts]):
+      _copy(array[None] if piece.layer is None else array[piece.layer : piece.layer + 1], part)
+
   placed = {}
-  for row in _kept(rows):
-    paths = _paths(row)
-    arrays = [_aligned(wanted[path].shape, wanted[path].dtype) for path in paths]
-    for piece in _pieces(row, arrays[0].shape):
-      parts = _applied(row.pattern, fetch(found[piece.public]))
-      for array, part in zip(arrays, parts if _holds_several(row) else [parts]):
-        view = array if piece.layer is None else array[piece.layer]
-        view[...] = part
-    placed |= {path: place(path, array) for path, array in zip(paths, arrays)}
+  with futures.ThreadPoolExecutor(WORKERS) as pool:
+    for row in _kept(rows):
+      paths = _paths(row)
+      arrays = [_aligned(wanted[path].shape, wanted[path].dtype) for path in paths]
+      list(pool.map(functools.partial(fill, row, arrays), _pieces(row, arrays[0].shape)))
+      placed |= {path: place(path, array) for path, array in zip(paths, arrays)}
   return jax.tree.map(placed.__getitem__, names(variables))
 
 
@@ -209,3 +216,25 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
   room = np.empty(size + alignment, np.uint8)
   start = -room.ctypes.data % alignment
   return room[start : start + size].view(dtype).reshape(shape)
+
+
+def _copy(target: np.ndarray, source: np.ndarray) -> None:
+  """target[0] = source, for a target in the order of memory and a source in any.
+
+  Across the order of memory numpy reads each element of a column from a cache line of its own, and has lost the
+  line when the next column needs it. Strips of one line's elements keep theirs.
+  """
+  axes: list[tuple[int, int]] = []  # (size, stride) of the source, those joined that lie as one
+  for size, stride in zip(source.shape, source.strides):
+    if axes and axes[-1][1] == size * stride:
+      size *= axes.pop()[0]
+    axes.append((size, stride))
+  shape, strides = zip(*axes) if axes else ((), ())
+  source = np.lib.stride_tricks.as_strided(source, shape, strides)
+  target = target.reshape(shape)
+  if not axes or strides[-1] == min(strides) or not math.prod(shape):
+    target[...] = source
+    return
+  strip = 64 // target.itemsize
+  for start in range(0, shape[-1], strip):
+    target[..., start : start + strip] = source[..., start : start + strip]

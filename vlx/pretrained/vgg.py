@@ -1,8 +1,13 @@
 """Names of VGG in torchvision's files (vgg16-397923af.pth, vgg19-dcbb9e9d.pth, …)."""
 
-from vlx.models.vision.vgg import GRID
-from vlx.pretrained.tables import Row
+import re
+from collections.abc import Mapping
+
+from vlx.models.vision.vgg import GRID, VGG, VGGTower
+from vlx.pretrained import fields
+from vlx.pretrained.tables import Layout, Row
 from vlx.pretrained.torch_rows import convolution, dense
+from vlx.pretrained.torchvision_ops import IMAGENET, torchvision_ops
 
 
 def rows(convolutions: tuple[int, ...]) -> list[Row]:
@@ -22,3 +27,27 @@ def rows(convolutions: tuple[int, ...]) -> list[Row]:
       *dense("classifier.3", "fc7"),
       *dense("classifier.6", "head"),
   ]
+
+
+def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
+  """Of one of torchvision's files (without batch normalisation), by its names; None for another's."""
+  kernels = {
+      int(match[1]): shape for name, shape in shapes.items()
+      if (match := re.fullmatch(r"features\.(\d+)\.weight", name))
+  }
+  if not kernels or any(name.endswith("running_mean") for name in shapes):
+    return None
+  hidden, classes = (fields.shape(shapes, f"classifier.{i}.weight", 2)[0] for i in (0, 6))
+  # A pooling stands where a rectifier is followed by nothing: the numbers jump by three.
+  indices = sorted(kernels)
+  ends = [i for i, following in zip(indices, [*indices[1:], indices[-1] + 3]) if following - i == 3]
+  sizes = [sum(i <= end for i in indices) for end in ends]
+  convolutions = tuple(b - a for a, b in zip([0, *sizes], sizes))
+  tower = VGGTower(convolutions, width=fields.shape(shapes, "features.0.weight", 4)[0])
+  return Layout(VGG(tower, classes, hidden), rows(convolutions))
+
+
+def preprocess(system: VGG, config: Mapping | None = None) -> str:
+  """torchvision's ops on pictures."""
+  del system, config
+  return torchvision_ops(*IMAGENET)

@@ -1,20 +1,26 @@
 """BERT.
 
 Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding", 2018. Here:
-the encoder in its published sizes (§3) and the two heads of its pretraining, masked words and next sentence
-(§3.1, appendix A.2). Details are those of the released code (google-research/bert, modeling.py,
+the encoder in its published sizes (§3), the two heads and the losses of its pretraining, masked words and next
+sentence (§3.1, appendix A.2), and embeddings of texts. Details are those of the released code (google-research/bert, modeling.py,
 run_pretraining.py).
 
 Google's code takes GELU by its tanh approximation, Hugging Face's by erf, each for the same weights: a field.
-Departure, in training alone: dropout acts on the MLP's hidden layer and not on attention weights, which no
-array holds.
+Departures, in training alone: dropout acts on the MLP's hidden layer and not on attention weights, which no
+array holds; words are masked anew at each step (as by Liu et al., 2019, RoBERTa, §4.1), each by itself with the
+paper's probability, where the released code wrote ten maskings of each text to disk.
 """
 
+import dataclasses
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from vlx.models.layers.transformer import ACTIVATIONS, Transformer
+from vlx.models.system import Aux
 from vlx.ops.masks import Full, KeyPadding
 
 # §3: L = 12, H = 768, A = 12 and L = 24, H = 1024, A = 16; the MLP is 4H.
@@ -142,3 +148,92 @@ class BERTPretraining(nn.Module):
     pooled, tokens = self.tower(text, text_mask, segments, train=train)
     words = self.tower.words(self.word_head(tokens)).astype(jnp.float32) + self.word_bias
     return words, self.next_sentence_head(pooled).astype(jnp.float32)
+
+
+def mask_words(
+    rng: jax.Array,
+    text: Int[Array, "batch length"],
+    maskable: Bool[Array, "batch length"],
+    *,
+    vocab_size: int,
+    mask_id: int,
+    rate: float = 0.15,
+) -> tuple[Int[Array, "batch length"], Bool[Array, "batch length"]]:
+  """The text with some of its words hidden, and which they are (§3.1, "Masked LM").
+
+  Of those chosen 80 % become [MASK], 10 % any word, and 10 % stay.
+  """
+  chosen_rng, fate_rng, word_rng = jax.random.split(rng, 3)
+  chosen = maskable & jax.random.bernoulli(chosen_rng, rate, text.shape)
+  fate = jax.random.uniform(fate_rng, text.shape)
+  word = jax.random.randint(word_rng, text.shape, 0, vocab_size, text.dtype)
+  hidden = jnp.where(fate < 0.8, mask_id, jnp.where(fate < 0.9, word, text))
+  return jnp.where(chosen, hidden, text), chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLanguageModel:
+  """The system. Batches hold `text`, `text_mask`, `segments`, and `label`: 1 where the second sentence is any.
+
+  Attributes:
+    tower: the encoder.
+    heads: whether the heads of pretraining are there; public files of an encoder alone lack them.
+    mask_id: of [MASK].
+    unmasked_ids: of words that are never hidden: [CLS], [SEP].
+  """
+
+  tower: BERT
+  heads: bool = True
+  mask_id: int = 103
+  unmasked_ids: tuple[int, ...] = (101, 102)
+
+  @property
+  def network(self) -> nn.Module:
+    return BERTPretraining(self.tower) if self.heads else self.tower
+
+  def init(self, rng, batch):
+    return {"params": self.network.init(rng, batch["text"])["params"], "state": {}}
+
+  def loss(self, variables, batch, rng, *, step, train):
+    """Mean cross entropy of the hidden words and of the next sentence, added (§A.2); `step` is not used.
+
+    Raises:
+      ValueError: without heads.
+    """
+    del step
+    if not self.heads:
+      raise ValueError("this encoder has no heads to be trained by")
+    text, mask_rng, dropout_rng = batch["text"], *jax.random.split(rng)
+    maskable = batch["text_mask"] & ~jnp.isin(text, jnp.array(self.unmasked_ids))
+    hidden, chosen = mask_words(
+        mask_rng, text, maskable, vocab_size=self.tower.vocab_size, mask_id=self.mask_id
+    )
+    words, sentence = self.network.apply(
+        {"params": variables["params"]}, hidden, batch["text_mask"], batch["segments"], train=train,
+        rngs={"dropout": dropout_rng},
+    )
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    count = jnp.maximum(chosen.sum(), 1)
+    of_words = jnp.where(chosen, cross_entropy(words, text), 0).sum() / count
+    of_sentence = cross_entropy(sentence, batch["label"]).mean()
+    metrics = {
+        "words": of_words, "next_sentence": of_sentence,
+        "words_accuracy": (chosen & (words.argmax(-1) == text)).sum() / count,
+        "next_sentence_accuracy": (sentence.argmax(-1) == batch["label"]).mean(),
+    }
+    return of_words + of_sentence, Aux(metrics=metrics, state=variables["state"])
+
+  def logits(
+      self, variables, text, text_mask=None, segments=None
+  ) -> tuple[Float[Array, "batch length vocab"], Float[Array, "batch 2"]]:
+    """Of the words and of the next sentence, with heads."""
+    return self.network.apply({"params": variables["params"]}, text, text_mask, segments)
+
+  def encode_text(
+      self, variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
+  ) -> Float[Array, "batch width"]:
+    """Embeddings, not normalised: the mean over real tokens (Reimers & Gurevych, 2019, Sentence-BERT, §3)."""
+    params = variables["params"]["tower"] if self.heads else variables["params"]
+    _, tokens = self.tower.apply({"params": params}, text, text_mask)
+    weights = text_mask[..., None].astype(tokens.dtype)
+    return (tokens * weights).sum(axis=1) / weights.sum(axis=1)

@@ -1,0 +1,94 @@
+"""python -m vlx.convert --source=DIR_OR_FILE_OR_NAME --output=DIR
+
+A public checkpoint (whatever `vlx.pretrained.load` reads) becomes a folder of vlx; a folder of vlx, converted or
+trained, becomes one of Hugging Face's that transformers' `from_pretrained` loads.
+
+A folder of vlx that was converted is the part of a run's folder that says what the model is: `config.json` with
+`system`, `model` and the picture ops as `preprocess`; `checkpoints/0` with the variables, without an optimizer's
+state; and the tokenizer's files as they were. `vlx.pretrained.load` reads it, and a config can start from it.
+"""
+
+import pathlib
+import shutil
+
+import jax
+import ml_collections
+from absl import flags
+
+from vlx import cli, config as configs, files
+from vlx.errors import UserError
+from vlx.models.system import System, Variables
+from vlx.pretrained import load as load_public, tables
+from vlx.pretrained.formats.safetensors import write_safetensors
+from vlx.pretrained.load import CLIP_VOCABULARY, FAMILIES, is_vlx, locate, module
+from vlx.train import checkpoint
+
+SOURCE = flags.DEFINE_string("source", None, "A public checkpoint or its name on the hub, or a folder of vlx.")
+OUTPUT = flags.DEFINE_string("output", None, "A folder that is not there yet.")
+
+# What stands beside the weights and is taken along.
+COMPANIONS = (
+    "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
+    CLIP_VOCABULARY,
+)
+
+
+def to_vlx(source: pathlib.Path, output: pathlib.Path) -> None:
+  """Writes a folder of vlx from a public checkpoint."""
+  found = load_public(source)
+  save_vlx(output, found.system, found.variables, found.preprocess)
+  _copy_companions(source, output)
+
+
+def save_vlx(folder: pathlib.Path, system: System, variables: Variables, preprocess: str) -> None:
+  """Writes what `vlx.pretrained.load` reads; the config last, so that a folder with one is whole."""
+  with checkpoint.open_manager(folder / "checkpoints") as manager:
+    checkpoint.save(manager, 0, {"variables": variables, "average": None}, {})
+  kind = type(system)
+  config = dict(
+      system=f"{kind.__module__}.{kind.__qualname__}", model=configs.section_of(system), preprocess=preprocess
+  )
+  files.write(folder / "config.json", configs.to_json(ml_collections.ConfigDict(config)))
+
+
+def to_hugging_face(source: pathlib.Path, output: pathlib.Path) -> None:
+  """Writes a folder of Hugging Face's from one of vlx.
+
+  Raises:
+    UserError: for a system that has no counterpart there.
+  """
+  found = load_public(source)
+  kind = f"{type(found.system).__module__}.{type(found.system).__qualname__}"
+  family = next((name for name, system in FAMILIES.items() if system == kind), None)
+  if family is None:
+    raise UserError(f"{source} holds a {kind}; Hugging Face has a place for {', '.join(FAMILIES.values())}")
+  config, layout = module(family).to_hugging_face(found.system)
+  output.mkdir(parents=True, exist_ok=True)
+  shapes = tables.public_shapes(layout.rows, found.variables)
+  write_safetensors(output / "model.safetensors", shapes, tables.export(layout.rows, found.variables))
+  _copy_companions(source, output)
+  files.write(output / "config.json", configs.to_json(ml_collections.ConfigDict(config)))
+
+
+def _copy_companions(source: pathlib.Path, output: pathlib.Path) -> None:
+  folder = source if source.is_dir() else source.parent
+  for name in COMPANIONS:
+    if (folder / name).is_file():
+      shutil.copy(folder / name, output / name)
+
+
+def main():
+  if SOURCE.value is None or OUTPUT.value is None:
+    raise UserError("give --source=DIR_OR_FILE and --output=DIR")
+  output = pathlib.Path(OUTPUT.value).expanduser()
+  if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    raise UserError(f"{output} is there already; name another --output")
+  source = locate(SOURCE.value)
+  convert = to_hugging_face if is_vlx(source) else to_vlx
+  convert(source, output)
+  print(f"{output} is written")
+
+
+if __name__ == "__main__":
+  cli.run(main)

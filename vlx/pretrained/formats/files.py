@@ -1,0 +1,53 @@
+"""What the readers of formats share: types by name, arrays that lie in files."""
+
+import json
+import math
+import pathlib
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from vlx.errors import UserError
+
+
+def map_array(path: pathlib.Path, dtype: Any, start: int, shape: tuple[int, ...]) -> np.ndarray:
+  """The array that begins at byte `start` of a file, read-only, as a mapping of its own.
+
+  Its pages belong to nobody once it is dropped: the process never holds more of a file than what it works on.
+  """
+  if not math.prod(shape):  # what no mapping can be
+    return np.zeros(shape, dtype)
+  return np.asarray(np.memmap(path, dtype, "r", start, shape))
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """The object in a file of JSON.
+
+  Raises:
+    UserError: where there is no such file, or something else in it.
+  """
+  try:
+    found = json.loads(path.read_bytes())
+  except OSError as e:
+    raise UserError(f"cannot read {path}: {e.strerror}") from e
+  except (ValueError, RecursionError) as e:
+    raise UserError(f"{path} is not JSON: {e}") from e
+  if not isinstance(found, dict):
+    raise UserError(f"{path} holds no object of JSON")
+  return found
+
+
+def is_shape(value: Any) -> bool:
+  """Whether what a file says is a shape is one."""
+  return isinstance(value, (list, tuple)) and all(type(n) is int and n >= 0 for n in value)
+
+
+FLOATS = {
+    "bfloat16": ml_dtypes.bfloat16, "float8_e4m3fn": ml_dtypes.float8_e4m3fn, "float8_e5m2": ml_dtypes.float8_e5m2,
+}
+
+
+def dtype_named(name: str) -> np.dtype:
+  """Of numpy's names and of those in `FLOATS`."""
+  return np.dtype(FLOATS.get(name, name))

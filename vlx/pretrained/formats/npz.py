@@ -1,0 +1,52 @@
+"""numpy's `.npz`: the checkpoints of vit_jax and big_vision."""
+
+import pathlib
+import zipfile
+
+import ml_dtypes
+import numpy as np
+
+from vlx.errors import UserError
+from vlx.pretrained.formats import TensorFile
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def open_npz(path: pathlib.Path) -> TensorFile:
+  """The arrays of a file; only their headers are read before they are asked for.
+
+  Raises:
+    UserError: for a damaged file, for an array of Python objects, which would be a pickle.
+  """
+  try:
+    with zipfile.ZipFile(path) as archive:
+      shapes = {
+          name.removesuffix(".npy"): _shape(path, archive, name) for name in archive.namelist()
+          if name.endswith(".npy")
+      }
+  except OSError as e:
+    raise UserError(f"cannot read {path}: {e.strerror or e}") from e
+  except (zipfile.BadZipFile, ValueError, KeyError, NotImplementedError, EOFError) as e:
+    raise UserError(f"{path} is no npz, or cut off or damaged: {e}") from e
+
+  def fetch(name):
+    try:
+      with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as f:
+        return _typed(np.lib.format.read_array(f, allow_pickle=False))
+    except (zipfile.BadZipFile, ValueError, EOFError) as e:
+      raise UserError(f"{path}: {name} is damaged: {e}") from e
+
+  return TensorFile(shapes, fetch)
+
+
+def _shape(path, archive, name) -> tuple[int, ...]:
+  with archive.open(name) as f:
+    shape, _, dtype = _HEADERS[np.lib.format.read_magic(f)](f)
+  if dtype.hasobject:
+    raise UserError(f"{path}: {name} holds Python objects, which vlx does not run")
+  return shape
+
+
+def _typed(array):
+  """numpy has no bfloat16 of its own and keeps it as two nameless bytes."""
+  return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array

@@ -1,0 +1,218 @@
+"""What `torch.save` writes: `.pth`, `.pt`, `.bin`, `.ckpt`, without torch, and without running what lies in them.
+
+Three formats go by these names. Since torch 1.6 a file is a zip of `data.pkl` and the storages (torch/csrc, "caffe2
+serialize"); before, five pickles and the storages one after another (torch/serialization.py, `_legacy_save`); and a
+TorchScript archive (OpenAI's CLIPs) is a zip whose pickle holds modules. A tensor is a view of a storage: an offset,
+a size, strides.
+"""
+
+import math
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vlx.errors import UserError
+from vlx.pretrained.formats import TensorFile, pickles
+from vlx.pretrained.formats.files import dtype_named, is_shape, map_array
+
+STORAGES = {
+    "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64",
+    "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool",
+}
+_STORAGES = {f"torch.{public}Storage": ours for public, ours in STORAGES.items()}
+_DICT = "collections.OrderedDict"
+_TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
+_PARAMETER = "torch._utils._rebuild_parameter"
+_TYPED = "torch.jit._pickle.restore_type_tag"
+_LISTS = tuple(f"torch.jit._pickle.build_{kind}list" for kind in ("int", "double", "bool", "tensor"))
+_ADMITTED = {*_STORAGES, *_TENSORS, *_LISTS, _DICT, _PARAMETER, _TYPED, "torch.Size"}
+_SCRIPTED = "__torch__."  # TorchScript's classes: a module is its attributes
+
+# Where training scripts put the weights among what else they keep.
+WEIGHTS = ("state_dict", "model_state_dict", "model")
+
+_ZIP, _LEGACY_MAGIC, _LEGACY_PROTOCOL = b"PK\x03\x04", 0x1950A86A20F9469CFC6C, 1001
+
+
+class _Storage(NamedTuple):
+  key: str
+  dtype: np.dtype
+  first: int  # elements before it, where it is a part of another
+  length: int
+
+
+class _Tensor(NamedTuple):
+  storage: _Storage
+  offset: int
+  shape: tuple[int, ...]
+  strides: tuple[int, ...]  # in elements
+
+
+def open_torch(path: pathlib.Path) -> TensorFile:
+  """The tensors of a state dict, or of a module that TorchScript wrote.
+
+  The weights may lie under one of `WEIGHTS`; in other nested dicts names are joined by dots. The "module." that
+  data parallel training puts before every name is dropped.
+
+  Raises:
+    UserError: for a file of another kind, a damaged one, one that holds more than tensors, numbers and containers.
+  """
+  try:
+    with open(path, "rb") as f:
+      is_zip = f.read(4) == _ZIP
+      f.seek(0)
+      value, starts = _read_zip(path) if is_zip else _read_legacy(f)
+      size = f.seek(0, 2)
+  except OSError as e:
+    raise UserError(f"cannot read {path}: {e.strerror or e}") from e
+  except pickles.Refused as e:
+    raise UserError(f"{path} holds {e}, which is no tensor, number or container; nothing of it was run") from e
+  tensors = _weights(value)
+  if not tensors:
+    raise UserError(f"{path} holds no tensors under names")
+  for name, tensor in tensors.items():
+    _check(path, name, tensor, starts, size)
+
+  def fetch(name):
+    storage, offset, shape, strides = tensors[name]
+    # No more than what the tensor reaches: many may share one storage.
+    reach = _reach(shape, strides)
+    start = starts[storage.key] + (storage.first + offset) * storage.dtype.itemsize
+    flat = map_array(path, storage.dtype, start, (reach,))
+    steps = [n * storage.dtype.itemsize for n in strides]
+    return np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
+
+  return TensorFile({name: tensor.shape for name, tensor in tensors.items()}, fetch)
+
+
+def _reach(shape, strides) -> int:
+  """From the first element to the last, both counted."""
+  return 1 + sum((n - 1) * step for n, step in zip(shape, strides)) if math.prod(shape) else 0
+
+
+def _check(path, name, tensor, starts, size) -> None:
+  """Every element must lie in the storage, and the storage in the file."""
+  storage = tensor.storage
+  if storage.key not in starts:
+    raise UserError(f"{path} has no data for {name}")
+  if tensor.offset + _reach(tensor.shape, tensor.strides) > storage.length:
+    raise UserError(f"{path}: {name} reaches beyond its data")
+  if starts[storage.key] + (storage.first + storage.length) * storage.dtype.itemsize > size:
+    raise UserError(f"{path} ends within {name}: it is cut off or damaged")
+
+
+def _weights(value: Any) -> dict[str, _Tensor]:
+  while isinstance(value, Mapping):
+    inner = next((value[k] for k in WEIGHTS if isinstance(value.get(k), dict) and any(_named(value[k]))), None)
+    if inner is None:
+      break
+    value = inner
+  tensors = dict(_named(value))
+  if tensors and all(name.startswith("module.") for name in tensors):
+    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+  return tensors
+
+
+def _named(value: Any, prefix: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, _Tensor]]:
+  """The tensors in nested dicts."""
+  if isinstance(value, _Tensor):
+    yield prefix, value
+  elif isinstance(value, dict) and id(value) not in above:  # a dict in itself is possible too
+    for name, inner in value.items():
+      yield from _named(inner, f"{prefix}.{name}" if prefix else str(name), (*above, id(value)))
+
+
+# Pickles.
+
+
+def _admitted(name: str) -> bool:
+  return name in _ADMITTED or name.startswith(_SCRIPTED)
+
+
+def _call(what: pickles.Global, arguments: tuple) -> Any:
+  name = what.name
+  if name.startswith(_SCRIPTED):
+    return pickles.Module()
+  if name == _DICT:
+    return dict(*arguments)
+  if name in _TENSORS:
+    return _tensor(*arguments[:4])
+  if name == "torch.Size" or name in _LISTS:
+    return tuple(arguments[0])
+  if name in (_PARAMETER, _TYPED):
+    return arguments[0]
+  raise pickles.Refused(f"a call of {name}")
+
+
+def _tensor(storage, offset, shape, strides) -> _Tensor:
+  if not isinstance(storage, _Storage) or not is_shape((offset, *shape, *strides)) or len(shape) != len(strides):
+    raise pickles.Refused("a tensor of no sensible shape")
+  return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _storage(pid) -> _Storage:
+  kind, storage, key, _, length, *view = pid
+  if kind != "storage" or not isinstance(storage, pickles.Global):
+    raise pickles.Refused(f"an object of the kind {kind!r}")
+  if storage.name not in _STORAGES:
+    raise pickles.Refused(storage.name)
+  first = 0
+  if view and view[0] is not None:
+    key, first, length = view[0]
+  if not is_shape((first, length)):
+    raise pickles.Refused("a storage of no sensible length")
+  return _Storage(str(key), dtype_named(_STORAGES[storage.name]), first, length)
+
+
+def _read_zip(path) -> tuple[Any, dict[str, int]]:
+  """The value of `data.pkl`, and at which byte each storage starts."""
+  try:
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as f:
+      entries = {entry.filename: entry for entry in archive.infolist()}
+      pickle, = (name for name in entries if name.endswith("data.pkl") and name.count("/") <= 1)
+      folder = pickle.removesuffix("data.pkl")
+      data = f"{folder}data/"
+      # TorchScript compresses its code, which nobody reads here.
+      if any(e.compress_type for name, e in entries.items() if name == pickle or name.startswith(data)):
+        raise UserError(f"{path} is compressed, which torch does not do")
+      order = f"{folder}byteorder"
+      if order in entries and archive.read(order) != b"little":
+        raise UserError(f"{path} is in the byte order of another machine")
+      with archive.open(pickle) as f_pickle:
+        value = pickles.read(f_pickle, _admitted, _call, _storage)
+      starts = {name.removeprefix(data): _start(f, e) for name, e in entries.items() if name.startswith(data)}
+      return value, starts
+  except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as e:
+    raise UserError(f"{path} is no file of torch's, or cut off or damaged: {e}") from e
+
+
+def _start(f, entry) -> int:
+  """Where the bytes of an entry of a zip stand: behind its own header, whose length varies."""
+  f.seek(entry.header_offset + 26)
+  lengths = f.read(4)
+  return entry.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+
+
+def _read_legacy(f) -> tuple[Any, dict[str, int]]:
+  """The same, of a file from before torch 1.6."""
+  sizes: dict[str, int] = {}  # bytes of an element, by storage
+
+  def storage(pid):
+    found = _storage(pid)
+    sizes[str(pid[2])] = found.dtype.itemsize
+    return found
+
+  read = lambda persistent=_storage: pickles.read(f, _admitted, _call, persistent)
+  if read() != _LEGACY_MAGIC or read() != _LEGACY_PROTOCOL:
+    raise pickles.Refused("no pickle of torch's")
+  if not read().get("little_endian", True):
+    raise pickles.Refused("the byte order of another machine")
+  value, starts = read(storage), {}
+  for key in read():
+    length = int.from_bytes(f.read(8), "little")
+    starts[str(key)] = f.tell()
+    f.seek(length * sizes[str(key)], 1)
+  return value, starts
