@@ -16,7 +16,7 @@ import numpy as np
 from absl import app, flags
 
 from vlx import cli
-from vlx.generate import models
+from vlx.generate import text
 from vlx.inference import autoregressive
 from vlx.inference.sampling import Sampling
 
@@ -40,8 +40,7 @@ def milliseconds(system, variables, batch: int, tokens: int) -> float:
 
 def main(_):
   cli.keep_freed_memory()  # as every vlx command does
-  system, variables, _ = models.load("smollm2")
-  system, variables = system.for_decoding(variables)
+  system, variables, _ = text.load("smollm2")
   for batch in (1, 8):
     milliseconds(system, variables, batch, 1)  # compiles
     step = statistics.median(milliseconds(system, variables, batch, NEW_TOKENS) for _ in range(ROUNDS.value))
