@@ -293,13 +293,18 @@ def _word_pieces(file: pathlib.Path, config: Mapping[str, Any]) -> tokenizers.To
 
 
 def _sentence_pieces(data: bytes) -> Iterator[Piece]:
-  """Of a `tokenizer.model`, SentencePiece's ModelProto, of which three fields matter here."""
+  """Of a `tokenizer.model`, SentencePiece's ModelProto: the pieces, and then how they were trained."""
+  kind = None
   for field, value in _protobuf(data):
     if field == 1:
       piece = {1: b"", 2: b"\0" * 4, 3: 1} | dict(_protobuf(value))
       yield Piece(piece[1].decode(), *struct.unpack("<f", piece[2]), piece[3])
-    elif field == 2 and (kind := dict(_protobuf(value)).get(3, 1)) != 2:
-      raise UserError(f"a SentencePiece model of the type {kind}; vlx reads BPE (2) alone")
+    elif field == 2:
+      kind = dict(_protobuf(value)).get(3, 1)
+  if kind is None:
+    raise ValueError("it ends too early")
+  if kind != 2:
+    raise ValueError(f"a SentencePiece model of the type {kind}; vlx reads BPE (2) alone")
 
 
 def _protobuf(data: bytes) -> Iterator[tuple[int, Any]]:

@@ -30,6 +30,8 @@ def open_gguf(path: str) -> TensorFile:
     reader = Reader(path)
     metadata = {name: field.contents() for name, field in reader.fields.items()}
     tensors = {tensor.name: tensor for tensor in reader.tensors}
+    if empty := [name for name, tensor in tensors.items() if tensor.n_elements == 0]:
+      raise ValueError(f"{empty[0]} has no numbers")
   except OSError as e:
     raise UserError(f"cannot read {path}: {e.strerror or e}") from e
   except Exception as e:
