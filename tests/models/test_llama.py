@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlx.models.language.llama import LLaMA, published_size
+from vlx.models.language.llama import LLaMA, LanguageModel, published_size
 from vlx.models.layers.norm import RMSNorm
 from vlx.models.layers.position import rotary_angles, rotate
 
@@ -86,7 +86,7 @@ def test_how_the_stack_is_run_changes_no_value_and_no_gradient():
   )
 
 
-@pytest.mark.parametrize("fields", [{}, dict(tie_embeddings=True), dict(num_groups=4)], ids=str)
+@pytest.mark.parametrize("fields", [{}, dict(tie_embeddings=True, scanned=False), dict(num_groups=4)], ids=str)
 def test_logits_are_the_same_with_a_cache_and_without(fields):
   """Prompts of 6, 3 and 1 tokens, four tokens one by one, of which row 1 takes two, and another text."""
   network = LLaMA(**{**TINY, **fields})
@@ -142,3 +142,28 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_and_logits_in_float3
   )
   assert sown["intermediates"]["blocks"]["hidden"][0].dtype == cache.keys.dtype == jnp.bfloat16
   assert logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_form_for_decoding_is_the_same_function(tied):
+  system = LanguageModel(LLaMA(**TINY, tie_embeddings=tied))
+  variables, text = {"params": drawn(system.decoder)["params"], "state": {}}, texts(2, 7)
+  other, unstacked = system.for_decoding(variables)
+  expected = system.logits(variables, text)
+  np.testing.assert_allclose(other.logits(unstacked, text), expected, atol=1e-5 * np.abs(expected).max())
+  shapes = jax.eval_shape(other.init, jax.random.key(0), {"text": text})
+  assert jax.tree.map(jnp.shape, unstacked) == jax.tree.map(jnp.shape, shapes)
+
+
+def test_loss_is_the_mean_surprise_at_real_next_tokens():
+  system = LanguageModel(LLaMA(**TINY))
+  variables, text = {"params": drawn(system.decoder)["params"], "state": {}}, texts(3, 6)
+  real = np.arange(6) < np.array([6, 3, 1])[:, None]
+  surprise = -jax.nn.log_softmax(system.logits(variables, text))
+  expected = [float(surprise[r, t, text[r, t + 1]]) for r, count in enumerate((6, 3, 1)) for t in range(count - 1)]
+  loss = lambda text: system.loss(
+      variables, {"text": text, "text_mask": jnp.asarray(real)}, None, step=0, train=True
+  )
+  np.testing.assert_allclose(loss(text)[0], np.mean(expected), rtol=1e-5)
+  np.testing.assert_allclose(loss(text)[1].metrics["perplexity"], np.exp(np.mean(expected)), rtol=1e-5)
+  np.testing.assert_array_equal(loss(jnp.where(real, text, 29))[0], loss(text)[0])

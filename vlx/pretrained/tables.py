@@ -39,7 +39,7 @@ class Row(NamedTuple):
 class Layout(NamedTuple):
   """How a family's public file fits a vlx system."""
 
-  system: System  # frozen dataclass with init/loss
+  system: System
   rows: Sequence[Row]
   aliases: Sequence[tuple[str, str]] = ()
   copies: Mapping[str, str] = {}

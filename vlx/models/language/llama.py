@@ -9,14 +9,19 @@ The paper gives no initialisation; it is N(0, 0.02), as in Hugging Face's code. 
 the models that took this form over: `tie_embeddings`, `rope_theta`.
 """
 
+import dataclasses
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from vlx.models.layers.cache import Cache
 from vlx.models.layers.linear import flat_dot_general
 from vlx.models.layers.norm import RMSNorm
 from vlx.models.layers.position import rotary_angles, rotate
+from vlx.models.system import Aux, Variables
 from vlx.ops.attention import attention
 from vlx.ops.axes import split_batch
 from vlx.ops.masks import Causal, Mask, UpTo
@@ -67,7 +72,7 @@ class GroupedQueryAttention(nn.Module):
       angles: Float[Array, "#batch length half"],
       mask: Mask,
       cache: Cache | None,
-      layer: Int[Array, ""],
+      layer: Int[Array, ""] | int,
   ) -> tuple[Float[Array, "batch length width"], Cache | None]:
     head_dim = x.shape[-1] // self.num_heads
     project = lambda heads, name: _dense((heads, head_dim), self.dtype, name)(x)
@@ -122,8 +127,9 @@ class Block(nn.Module):
 class LLaMA(nn.Module):
   """The decoder. Texts are padded on the right, where no real token sees the padding.
 
-  Parameters stand under `blocks/…` with a leading depth axis. A system that puts something else among the
-  words' embeddings calls `embed`, `decode` and `logits` by itself.
+  Parameters stand under `blocks/…` with a leading depth axis, or under `blocks_0/…`, `blocks_1/…` where the
+  layers are not `scanned`: for decoding, where a layer's slice of the stack would be copied at every token.
+  A system that puts something else among the words' embeddings calls `embed`, `decode` and `logits` by itself.
   """
 
   vocab_size: int
@@ -137,6 +143,7 @@ class LLaMA(nn.Module):
   rope_theta: float = 10000.0
   tie_embeddings: bool = False
   remat: bool = False
+  scanned: bool = True
   unroll: int = 1
   dtype: str = "float32"
 
@@ -151,14 +158,18 @@ class LLaMA(nn.Module):
     )
     # prevent_cse is for remat outside of a loop; inside one it only costs speed.
     block = nn.remat(Block, prevent_cse=False) if self.remat else Block
-    self.blocks = nn.scan(
-        block,
-        variable_axes={"params": 0, "intermediates": 0},
-        split_rngs={"params": True},
-        in_axes=(0, nn.broadcast, nn.broadcast),
-        length=self.depth,
-        unroll=self.unroll,
-    )(self.num_heads, self.num_groups, self.mlp_dim, self.epsilon, self.dtype)
+    fields = self.num_heads, self.num_groups, self.mlp_dim, self.epsilon, self.dtype
+    if self.scanned:
+      self.blocks = nn.scan(
+          block,
+          variable_axes={"params": 0, "intermediates": 0},
+          split_rngs={"params": True},
+          in_axes=(0, nn.broadcast, nn.broadcast),
+          length=self.depth,
+          unroll=self.unroll,
+      )(*fields)
+    else:
+      self.blocks = [block(*fields) for _ in range(self.depth)]
     self.final_norm = RMSNorm(self.epsilon, self.dtype)
     if not self.tie_embeddings:
       self.head = nn.Dense(self.vocab_size, use_bias=False, dtype=self.dtype, kernel_init=normal)
@@ -169,7 +180,9 @@ class LLaMA(nn.Module):
     if slots > self.context_length:
       raise ValueError(f"a cache of {slots} tokens; this model reads {self.context_length}")
     head_dim = self.width // self.num_heads
-    return Cache.empty(self.depth, batch, slots, self.num_groups, head_dim, self.dtype)
+    return Cache.empty(
+        self.depth, batch, slots, self.num_groups, head_dim, self.dtype, self.scanned
+    )
 
   def embed(self, text: Int[Array, "batch length"]) -> Float[Array, "batch length width"]:
     return self.token_embedding(text)
@@ -202,7 +215,11 @@ class LLaMA(nn.Module):
       positions = cache.positions(length)
       mask = UpTo(positions)
     angles = rotary_angles(positions, self.width // self.num_heads, self.rope_theta)
-    (x, cache), _ = self.blocks((x, cache), jnp.arange(self.depth), angles, mask)
+    if self.scanned:
+      (x, cache), _ = self.blocks((x, cache), jnp.arange(self.depth), angles, mask)
+    else:
+      for layer, block in enumerate(self.blocks):
+        (x, cache), _ = block((x, cache), layer, angles, mask)
     if cache is not None:
       cache = cache.advance(jnp.ones((batch, length), bool) if text_mask is None else text_mask)
     return self.final_norm(x), cache
@@ -221,3 +238,68 @@ class LLaMA(nn.Module):
     """Logits of the token after each, and the cache with the texts in it; see `decode`."""
     x, cache = self.decode(self.embed(text), text_mask, cache)
     return self.logits(x), cache
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+  """The system. Batches hold `text` and `text_mask`; a text is learned from its second token on."""
+
+  decoder: LLaMA
+
+  def init(self, rng, batch):
+    return {"params": self.decoder.init(rng, batch["text"])["params"], "state": {}}
+
+  def loss(self, variables, batch, rng, *, step, train):
+    """Cross entropy of each next token, the mean over all real ones of the global batch."""
+    del rng, step, train
+    text, real = batch["text"], batch["text_mask"][:, 1:]
+    each = optax.softmax_cross_entropy_with_integer_labels(self.logits(variables, text[:, :-1]), text[:, 1:])
+    loss = jnp.sum(each, where=real) / jnp.maximum(real.sum(), 1)
+    return loss, Aux(metrics={"perplexity": jnp.exp(loss)}, state=variables["state"])
+
+  def logits(
+      self, variables: Variables, text: Int[Array, "batch length"]
+  ) -> Float[Array, "batch length vocab"]:
+    """Of the token after each. What a text is padded with changes nothing before it."""
+    return self.decoder.apply({"params": variables["params"]}, text)[0]
+
+  @property
+  def context_length(self) -> int:
+    return self.decoder.context_length
+
+  def empty_cache(self, batch: int, slots: int) -> Cache:
+    """For `batch` texts of up to `slots` tokens."""
+    return self.decoder.empty_cache(batch, slots)
+
+  def read(
+      self,
+      variables: Variables,
+      text: Int[Array, "batch length"],
+      text_mask: Bool[Array, "batch length"],
+      cache: Cache,
+  ) -> tuple[Float[Array, "batch vocab"], Cache]:
+    """Reads texts, or single tokens: logits of what comes after the last real one of each row, and the cache.
+
+    The logits of a row without a real token mean nothing.
+    """
+    apply = lambda x, *rest, method: self.decoder.apply(
+        {"params": variables["params"]}, x, *rest, method=method
+    )
+    x, cache = apply(apply(text, method="embed"), text_mask, cache, method="decode")
+    last = jnp.maximum(text_mask.sum(axis=1) - 1, 0)
+    return apply(jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0], method="logits"), cache
+
+  def for_decoding(self, variables: Variables) -> tuple["LanguageModel", Variables]:
+    """The same model in the form that decodes fastest: layers one by one, the tied head a matrix of its own.
+
+    Each of its products then reads an array as it lies there. The variables are copies.
+    """
+    params = dict(variables["params"])
+    if self.decoder.scanned:
+      blocks = params.pop("blocks")
+      for layer in range(self.decoder.depth):
+        params[f"blocks_{layer}"] = jax.tree.map(lambda x: x[layer], blocks)
+    if self.decoder.tie_embeddings:
+      params["head"] = {"kernel": params["token_embedding"]["embedding"].T}
+    decoder = self.decoder.clone(scanned=False, tie_embeddings=False)
+    return LanguageModel(decoder), {**variables, "params": params}
