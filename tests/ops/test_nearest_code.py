@@ -169,6 +169,7 @@ def test_transformations():
   np.testing.assert_allclose(jax.jit(jax.grad(loss))(x, codebook), 2 * (x - codebook[expected]), rtol=1e-6)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_mistakes_are_named():
   x = np.zeros((2, 3), np.float32)
   for mistake, says in [
