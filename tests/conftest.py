@@ -5,9 +5,13 @@ import os
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-from jaxtyping import install_import_hook
+import jaxtyping
+import pytest
 
-install_import_hook(["vlx.models", "vlx.losses", "vlx.evaluate.retrieval"], "beartype.beartype")
+jaxtyping.install_import_hook(
+    ["vlx.models", "vlx.losses", "vlx.evaluate.retrieval", "vlx.ops.attention", "vlx.ops.nearest_code"],
+    "beartype.beartype",
+)
 
 from absl import flags
 
@@ -16,3 +20,9 @@ from vlx import cli
 flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for their flags
 
 cli.use_compile_cache()
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+  """Shapes and types are not checked, as outside of tests: for what functions say of them themselves."""
+  monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -81,7 +81,10 @@ TPU = """HloModule jit_f, is_scheduled=true
   %i = s32[]{:T(128)} get-tuple-element(%t), index=0
   %g = (bf16[4,128]{1,0:T(8,128)(2,1)}, bf16[16,128]{1,0:T(8,128)(2,1)}) all-gather-start(%x), dimensions={0}
   %d = bf16[16,128]{1,0:T(8,128)(2,1)} all-gather-done(%g)
-  %k.7 = bf16[4,128]{1,0:T(8,128)(2,1)} custom-call(%d), custom_call_target="tpu_custom_call", metadata={}
+  %k.7 = bf16[4,128]{1,0:T(8,128)(2,1)} custom-call(%d), custom_call_target="tpu_custom_call", \
+backend_config={"custom_call_config":{"body":"TUzv"}}
+  %k.8 = bf16[4,128]{1,0:T(8,128)(2,1)} custom-call(%d), custom_call_target="tpu_custom_call", \
+backend_config={"custom_call_config":{"body":"TUzv"}}
   ROOT %o = (s32[]{:T(128)}, bf16[4,128]{1,0:T(8,128)(2,1)}) tuple(%i, %k.7)
 }
 
@@ -95,6 +98,8 @@ TPU = """HloModule jit_f, is_scheduled=true
 ENTRY %main (x: f32[16,128], t: (s32[], bf16[4,128])) -> f32[4,128] {
   %x = f32[16,128]{1,0:T(8,128)} parameter(0)
   %t = (s32[]{:T(128)}, bf16[4,128]{1,0:T(8,128)(2,1)}) parameter(1)
+  %k.9 = bf16[4,128]{1,0:T(8,128)(2,1)} custom-call(%x), custom_call_target="tpu_custom_call", \
+backend_config={"custom_call_config":{"body":"TUzw"}}
   %w = (s32[]{:T(128)}, bf16[4,128]{1,0:T(8,128)(2,1)}) while(%t), condition=%cond, body=%body
   ROOT %f = f32[4,128]{1,0:T(8,128)} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
 }
@@ -104,7 +109,7 @@ ENTRY %main (x: f32[16,128], t: (s32[], bf16[4,128])) -> f32[4,128] {
 def test_tpu_programs():
   found = {k: (c.count, c.bytes) for k, c in hlo.collectives(TPU).items()}
   assert found == {"all-gather": (12, 12 * 16 * 128 * 2), "reduce-scatter": (1, 16 * 128 * 4)}
-  assert hlo.kernels(TPU) == {"k.7": 12}
+  assert hlo.kernels(TPU) == {("k.9",): 1, ("k.7", "k.8"): 2 * 12}
 
 
 @pytest.mark.parametrize("shape,size", [

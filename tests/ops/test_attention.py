@@ -340,7 +340,8 @@ def test_auto_takes_the_kernels_of_the_platform_that_it_is_lowered_for(platform,
     (dict(values=jnp.zeros((2, 5, 2, 8), jnp.bfloat16)), "differ in type"),
     (dict(scale=0.0), "scale 0.0 is not positive"),
     (dict(mask=masks.KeyPadding(jnp.ones((2, 4)))), r"over keys is \(2, 4\), not \(2, 5\)"),
-], ids=str)
+], ids=["unknown name", "groups", "head_dim", "type", "scale", "mask"])
+@pytest.mark.usefixtures("unchecked")
 def test_what_does_not_go_together(change, message):
   arrays = dict(
       queries=jnp.zeros((2, 3, 4, 8)), keys=jnp.zeros((2, 5, 2, 8)), values=jnp.zeros((2, 5, 2, 8))

@@ -42,6 +42,7 @@ def test_values_and_gradients(case):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(cases(longest=200, head_dims=(8, 40, 64, 80, 128)))
 def test_values_and_gradients_at_random(case):

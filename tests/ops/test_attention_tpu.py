@@ -67,6 +67,7 @@ def test_values_and_gradients(case):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(cases())
 def test_values_and_gradients_in_simulation(case):

@@ -169,6 +169,7 @@ def test_transformations():
   np.testing.assert_allclose(jax.jit(jax.grad(loss))(x, codebook), 2 * (x - codebook[expected]), rtol=1e-6)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_mistakes_are_named():
   x = np.zeros((2, 3), np.float32)
   for mistake, says in [
@@ -217,9 +218,9 @@ def test_spread_over_eight_devices_equals_one(rows):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way, v5e_bytes", [("l2", 2**20), ("cosine", 1.25 * 2**20)])
-def test_compilers_find_no_matrix_in_memory_and_fewer_bundles(way, v5e_bytes):
+@pytest.mark.parametrize("way", ["l2", "cosine"])
+def test_compilers_find_no_matrix_in_memory_and_fewer_bundles(way):
   temporaries, bundles = benchmark.compile_for("v5e", way)
-  assert temporaries < v5e_bytes
+  assert temporaries < 10**6
   assert bundles < benchmark.compile_for("v5e", "plain")[1]
-  assert benchmark.compile_for("h100", way)[0] < 2**20
+  assert benchmark.compile_for("h100", way)[0] < 10**6

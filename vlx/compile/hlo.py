@@ -17,6 +17,7 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*)$")
 _CALLED = re.compile(r"(?:calls|body|condition|to_apply|true_computation|false_computation)=%?([^\s,)}]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_BODY = re.compile(r'"body":"([^"]*)"')  # Mosaic's program
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\]")
 
 
@@ -147,12 +148,19 @@ def collectives(text: str) -> dict[str, Collective]:
   return found
 
 
-def kernels(text: str) -> dict[str, int]:
-  """Pallas kernels by their instruction's name → runs per step."""
+def kernels(text: str) -> dict[tuple[str, ...], int]:
+  """Pallas kernels → runs per step; a kernel by the names of the instructions that call the same code.
+
+  So layers of a size, and a layer that rematerialisation computes again, count as one kernel.
+  """
+  names: dict[str, list[str]] = {}
   found: dict[str, int] = {}
   for _, instruction, runs, _, _ in executed(text):
     if instruction.opcode == "custom-call" and any(
         f'custom_call_target="{t}"' in instruction.attributes for t in KERNEL_TARGETS
     ):
-      found[instruction.name] = found.get(instruction.name, 0) + runs
-  return found
+      body = _BODY.search(instruction.attributes)
+      code = body[1] if body else instruction.name
+      names.setdefault(code, []).append(instruction.name)
+      found[code] = found.get(code, 0) + runs
+  return {tuple(sorted(set(names[code]))): runs for code, runs in found.items()}

@@ -6,6 +6,7 @@ for compilers read their settings once, write to the terminal, and may crash. FO
 result, or has an `error` for the user. Nothing is executed and no array is made.
 """
 
+import itertools
 import json
 import math
 import os
@@ -136,9 +137,13 @@ def _total(compiled, topology: topologies.Topology) -> int:
 
 
 def _kernels(text: str, dump: pathlib.Path) -> dict[str, dict]:
-  runs = hlo.kernels(text)
-  found = bundles.of_kernels(dump, runs)
-  return {name: {"runs": n, **(vars(found[name]) if name in found else {})} for name, n in runs.items()}
+  """Runs and bundles of each kernel, by the first of its instructions; the compiler dumps one of equal ones."""
+  kernels = hlo.kernels(text)
+  figures = bundles.of_kernels(dump, itertools.chain.from_iterable(kernels))
+  return {
+      names[0]: {"runs": runs, **next((vars(figures[n]) for n in names if n in figures), {})}
+      for names, runs in kernels.items()
+  }
 
 
 def in_own_process(config, topology: topologies.Topology) -> dict:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vlx.ops.axes import BATCH_AXES
@@ -25,8 +26,8 @@ DISTANCES = ("l2", "cosine")
 
 
 def nearest_code(
-    x: Float[Array, "*batch dim"],
-    codebook: Float[Array, "codes dim"],
+    x: Float[ArrayLike, "*batch dim"],
+    codebook: Float[ArrayLike, "codes dim"],
     *,
     distance: Literal["l2", "cosine"] = "l2",
     implementation: Literal["auto", "reference", "xla", "pallas_tpu", "pallas_gpu"] = "auto",
@@ -75,10 +76,10 @@ def straight_through(
 
 
 def code_statistics(
-    x: Float[Array, "*batch dim"],
-    ids: Int[Array, "*batch"],
+    x: Float[ArrayLike, "*batch dim"],
+    ids: Int[ArrayLike, "*batch"],
     num_codes: int,
-    mask: Bool[Array, "*batch"] | None = None,
+    mask: Bool[ArrayLike, "*batch"] | None = None,
 ) -> tuple[Float[Array, "codes"], Float[Array, "codes dim"]]:
   """(rows of each code, their sum), f32: n and the sum of z in van den Oord et al., 2017, appendix A.1.
 
