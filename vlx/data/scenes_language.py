@@ -25,8 +25,8 @@ PLACE_PHRASES = {
     "middle": ("in the middle", "in the center"),
 }
 IRREGULAR = {
-    "bison": "bison", "deer": "deer", "fish": "fish", "mouse": "mice", "ox": "oxen", "shrimp": "shrimp",
-    "snowman": "snowmen", "squid": "squid", "wolf": "wolves",
+    "bison": "bison", "deer": "deer", "fish": "fish", "mouse": "mice", "ox": "oxen", "scarf": "scarves",
+    "shrimp": "shrimp", "snowman": "snowmen", "squid": "squid", "wolf": "wolves",
 }
 
 Thing = tuple[composition.Object, ...]
@@ -89,10 +89,10 @@ class _Wording:
 
 
 def captions(scene: composition.Scene, rng: random.Random) -> tuple[str, ...]:
-  """Five different captions; the possible ways to tell take turns."""
+  """Five different captions; the possible ways to tell take turns, how things stand to each other twice."""
   things = scene.things()
   wording = _Wording(things, rng)
-  tellers = [t for t in (_related, _placed, _predicated) if t(things, wording, rng)] + [_listed]
+  tellers = [t for t in (_related, _related, _placed, _predicated) if t(things, wording, rng)] + [_listed]
   rng.shuffle(tellers)
   found: dict[str, None] = {}
   turn = 0

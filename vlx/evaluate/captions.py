@@ -81,7 +81,7 @@ class Captions:
     pictures.captions_sheet(
         run.workdir / "samples" / f"captions_{split}.png",
         [(examples(i, None)[1]["image"], made[i], references[i][0]) for i in chosen],
-        f"{split}: captions by a beam of {self.beam_size}, and in gray one of the references",
+        f"{split}: captions by a beam of {self.beam_size}; in gray a reference",
     )
 
 

@@ -64,23 +64,19 @@ def retrieval_sheet(
 def captions_sheet(
     path: pathlib.Path, items: list[tuple[np.ndarray, str, str]], title: str, columns: int = 5
 ) -> None:
-  """Pictures with two texts beneath: the caption, and in gray a reference."""
+  """Pictures with the caption beneath and, in gray, a reference above."""
   rows = -(-len(items) // columns)
   figure, axes = plt.subplots(
       rows, columns, figsize=(2.1 * columns, 2.9 * rows + 0.4), squeeze=False, layout="constrained"
   )
   figure.suptitle(title, fontsize=9)
-  for axis in axes.flat:
+  for axis in axes.flat[len(items) :]:
     axis.axis("off")
   for axis, (image, caption, reference) in zip(axes.flat, items):
-    axis.axis("on")
     _show(axis, image)
-    said, true = (textwrap.fill(t, 36, max_lines=4, placeholder=" …") for t in (caption, reference))
+    said, true = (textwrap.fill(t, 38, max_lines=4, placeholder=" …") for t in (caption, reference))
     axis.set_xlabel(said, fontsize=7)
-    below = -0.04 - 0.075 * (said.count("\n") + 1)
-    axis.text(
-        0.5, below, true, fontsize=6, color="#888888", ha="center", va="top", transform=axis.transAxes,
-    )
+    axis.set_title(true, fontsize=6, color="#888888")
   _save(figure, path)
 
 
