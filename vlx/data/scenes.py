@@ -36,9 +36,11 @@ from vlx.config import nearest
 from vlx.data import scenes_composition as composition
 from vlx.data import scenes_language as language
 from vlx.data import scenes_pictures as pictures
+from vlx.data.sources import strings
 from vlx.errors import UserError
 
 SPLITS = ("train", "val", "combo", "concept")
+TEXTS = {"caption": language.captions, "questions": language.questions}
 
 
 class ScenesSource:
@@ -56,7 +58,7 @@ class ScenesSource:
     numbers["COUNT"] = count
     for name, value in numbers.items():
       if not value.isdecimal() or not int(value):
-        raise UserError(f"scenes:COUNT?size=…&held_out=… takes whole numbers above 0, not {name} {value!r}")
+        raise UserError(f"scenes:COUNT?size=N&held_out=N: whole numbers above 0, not {name} {value!r}")
     self._count = int(numbers["COUNT"] if split == "train" else numbers["held_out"])
     self._size, self._split = int(numbers["size"]), split
 
@@ -67,21 +69,16 @@ class ScenesSource:
     """What record `index` shows."""
     return composition.compose(self._split, index)
 
-  def _texts(self, index):
-    shown = self.scene(index)
-    rng = random.Random(f"language {self._split} {index}")
-    return shown, {
-        "caption": language.captions(shown, rng),
-        "questions": language.questions(shown, rng),
-    }
+  def _text(self, field, shown, index):
+    return TEXTS[field](shown, random.Random(f"{field} {self._split} {index}"))
 
   def __getitem__(self, index):
     index = int(index)
-    shown, texts = self._texts(index)
+    shown = self.scene(index)
     pairs = itertools.permutations(range(len(shown.objects)), 2)
     return {
         "image": pictures.paint(shown.objects, shown.background, self._size),
-        **texts,
+        **{field: self._text(field, shown, index) for field in TEXTS},
         "objects": tuple(o._asdict() for o in shown.objects),
         "relations": tuple(
             (i, r, j) for i, j in pairs for r in composition.RELATIONS
@@ -96,9 +93,7 @@ class ScenesSource:
 
   def texts(self, fields):
     for index in range(len(self)):
-      _, texts = self._texts(index)
+      shown = self.scene(index)
       for field in fields:
-        if field == "questions":
-          yield from itertools.chain.from_iterable(texts[field])
-        else:
-          yield from texts[field]
+        for text in self._text(field, shown, index):
+          yield from strings(text)

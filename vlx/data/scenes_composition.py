@@ -96,14 +96,14 @@ def compose(split: str, index: int) -> Scene:
 def _things(split, rng) -> list[tuple[str, str, str, int]]:
   """(name, color, size, count) of each thing."""
   count = rng.choices((1, 2, 3), (0.2, 0.45, 0.35))[0]
-  names = rng.sample(nouns(held_out=False), count)
-  if split == "concept":
-    names[0] = rng.choice(nouns(held_out=True))
+  trained = nouns(held_out=False)
+  first = rng.choice({
+      "concept": nouns(held_out=True), "combo": [n for n in trained if colors(n, held_out=True)],
+  }.get(split, trained))
+  names = [first, *rng.sample([n for n in trained if n != first], count - 1)]
+  painted = [rng.choice(colors(n, held_out=False)) if rng.random() < 0.6 else "" for n in names]
   if split == "combo":
-    names[0] = rng.choice([n for n in nouns(held_out=False) if colors(n, True)])
-  painted = [rng.random() < 0.6 and rng.choice(colors(n, False)) or "" for n in names]
-  if split == "combo":
-    painted[0] = rng.choice(colors(names[0], True))
+    painted[0] = rng.choice(colors(first, held_out=True))
   things = []
   for name, color in zip(names, painted):
     number = rng.choices((1, 2, 3), (0.76, 0.15, 0.09))[0]
@@ -112,8 +112,8 @@ def _things(split, rng) -> list[tuple[str, str, str, int]]:
   if count > 1 and rng.random() < 0.15:  # two of one kind, told apart by their colors
     name, color, size, _ = things[0]
     if not color:
-      color = rng.choice(colors(name, False))
-    other = rng.choice([c for c in colors(name, False) if c != color])
+      color = rng.choice(colors(name, held_out=False))
+    other = rng.choice([c for c in colors(name, held_out=False) if c != color])
     things[:2] = (name, color, size, 1), (name, other, rng.choice(tuple(SIZES)), 1)
   rng.shuffle(things)
   return things

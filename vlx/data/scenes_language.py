@@ -136,7 +136,8 @@ def _placed(things, wording, rng) -> str:
 def _related(things, wording, rng) -> str:
   """"a cat is above a dog and a car to the left of the cat"; "" where no two things stand so."""
   pairs = [
-      (a, r, b) for a in things for b in things for r in composition.RELATIONS if a is not b and _clearly(r, a, b)
+      (a, r, b) for a in things for b in things for r in composition.RELATIONS
+      if a is not b and _clearly(r, a, b)
   ]
   if not pairs:
     return ""

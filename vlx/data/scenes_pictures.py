@@ -16,16 +16,17 @@ from vlx.data import emoji
 
 NOUNS = {
     "animals_nature": """
-        ant bat bear beaver beetle bird bison boar butterfly cactus camel cat chicken cow crab crocodile deer
-        dog dolphin dove dragon duck eagle elephant feather fish flamingo fox frog giraffe goat gorilla
-        hedgehog honeybee horse kangaroo koala leopard lion lizard llama lobster mammoth monkey mouse mushroom
-        octopus otter owl ox oyster panda parrot peacock penguin pig rabbit raccoon rat rhinoceros rooster rose
-        scorpion seal shamrock shark shrimp sloth snail snake spider squid sunflower swan tiger tulip turkey
-        turtle unicorn whale wolf zebra""",
+        ant bat bear beaver beetle bird bison boar butterfly cactus camel cat chicken cow crab crocodile
+        deer dog dolphin dove dragon duck eagle elephant feather fish flamingo fox frog giraffe goat
+        gorilla hedgehog honeybee horse kangaroo koala leopard lion lizard llama lobster mammoth monkey
+        mouse mushroom octopus otter owl ox oyster panda parrot peacock penguin pig rabbit raccoon rat
+        rhinoceros rooster rose scorpion seal shamrock shark shrimp sloth snail snake spider squid
+        sunflower swan tiger tulip turkey turtle unicorn whale wolf zebra""",
     "food_drink": """
-        avocado bagel banana burrito candy carrot chestnut coconut cookie croissant cucumber cupcake doughnut egg
-        eggplant hamburger lemon lollipop mango melon olive onion peach pear pie pineapple pizza potato pretzel
-        sandwich shortcake spoon strawberry taco tangerine teapot tomato waffle watermelon""",
+        avocado bagel banana burrito candy carrot chestnut coconut cookie croissant cucumber cupcake
+        doughnut egg eggplant hamburger lemon lollipop mango melon olive onion peach pear pie pineapple
+        pizza potato pretzel sandwich shortcake spoon strawberry taco tangerine teapot tomato waffle
+        watermelon""",
     "travel_places": """
         airplane ambulance anchor automobile bicycle bus canoe castle church cloud compass ferry fountain
         helicopter hotel house hut locomotive motorcycle mountain parachute rock rocket sailboat satellite
@@ -33,11 +34,11 @@ NOUNS = {
     "activities": """
         balloon baseball basketball joystick kite ribbon sled ticket trophy volleyball""",
     "objects": """
-        accordion axe backpack banjo basket battery bed bell bomb briefcase broom bucket calendar camera candle
-        chair clipboard coat coin crown door dress drum envelope flashlight gear guitar hammer handbag key
-        ladder laptop lipstick magnet megaphone microphone microscope mirror necktie newspaper paintbrush pen
-        pencil postbox printer radio razor ring saxophone scarf screwdriver scroll shield syringe telephone
-        telescope television toolbox toothbrush trumpet violin window wrench""",
+        accordion axe backpack banjo basket battery bed bell bomb briefcase broom bucket calendar camera
+        candle chair clipboard coat coin crown door dress drum envelope flashlight gear guitar hammer
+        handbag key ladder laptop lipstick magnet megaphone microphone microscope mirror necktie newspaper
+        paintbrush pen pencil postbox printer radio razor ring saxophone scarf screwdriver scroll shield
+        syringe telephone telescope television toolbox toothbrush trumpet violin window wrench""",
 }
 ALL_NOUNS = tuple(sorted(" ".join(NOUNS.values()).split()))
 STYLES = tuple(emoji.VENDORS)

@@ -22,6 +22,7 @@ FUNCTION_WORDS = VERBS | frozenset(
     .split()
 )
 ARTICLES = {"a": 1, "an": 1, "the": None}
+ADJECTIVES = ("size", "color", "pattern")
 NUMBERS = {word: number for number, word in language.NUMBERS.items()}
 
 
@@ -43,7 +44,7 @@ class Reading:
   mentions: list[Mention]
   relations: list[tuple[int, str, int]]
   places: list[tuple[int, str]]
-  unknown: list[str]  # words that are not in the language
+  unknown: list[str]  # words that are not in the language, or make no sense where they stand
 
 
 @functools.cache
@@ -90,8 +91,9 @@ def _chunks(caption: str) -> list[tuple[str, str]]:
 def read(caption: str) -> Reading:
   """What a caption says.
 
-  A relation is said of the phrase before it ("a cat is above a dog"), else, at the beginning or behind an
-  "and" and before a verb, of the phrase behind that verb ("above a dog is a cat"). So it is with places.
+  A relation or a place is said of the noun before it ("a cat is above a dog"), but where a verb and a noun
+  phrase follow, or nothing goes before, of that one ("above a dog is a cat", "on the left there is a cat").
+  What is left unfinished ("a cat above") or said twice and differently ("a red blue cat") is unknown.
   """
   reading = Reading([], [], [], [])
   chunks = _chunks(caption)
@@ -105,20 +107,20 @@ def read(caption: str) -> Reading:
       count, definite = ARTICLES[meaning], meaning == "the"
     elif kind == "number":
       count = NUMBERS[meaning]
-    elif kind in ("size", "color", "pattern"):
-      adjectives[kind] = meaning
+    elif kind in ADJECTIVES:
+      _note(reading, adjectives, kind, meaning)
       if not _belongs_to_noun(chunks, i) and subject is not None:  # "the cat is big and red"
-        _describe(reading.mentions[subject], adjectives)
+        _describe(reading, subject, adjectives)
         adjectives = {}
     elif kind == "noun":
-      mention = Mention(meaning, count, **adjectives)
-      here = _resolve(reading, mention) if definite else None
+      here = _resolve(reading, meaning, adjectives.get("color")) if definite else None
       if here is None:
-        reading.mentions.append(mention)
+        reading.mentions.append(Mention(meaning, count))
         here = len(reading.mentions) - 1
+      _describe(reading, here, adjectives)
       adjectives, count, definite = {}, None, False
       if relation is not None:
-        if subject is None or _verb_follows(chunks, i):
+        if subject is None or _turns(chunks, i):
           turned.append((relation, here))
         else:
           reading.relations.append((subject, relation, here))
@@ -132,39 +134,52 @@ def read(caption: str) -> Reading:
         turned = []
         subject = here
     elif kind == "relation":
+      reading.unknown += [relation] if relation else []
       relation = meaning
     elif kind == "place":
-      if subject is None or _verb_follows(chunks, i):
+      if subject is None or _turns(chunks, i):
         turned.append((meaning, None))
       else:
         reading.places.append((subject, meaning))
     elif kind == "unknown":
       reading.unknown.append(meaning)
+  reading.unknown += [relation] if relation else []
+  reading.unknown += [what for what, _ in turned] + list(adjectives.values())
   return reading
+
+
+def _note(reading: Reading, known: dict[str, str], kind: str, value: str) -> None:
+  """Adds to what is known, unless it says otherwise."""
+  if known.setdefault(kind, value) != value:
+    reading.unknown.append(value)
+
+
+def _describe(reading: Reading, position: int, adjectives: dict[str, str]) -> None:
+  mention = reading.mentions[position]
+  known = {k: v for k in ADJECTIVES if (v := getattr(mention, k))}
+  for kind, value in adjectives.items():
+    _note(reading, known, kind, value)
+  for kind, value in known.items():
+    setattr(mention, kind, value)
 
 
 def _belongs_to_noun(chunks, i) -> bool:
   """Whether the adjective at i is followed by others and then by a noun."""
-  rest = itertools.dropwhile(lambda c: c[0] in ("size", "color", "pattern"), chunks[i:])
+  rest = itertools.dropwhile(lambda c: c[0] in ADJECTIVES, chunks[i:])
   return next(rest, ("end", ""))[0] == "noun"
 
 
-def _verb_follows(chunks, i) -> bool:
-  """"is a cat" or "there is a cat", not "there is also": the turned order."""
-  rest = chunks[i + 1 :]
-  verbs = list(itertools.takewhile(lambda c: c[0] == "verb", rest))
-  return bool(verbs) and rest[len(verbs) :][:1] != [("word", "also")]
+def _turns(chunks, i) -> bool:
+  """Whether behind i comes "is a …" or "there is a …"; of "there is also a …" nothing is said."""
+  verbs = list(itertools.takewhile(lambda c: c[0] == "verb", chunks[i + 1 :]))
+  following = chunks[i + 1 + len(verbs) :][:1]
+  return bool(verbs) and bool(following) and following[0][0] in ("article", "number")
 
 
-def _describe(mention: Mention, adjectives: dict[str, str]) -> None:
-  for kind, value in adjectives.items():
-    setattr(mention, kind, value)
-
-
-def _resolve(reading: Reading, mention: Mention) -> int | None:
+def _resolve(reading: Reading, noun: str, color: str | None) -> int | None:
   """The earlier mention that "the …" means; a color must not contradict."""
   for i, earlier in enumerate(reading.mentions):
-    if earlier.noun == mention.noun and mention.color in (None, earlier.color):
+    if earlier.noun == noun and (color is None or earlier.color in (None, color)):
       return i
   return None
 

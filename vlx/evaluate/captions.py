@@ -1,4 +1,4 @@
-"""Captions of whole splits: made, measured, laid beneath their pictures; the baseline of nearest neighbours."""
+"""Captions of whole splits: made, measured, laid beneath their pictures; those of nearest neighbours."""
 
 import dataclasses
 import logging
@@ -58,7 +58,7 @@ class Captions:
   def __call__(self, run: Run, variables, *, draw: bool) -> dict[str, float]:
     """Measures; with `draw`, also writes `samples/captions_SPLIT.png`."""
     if not metrics.has_java_parts():
-      logging.warning("METEOR is left out: it needs Java and `pip install --no-deps pycocoevalcap`")
+      logging.warning("METEOR is left out: it needs %s", metrics.JAVA_PARTS)
     measures = {}
     for split in self.splits:
       (ids, _), targets = embed.over_split(

@@ -2,7 +2,7 @@
 
 BLEU (Papineni et al., 2002), ROUGE-L (Lin, 2004), CIDEr-D (Vedantam et al., 2015): the values of
 pycocoevalcap 1.2, on equal tokens. METEOR (Denkowski and Lavie, 2014) and the PTB tokenizer, both Java, are
-that package's own; it is used where it is installed (`pip install --no-deps pycocoevalcap`, 100 MB) and Java is.
+that package's own: used where it (`pip install --no-deps pycocoevalcap`, 100 MB) and Java are installed.
 
 Figures of different tokenizers are not to be compared. "ptb" is that of published ones; "words" takes runs
 of letters and digits, in lower case, and differs where there are apostrophes, hyphens and abbreviations.
@@ -22,6 +22,7 @@ from vlx.errors import UserError
 Tokens = list[str]
 ORDERS = (1, 2, 3, 4)
 TOKENIZERS = ("words", "ptb")
+JAVA_PARTS = "Java and `pip install --no-deps pycocoevalcap`"
 
 
 def has_java_parts() -> bool:
@@ -40,7 +41,7 @@ def tokenize(texts: Sequence[str], tokenizer: str) -> list[Tokens]:
   if tokenizer == "words":
     return [re.findall(r"[^\W_]+(?:['’][^\W_]+)*", text.lower()) for text in texts]
   if not has_java_parts():
-    raise UserError("the tokenizer 'ptb' needs Java and `pip install --no-deps pycocoevalcap`; 'words' needs neither")
+    raise UserError(f"the tokenizer 'ptb' needs {JAVA_PARTS}; 'words' needs neither")
   from pycocoevalcap.tokenizer import ptbtokenizer
 
   # One line each, and none of them empty; the full stop is taken out again.
