@@ -207,7 +207,8 @@ def test_captions_are_five_and_wholly_true(records, split):
       related = caption.replace("the left side", "").replace("the right side", "")
       said = len(re.findall("|".join(sorted(phrases, key=len, reverse=True)), related))
       assert counts["relation"] == said, caption
-      assert counts["place"] == len(re.findall(r"the (?:left|right)(?! of)|at the (?:top|bottom)|\bin the", caption))
+      places = r"the (?:left|right)(?! of)|at the (?:top|bottom)|\bin the"
+      assert counts["place"] == len(re.findall(places, caption))
   assert all(kinds[k] > 50 for k in truth.KINDS)
 
 
@@ -246,10 +247,12 @@ def test_one_changed_word_is_found_out(records):
      [], [(0, "left"), (1, "right")]),
     ("a cat on the left of the picture and a dog on the left of the cat",
      [("cat", 1, None, None), ("dog", 1, None, None)], [(1, "left", 0)], [(0, "left")]),
-    ("a cat over a dog and under a bus", [("cat", 1, None, None), ("dog", 1, None, None), ("bus", 1, None, None)],
-     [(0, "above", 1), (0, "below", 2)], []),
-    ("a dog and a cat. the cat is little and blue.", [("dog", 1, None, None), ("cat", 1, "small", "blue")], [], []),
-    ("a cat on the left is red and a dog", [("cat", 1, None, "red"), ("dog", 1, None, None)], [], [(0, "left")]),
+    ("a cat over a dog and under a bus",
+     [("cat", 1, None, None), ("dog", 1, None, None), ("bus", 1, None, None)], [(0, "above", 1), (0, "below", 2)], []),
+    ("a dog and a cat. the cat is little and blue.",
+     [("dog", 1, None, None), ("cat", 1, "small", "blue")], [], []),
+    ("a cat on the left is red and a dog", [("cat", 1, None, "red"), ("dog", 1, None, None)],
+     [], [(0, "left")]),
     ("a cat and a dog. the big cat is above the dog", [("cat", 1, "big", None), ("dog", 1, None, None)],
      [(0, "above", 1)], []),
     ("two mice, a red fish and a green fish. the green fish is big",
@@ -261,7 +264,9 @@ def test_reading(caption, mentions, relations, places):
   assert (reading.relations, reading.places) == (relations, places)
 
 
-WORDS = sorted({word for phrase in truth._phrases() for word in phrase} | truth.FUNCTION_WORDS | {"<unk>", ".", ","})
+WORDS = sorted(
+    {word for phrase in truth._phrases() for word in phrase} | truth.FUNCTION_WORDS | {"<unk>", ".", ","}
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -287,8 +292,8 @@ def test_words_outside_of_the_language_are_unknown():
 
 
 @pytest.mark.parametrize("caption", [
-    "a cat is above", "a cat left of above a dog", "on the left is", "a red blue cat", "a cat. the cat is red and blue",
-    "a big", "a red cat and a dog. the cat is green",
+    "a cat is above", "a cat left of above a dog", "on the left is", "a red blue cat",
+    "a cat. the cat is red and blue", "a big", "a red cat and a dog. the cat is green",
 ])
 def test_what_is_unfinished_or_contradicts_itself_is_not_understood(caption):
   assert truth.read(caption).unknown
