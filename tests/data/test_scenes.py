@@ -248,7 +248,8 @@ def test_one_changed_word_is_found_out(records):
     ("a cat on the left of the picture and a dog on the left of the cat",
      [("cat", 1, None, None), ("dog", 1, None, None)], [(1, "left", 0)], [(0, "left")]),
     ("a cat over a dog and under a bus",
-     [("cat", 1, None, None), ("dog", 1, None, None), ("bus", 1, None, None)], [(0, "above", 1), (0, "below", 2)], []),
+     [("cat", 1, None, None), ("dog", 1, None, None), ("bus", 1, None, None)],
+     [(0, "above", 1), (0, "below", 2)], []),
     ("a dog and a cat. the cat is little and blue.",
      [("dog", 1, None, None), ("cat", 1, "small", "blue")], [], []),
     ("a cat on the left is red and a dog", [("cat", 1, None, "red"), ("dog", 1, None, None)],
@@ -304,7 +305,8 @@ def test_measures_of_captions_that_are_partly_wrong():
     return composition.Object(name, color, size, "noto", (x - 0.1, y - 0.1, x + 0.1, y + 0.1))
 
   scene = composition.Scene(
-      (at("cat", "red", 0.2, 0.2), at("dog", "blue", 0.8, 0.2), at("dog", "green", 0.8, 0.8)), ("pink", "plain")
+      (at("cat", "red", 0.2, 0.2), at("dog", "blue", 0.8, 0.2), at("dog", "green", 0.8, 0.8)),
+      ("pink", "plain"),
   )
   compare = lambda caption: dict(+truth.compare(caption, scene))
   assert compare("a red cat, a blue dog and a green dog on a pink background") == {

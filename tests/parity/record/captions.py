@@ -15,19 +15,22 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 WHO = [
-    "A man", "Two young women", "A brown dog", "The old farmer's cat", "Three children", "A girl in a red dress",
+    "A man", "Two young women", "A brown dog", "The old farmer's cat", "Three children",
+    "A girl in a red dress",
 ]
 DOES = ["is riding", "are looking at", "stands next to", "jumps over", "is holding", "walks past"]
 WHAT = ["a wave", "a blue bicycle", "the wooden fence", "some sheep", "a cake with candles", "an open laptop"]
 WHERE = [
-    "on the beach", "in a park, near a lake", "at night", "in front of a house", "on a city street", "outside",
+    "on the beach", "in a park, near a lake", "at night", "in front of a house", "on a city street",
+    "outside",
 ]
 
 
 def sentence(rng, fixed) -> str:
   """A sentence of which each part is, by chance, that of the picture."""
   parts = [
-      own if rng.random() < 0.6 else rng.choice(others) for own, others in zip(fixed, (WHO, DOES, WHAT, WHERE))
+      own if rng.random() < 0.6 else rng.choice(others)
+      for own, others in zip(fixed, (WHO, DOES, WHAT, WHERE))
   ]
   return " ".join(parts[: rng.choice((3, 4, 4))]) + rng.choice((".", "", " .", "!"))
 
