@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from vlx import cli
 from vlx.data import tokenizers
 from vlx.errors import UserError
+from vlx.train.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +120,20 @@ def test_words_come_back_from_their_file_and_to_a_worker(words, tmp_path):
   for again in (tokenizers.load(tmp_path / "tokenizer.json"), pickle.loads(pickle.dumps(words))):
     assert again.decode(again.encode(text, 8)[0]) == text
     np.testing.assert_array_equal(again.encode(text, 8)[0], words.encode(text, 8)[0])
+
+
+def test_a_config_chooses_words(tmp_path):
+  """Learned from the training split's captions, and read again from the run's folder."""
+  config = cli.load_config("configs/clip.py:smoke")
+  config.data.source = "scenes:100"
+  with config.unlocked():
+    config.tokenizer = dict(kind="words", min_count=5, vocab_size=200, fields=("caption",))
+  learned = Run(config, tmp_path).tokenizer
+  assert learned.decode(learned.encode("A cat and two dogs on the left of a platypus.", 20)[0]).split()[-3:] == [
+      "of", "a", "<unk>"]
+  config.data.source = "scenes:1"  # nothing could be learned of that
+  again = Run(config, tmp_path).tokenizer
+  assert isinstance(again, tokenizers.WordTokenizer) and again.vocab_size == learned.vocab_size > 50
+  config.tokenizer.kind = "wrods"
+  with pytest.raises(UserError, match="'bpe' or 'words', not 'wrods'"):
+    Run(config, tmp_path / "other").tokenizer
