@@ -1,16 +1,19 @@
-"""BPE: nothing is lost, CLIP's published vocabulary gives CLIP's published ids."""
+"""BPE: nothing is lost, CLIP's published vocabulary gives CLIP's published ids. Words: what is kept."""
 
 import importlib.util
 import json
 import pathlib
+import pickle
 import re
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from vlx import cli
 from vlx.data import tokenizers
 from vlx.errors import UserError
+from vlx.train.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +130,47 @@ def test_not_clips_vocabulary(tmp_path):
   for path in (tmp_path / "x.gz", tmp_path / "missing"):
     with pytest.raises(UserError, match="vocabulary"):
       tokenizers.load_clip(str(path))
+
+
+@pytest.fixture(scope="module")
+def words():
+  return tokenizers.words(["A man's hat.", "a hat, a RED hat!", "a red dog"], vocab_size=100, min_count=2)
+
+
+def test_words_seen_often_enough_are_kept_frequent_ones_first(words):
+  """a 4, hat 3, red 2; man's and dog once."""
+  assert words.vocab_size == 6
+  ids, mask = words.encode("The red, red hat is A dog", 10)
+  assert ids.tolist() == [0, 2, 5, 5, 4, 2, 3, 2, 1, 0] and mask.sum() == 9
+  assert words.decode(ids) == "<unk> red red hat <unk> a <unk>"
+  assert (words.start_id, words.end_id) == (0, 1)
+
+
+def test_a_vocabulary_of_words_has_a_size():
+  small = tokenizers.words(["b b b a a c c d"], vocab_size=5, min_count=1)
+  assert small.vocab_size == 5 and small.decode(small.encode("a b c d", 6)[0]) == "a b <unk> <unk>"
+
+
+def test_words_come_back_from_their_file_and_to_a_worker(words, tmp_path):
+  words.save(tmp_path / "tokenizer.json")
+  text = "a red hat"
+  for again in (tokenizers.load(tmp_path / "tokenizer.json"), pickle.loads(pickle.dumps(words))):
+    assert again.decode(again.encode(text, 8)[0]) == text
+    np.testing.assert_array_equal(again.encode(text, 8)[0], words.encode(text, 8)[0])
+
+
+def test_a_config_chooses_words(tmp_path):
+  """Learned from the training split's captions, and read again from the run's folder."""
+  config = cli.load_config("configs/clip.py:smoke")
+  config.data.source = "scenes:100"
+  with config.unlocked():
+    config.tokenizer = dict(kind="words", min_count=5, vocab_size=200, fields=("caption",))
+  learned = Run(config, tmp_path).tokenizer
+  assert learned.decode(learned.encode("A cat and two dogs on the left of a platypus.", 20)[0]).split()[-3:] == [
+      "of", "a", "<unk>"]
+  config.data.source = "scenes:1"  # nothing could be learned of that
+  again = Run(config, tmp_path).tokenizer
+  assert isinstance(again, tokenizers.WordTokenizer) and again.vocab_size == learned.vocab_size > 50
+  config.tokenizer.kind = "wrods"
+  with pytest.raises(UserError, match="'bpe' or 'words', not 'wrods'"):
+    Run(config, tmp_path / "other").tokenizer

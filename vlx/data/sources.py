@@ -5,6 +5,7 @@
   coco:PATH           COCO captions                                        (vlx.data.annotations)
   flickr:PATH         Flickr8k and Flickr30k                               (vlx.data.annotations)
   webdataset:PATH     tars of pictures and texts                           (vlx.data.webdataset)
+  scenes:COUNT        composed pictures of which everything is known       (vlx.data.scenes)
   mix:3*SPEC;1*SPEC   several, drawn from by weight
 
 A record holds the encoded `image` (bytes), `caption` (str, or a tuple of them) and what else the
@@ -55,6 +56,7 @@ def open_source(spec: str, split: str) -> Source:
       "coco": annotations.coco,
       "flickr": annotations.flickr,
       "webdataset": webdataset.WebDatasetSource,
+      "scenes": _scenes,
       "mix": MixSource,
   }
   kind, _, place = spec.partition(":")
@@ -64,6 +66,12 @@ def open_source(spec: str, split: str) -> Source:
   if not len(source):
     raise UserError(f"data source {spec!r} has no records in its split {split!r}")
   return source
+
+
+def _scenes(place: str, split: str) -> Source:
+  from vlx.data import scenes  # and with it tensorflow_datasets, which takes a second
+
+  return scenes.ScenesSource(place, split)
 
 
 def strings(value: str | Sequence[str]) -> Sequence[str]:
