@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import importlib
 import json
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -42,8 +43,9 @@ def choose(variants: Mapping[str, Any], name: str) -> Any:
 def build(cls: type, section: Mapping[str, Any], where: str) -> Any:
   """An instance of a dataclass from a config section with its fields' names.
 
-  A field that is itself a dataclass (a Linen module is one) is built from its nested section. Lists
-  become tuples, so that what is built can be hashed.
+  A field that is itself a dataclass (a Linen module is one) is built from its nested section; of a union of
+  dataclasses, the one whose required fields are there. Lists become tuples, so that what is built can be
+  hashed.
 
   Args:
     cls: a dataclass.
@@ -53,22 +55,17 @@ def build(cls: type, section: Mapping[str, Any], where: str) -> Any:
   Raises:
     UserError: for names that `cls` has not, with the nearest valid one, and for missing fields.
   """
-  # `parent` and `name` are Linen's own.
-  fields = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in ("parent", "name")}
+  fields = _fields(cls)
   for name in section:
     if name not in fields:
       raise UserError(f"{cls.__name__} has no field {where}.{name}: {nearest(name, fields)}")
-  required = {
-      n for n, f in fields.items()
-      if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-  }
-  if missing := sorted(required - set(section)):
+  if missing := sorted(_required(cls) - set(section)):
     raise UserError(f"{cls.__name__} needs {', '.join(f'{where}.{m}' for m in missing)}")
-  types = typing.get_type_hints(cls)
+  hints = typing.get_type_hints(cls)
   arguments = {}
   for name, value in section.items():
-    if dataclasses.is_dataclass(types[name]) and isinstance(value, Mapping):
-      value = build(types[name], value, f"{where}.{name}")
+    if (kind := _dataclass_of(hints[name], value)) is not None:
+      value = build(kind, value, f"{where}.{name}")
     arguments[name] = tuple(value) if isinstance(value, list) else value
   try:
     return cls(**arguments)
@@ -78,15 +75,35 @@ def build(cls: type, section: Mapping[str, Any], where: str) -> Any:
 
 def with_defaults(cls: type, section: Mapping[str, Any]) -> dict[str, Any]:
   """The section with the default of every field of `cls` that it leaves out, nested ones too."""
-  types = typing.get_type_hints(cls)
+  hints = typing.get_type_hints(cls)
   complete = dict(section)
-  for field in dataclasses.fields(cls):
-    name = field.name
-    if dataclasses.is_dataclass(types[name]) and isinstance(complete.get(name), Mapping):
-      complete[name] = with_defaults(types[name], complete[name])
-    elif field.init and name not in ("parent", "name") and field.default is not dataclasses.MISSING:
+  for name, field in _fields(cls).items():
+    if (kind := _dataclass_of(hints[name], complete.get(name))) is not None:
+      complete[name] = with_defaults(kind, complete[name])
+    elif field.default is not dataclasses.MISSING:
       complete.setdefault(name, field.default)
   return complete
+
+
+def _fields(cls: type) -> dict[str, dataclasses.Field]:
+  # `parent` and `name` are Linen's own.
+  return {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in ("parent", "name")}
+
+
+def _required(cls: type) -> set[str]:
+  return {
+      n for n, f in _fields(cls).items()
+      if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+  }
+
+
+def _dataclass_of(hint: Any, value: Any) -> type | None:
+  """The dataclass to build from a field's value, None where the value is not the section of one."""
+  if not isinstance(value, Mapping):
+    return None
+  members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+  kinds = [m for m in members if dataclasses.is_dataclass(m)]
+  return next((k for k in kinds if _required(k) <= set(value)), kinds[0] if kinds else None)
 
 
 def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
