@@ -32,7 +32,7 @@ def batch(seed=0, rows=4, length=LENGTH):
   }
 
 
-def redrawn(variables, scale=0.7):
+def redrawn(variables, scale=0.4):
   """Weights far from the small ones at which training starts, where everything is nearly uniform."""
   leaves, tree = jax.tree.flatten(variables["params"])
   keys = jax.random.split(jax.random.key(9), len(leaves))
@@ -46,8 +46,8 @@ def made(cls, **fields):
 
 
 SYSTEMS = [
-    (ShowAndTell, {}), (ShowAndTell, {"image_input": "every"}), (ShowAndTell, {"output_tanh": False}),
-    (ShowAttendTell, {}), (ShowAttendTell, {"attention": "bilinear", "context_gate": False}),
+    (ShowAndTell, {}), (ShowAndTell, {"image_input": "every", "output_tanh": False}),
+    (ShowAttendTell, {"attention": "bilinear", "context_gate": False}),
     (ShowAttendTell, dict(
         annotation_layers=2, init_layers=2, deep_output_tanh=True, zero_start=True, doubly_stochastic=0.0,
     )),
@@ -85,7 +85,7 @@ def test_beam_search_scores_are_the_log_likelihood_that_training_sees(cls, field
     text = np.pad(np.asarray(ids[:, beam]), ((0, 0), (1, 0)))
     ended = np.cumsum(text == 1, axis=1)
     mask = (ended == 0) | ((ended == 1) & (text == 1))
-    np.testing.assert_allclose(likelihood(variables, image, text, mask), scores[:, beam], rtol=1e-4)
+    np.testing.assert_allclose(likelihood(variables, image, text, mask), scores[:, beam], rtol=1e-5, atol=1e-5)
   if not fields.get("doubly_stochastic", cls is ShowAttendTell):
     data = batch(1)
     loss, aux = jax.jit(lambda v: system.loss(v, data, jax.random.key(0), step=0, train=True))(variables)
@@ -125,19 +125,18 @@ def test_attention_sums_to_one_where_a_word_is_said(attention):
 def test_attention_scores_by_hand():
   """e = uᵀ tanh(K a + Q h), and hᵀ W a."""
   rng = np.random.default_rng(0)
-  hidden = rng.normal(size=(2, 5)).astype(np.float32)
-  values = rng.normal(size=(2, 4, 8)).astype(np.float32)
+  hidden, values = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 5), (2, 4, 8)))
   for attention in ("mlp", "bilinear"):
     system, variables = made(ShowAttendTell, attention=attention)
     params = variables["params"]
-    kernel = np.asarray(params["annotation_keys_0"]["kernel"])
+    kernel = params["annotation_keys_0"]["kernel"]
     if attention == "mlp":
-      keys = values @ kernel + np.asarray(params["annotation_keys_0"]["bias"])
-      query = hidden @ np.asarray(params["query"]["kernel"])
-      expected = np.tanh(keys + query[:, None]) @ np.asarray(params["score"])
+      keys = values @ kernel + params["annotation_keys_0"]["bias"]
+      query = hidden @ params["query"]["kernel"]
+      expected = jnp.tanh(keys + query[:, None]) @ params["score"]
     else:
       keys = values @ kernel
-      expected = np.einsum("bh,bph->bp", hidden, keys)
+      expected = jnp.einsum("bh,bph->bp", hidden, keys)
     found = system.network.apply({"params": params}, keys, hidden, method="scores")
     np.testing.assert_allclose(found, expected, rtol=2e-5)
 
@@ -199,13 +198,11 @@ def test_reinforce_is_unbiased(baseline):
   )
   flat = lambda tree, lead: np.concatenate([np.asarray(x).reshape(*lead, -1) for x in jax.tree.leaves(tree)], -1)
   found, expected = -flat(estimates, (chunks,)), flat(gradient, ())
-  error = found.std(axis=0, ddof=1) / np.sqrt(chunks)
-  random = error > 1e-7 * np.abs(expected).max()
-  z = (found.mean(axis=0) - expected)[random] / error[random]
-  # As many coordinates as there are: the greatest of them stays within Bonferroni's bound, at 99.9 percent.
+  error = found.std(axis=0, ddof=1) / np.sqrt(chunks) + 1e-5 * np.abs(expected).max()  # the second: of f32
+  z = (found.mean(axis=0) - expected) / error
+  # Of so many coordinates the greatest z stays within Bonferroni's bound, at 99.9 percent.
   assert np.abs(z).max() < scipy.stats.t.ppf(1 - 0.0005 / len(z), chunks - 1)
   assert np.mean(z**2) < 2
-  np.testing.assert_allclose(found.mean(axis=0)[~random], expected[~random], atol=1e-5)
   # What is estimated is not zero, and not what the expectation's place alone would give.
   assert np.abs(expected).max() > 10 * error.max()
 
