@@ -1,7 +1,8 @@
-"""BPE: nothing is lost, CLIP's published vocabulary gives CLIP's published ids."""
+"""BPE: nothing is lost, CLIP's published vocabulary gives CLIP's published ids. Words: what is kept."""
 
 import importlib.util
 import pathlib
+import pickle
 
 import numpy as np
 import pytest
@@ -90,3 +91,30 @@ def test_not_clips_vocabulary(tmp_path):
   for path in (tmp_path / "x.gz", tmp_path / "missing"):
     with pytest.raises(UserError, match="vocabulary"):
       tokenizers.load_clip(str(path))
+
+
+@pytest.fixture(scope="module")
+def words():
+  return tokenizers.words(["A man's hat.", "a hat, a RED hat!", "a red dog"], vocab_size=100, min_count=2)
+
+
+def test_words_seen_often_enough_are_kept_frequent_ones_first(words):
+  """a 4, hat 3, red 2; man's and dog once."""
+  assert words.vocab_size == 6
+  ids, mask = words.encode("The red, red hat is A dog", 10)
+  assert ids.tolist() == [0, 2, 5, 5, 4, 2, 3, 2, 1, 0] and mask.sum() == 9
+  assert words.decode(ids) == "<unk> red red hat <unk> a <unk>"
+  assert (words.start_id, words.end_id) == (0, 1)
+
+
+def test_a_vocabulary_of_words_has_a_size():
+  small = tokenizers.words(["b b b a a c c d"], vocab_size=5, min_count=1)
+  assert small.vocab_size == 5 and small.decode(small.encode("a b c d", 6)[0]) == "a b <unk> <unk>"
+
+
+def test_words_come_back_from_their_file_and_to_a_worker(words, tmp_path):
+  words.save(tmp_path / "tokenizer.json")
+  text = "a red hat"
+  for again in (tokenizers.load(tmp_path / "tokenizer.json"), pickle.loads(pickle.dumps(words))):
+    assert again.decode(again.encode(text, 8)[0]) == text
+    np.testing.assert_array_equal(again.encode(text, 8)[0], words.encode(text, 8)[0])

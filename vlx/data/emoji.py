@@ -66,7 +66,7 @@ def base_concept(sequence: str) -> str:
   return base.replace(MAN, PERSON).replace(WOMAN, PERSON).strip(ZWJ)
 
 
-def _fraction(text: str) -> float:
+def fraction(text: str) -> float:
   """A number in [0, 1) that is a fixed hash of the text."""
   return int(hashlib.sha1(text.encode()).hexdigest()[:8], 16) / 2**32
 
@@ -74,9 +74,9 @@ def _fraction(text: str) -> float:
 def split_of(sequence: str) -> str:
   """train, concept or combo."""
   base, tones = base_concept(sequence), tones_of(sequence)
-  if _fraction("g" + base) < 0.10:
+  if fraction("g" + base) < 0.10:
     return "concept"
-  if tones and _fraction("c" + base + tones) < 0.15:
+  if tones and fraction("c" + base + tones) < 0.15:
     return "combo"
   return "train"
 
@@ -121,7 +121,7 @@ def annotation(sequence: str) -> tuple[str, tuple[str, ...]]:
   return "component", ()
 
 
-def _vendor_pictures() -> list[tuple[str, str, bytes]]:
+def vendor_pictures() -> list[tuple[str, str, bytes]]:
   """(style, sequence, PNG) of Noto and Twemoji.
 
   A picture whose bytes occur under several vendors is a placeholder and is dropped; Apple's folder
@@ -185,7 +185,7 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager):
     del dl_manager  # nothing is downloaded
-    vendor = _vendor_pictures()
+    vendor = vendor_pictures()
     by_split = collections.defaultdict(list)
     for style, sequence, png in vendor:
       by_split[split_of(sequence)].append((style, sequence, png))

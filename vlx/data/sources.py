@@ -5,6 +5,7 @@
   coco:PATH           COCO captions                                        (vlx.data.annotations)
   flickr:PATH         Flickr8k and Flickr30k                               (vlx.data.annotations)
   webdataset:PATH     tars of pictures and texts                           (vlx.data.webdataset)
+  scenes:COUNT        composed pictures of which everything is known       (vlx.data.scenes)
   mix:3*SPEC;1*SPEC   several, drawn from by weight
 
 A record holds the encoded `image` (bytes), `caption` (str, or a tuple of them) and what else the
@@ -47,7 +48,7 @@ def open_source(spec: str, split: str) -> Source:
     UserError: for an unknown kind, split, folder, or one with nothing in it.
   """
   # These import this module's protocol.
-  from vlx.data import annotations, webdataset
+  from vlx.data import annotations, scenes, webdataset
 
   kinds: dict[str, Callable[[str, str], Source]] = {
       "tfds": TfdsSource,
@@ -55,6 +56,7 @@ def open_source(spec: str, split: str) -> Source:
       "coco": annotations.coco,
       "flickr": annotations.flickr,
       "webdataset": webdataset.WebDatasetSource,
+      "scenes": scenes.ScenesSource,
       "mix": MixSource,
   }
   kind, _, place = spec.partition(":")

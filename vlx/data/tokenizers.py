@@ -1,10 +1,15 @@
-"""Byte-level BPE as CLIP has it: trained on a run's own captions, or CLIP's published vocabulary.
+"""Texts to ids: byte-level BPE as CLIP has it, or the whole words of the captioning papers.
 
+BPE is trained on a run's own captions, or has CLIP's published vocabulary.
 Text is mended (ftfy), unescaped twice, lower-cased, its white space folded; words are split by
 CLIP's pattern, written as bytes, and merged; the last symbol of a word carries "</w>". An encoded
 text is start, tokens, end (openai/CLIP, simple_tokenizer.py and clip.py).
+
+Words are lower-case, without punctuation, kept when they were seen often enough; any other is
+"<unk>" (Vinyals et al., "Show and Tell", 2015, §4.3.1: seen at least five times).
 """
 
+import collections
 import functools
 import gzip
 import html
@@ -21,7 +26,9 @@ from vlx import files
 from vlx.errors import UserError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+UNKNOWN = "<unk>"
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+WHOLE_WORDS = r"[\p{L}\p{N}]+(?:['’][\p{L}\p{N}]+)*"
 PUBLISHED_MERGES = 49152 - 256 - 2  # the vocabulary file holds more than CLIP uses
 
 CHARACTERS_PER_TOKEN = 100  # far above any text's mean: what is behind cannot reach the result
@@ -47,7 +54,7 @@ class Tokenizer:
     )
 
   def __reduce__(self):
-    return Tokenizer, (self._backend,)
+    return type(self), (self._backend,)
 
   @property
   def vocab_size(self) -> int:
@@ -83,6 +90,16 @@ class Tokenizer:
     files.write(path, self._backend.to_str(pretty=True))
 
 
+class WordTokenizer(Tokenizer):
+  """Whole words; its vocabulary is start, end, unknown, then words, the frequent ones first."""
+
+  def decode(self, ids):
+    ids = [int(i) for i in ids]
+    if self.end_id in ids:
+      ids = ids[: ids.index(self.end_id)]
+    return " ".join(self._backend.id_to_token(i) for i in ids if i != self.start_id)
+
+
 def _with_clip_rules(bpe: models.BPE) -> tokenizers.Tokenizer:
   backend = tokenizers.Tokenizer(bpe)
   backend.normalizer = normalizers.Sequence(
@@ -115,9 +132,31 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
   return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(state)))
 
 
+def words(texts: Iterable[str], vocab_size: int, min_count: int) -> WordTokenizer:
+  """The `vocab_size` - 3 most frequent words of those seen `min_count` times or more."""
+  split = _word_rules(models.WordLevel({}, UNKNOWN))
+  counts = collections.Counter()
+  for text in texts:
+    pieces = split.pre_tokenizer.pre_tokenize_str(split.normalizer.normalize_str(clean(text)))
+    counts.update(word for word, _ in pieces)
+  kept = sorted((w for w in counts if counts[w] >= min_count), key=lambda w: (-counts[w], w))
+  vocabulary = [START, END, UNKNOWN, *kept][:vocab_size]
+  backend = _word_rules(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, UNKNOWN))
+  backend.add_special_tokens([START, END])
+  return WordTokenizer(backend)
+
+
+def _word_rules(model: models.WordLevel) -> tokenizers.Tokenizer:
+  backend = tokenizers.Tokenizer(model)
+  backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+  backend.pre_tokenizer = pre_tokenizers.Split(Regex(WHOLE_WORDS), behavior="removed", invert=True)
+  return backend
+
+
 def load(path: pathlib.Path) -> Tokenizer:
   """A tokenizer that `Tokenizer.save` wrote."""
-  return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
+  backend = tokenizers.Tokenizer.from_file(str(path))
+  return (WordTokenizer if isinstance(backend.model, models.WordLevel) else Tokenizer)(backend)
 
 
 def load_clip(path: str) -> Tokenizer:

@@ -37,24 +37,30 @@ class Run:
 
   @functools.cached_property
   def tokenizer(self) -> tokenizers.Tokenizer | None:
-    """The run folder's, made there on first use: read from CLIP's file, or trained on captions."""
+    """The run folder's, made there on first use: read from CLIP's file, or learned from captions."""
     section = self.config.get("tokenizer")
     if not section:
       return None
     path = self.workdir / "tokenizer.json"
     if not path.exists():
-      if section.vocabulary:
-        made = tokenizers.load_clip(section.vocabulary)
-      else:
-        texts = self.source(self.config.data.split).texts(section.fields)
-        made = tokenizers.train(texts, section.vocab_size)
-      made.save(path)
+      self._make_tokenizer(section).save(path)
     tokenizer = tokenizers.load(path)
     if tokenizer.vocab_size > section.vocab_size:
       raise UserError(
           f"tokenizer.vocab_size is {section.vocab_size}, but {path} has {tokenizer.vocab_size} tokens"
       )
     return tokenizer
+
+  def _make_tokenizer(self, section) -> tokenizers.Tokenizer:
+    kind = section.get("kind", "bpe")
+    if kind not in ("bpe", "words"):
+      raise UserError(f"tokenizer.kind is 'bpe' or 'words', not {kind!r}")
+    if section.get("vocabulary"):
+      return tokenizers.load_clip(section.vocabulary)
+    texts = self.source(self.config.data.split).texts(section.fields)
+    if kind == "words":
+      return tokenizers.words(texts, section.vocab_size, section.min_count)
+    return tokenizers.train(texts, section.vocab_size)
 
   def source(self, split: str) -> sources.Source:
     return sources.open_source(self.config.data.source, split)
