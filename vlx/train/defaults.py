@@ -17,6 +17,8 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.system = ml_collections.config_dict.placeholder(str)  # import path of a System
   config.model = ml_collections.ConfigDict()  # the System's fields
+  # (run folder, name there, name here): parameters that start where another run ended (vlx.train.init_from).
+  config.init_from = ()
   config.seed = 0
   config.steps = ml_collections.config_dict.placeholder(int)
   config.log_every = 20
@@ -39,6 +41,8 @@ def get_config() -> ml_collections.ConfigDict:
       schedule="cosine",
       warmup_steps=0,
       final_lr_ratio=0.0,
+      decay_every=0,  # steps; of the schedule "step"
+      decay_factor=0.5,
       b1=0.9,
       b2=0.999,
       eps=1e-8,

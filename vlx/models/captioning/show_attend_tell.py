@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vlx.models.captioning.captioner import Captioner, Encoder, encode, token_log_likelihood
 from vlx.models.layers.linear import flat_dot_general
-from vlx.models.layers.recurrent import LSTM, LSTMState, per_gate, scan_time
+from vlx.models.layers.recurrent import LSTM, LSTMState, scan_time
 from vlx.models.system import Aux
 
 
@@ -51,7 +51,7 @@ class Trace(NamedTuple):
 
 @jax.checkpoint  # its tanh, places x features at each word, is cheaper to make again than to keep
 def _additive_scores(keys, query, vector):
-  return (jnp.tanh(keys + query[..., None, :]) * vector).sum(axis=-1)
+  return jnp.tanh(keys + query[..., None, :]) @ vector
 
 
 class ShowAttendTellNetwork(nn.Module):
@@ -68,24 +68,27 @@ class ShowAttendTellNetwork(nn.Module):
   zero_start: bool
   dropout: float
   finetune: bool
+  initialization: str
   start_id: int
 
   def setup(self):
-    normal = nn.initializers.normal(0.01)  # arctic-captions, norm_weight
+    normal = nn.initializers.normal
+    if self.initialization == "released":  # arctic-captions, norm_weight
+      kernel_init, score_init = normal(0.01), normal(0.01)
+    else:  # as large going out as coming in: attention differs from place to place from the first step on
+      kernel_init, score_init = nn.initializers.lecun_normal(), normal(self.attention_dim**-0.5)
     dense = lambda width, **kwargs: nn.Dense(
-        width, kernel_init=normal, dot_general=flat_dot_general, **kwargs
+        width, kernel_init=kernel_init, dot_general=flat_dot_general, **kwargs
     )
-    self.word_embedding = nn.Embed(self.vocab_size, self.embed_dim, embedding_init=normal)
-    self.lstm = LSTM(
-        self.hidden_dim, kernel_init=per_gate(normal), recurrent_init=per_gate(nn.initializers.orthogonal())
-    )
+    self.word_embedding = nn.Embed(self.vocab_size, self.embed_dim, embedding_init=score_init)
+    self.lstm = LSTM(self.hidden_dim, kernel_init=kernel_init)
     self.context_gates = dense(4 * self.hidden_dim, use_bias=False)
     self.init_hidden = [dense(self.attention_dim) for _ in range(self.init_layers - 1)]
     self.init_state, self.init_memory = dense(self.hidden_dim), dense(self.hidden_dim)
     if self.attention == "mlp":
       self.annotation_keys = [dense(self.attention_dim) for _ in range(self.annotation_layers)]
       self.query = dense(self.attention_dim, use_bias=False)
-      self.score = self.param("score", normal, (self.attention_dim,))
+      self.score = self.param("score", score_init, (self.attention_dim,))
     else:
       self.annotation_keys = [dense(self.hidden_dim, use_bias=False)]
     if self.context_gate:
@@ -151,7 +154,8 @@ class ShowAttendTellNetwork(nn.Module):
         choice = jax.nn.one_hot(jnp.argmax(log_weights + noise, axis=-1), weights.shape[1])
         used = jnp.where(drawn[:, None], choice, weights)
         log_choice = jnp.where(drawn, (choice * log_weights).sum(axis=1), 0.0)
-      context = network.gated((used[:, :, None] * annotations.values).sum(axis=1), state.hidden)
+      context = jnp.einsum("bn,bnd->bd", used, annotations.values)
+      context = network.gated(context, state.hidden)
       state = network.lstm.step(state, projected + network.context_gates(context))
       entropy = -(weights * log_weights).sum(axis=1)
       return state, (state.hidden, context, Trace(weights, log_choice, entropy))
@@ -208,6 +212,7 @@ class ShowAttendTell(Captioner):
   reward: str = "sum"  # log p of a caption, or its "mean" per word
   expected_share: float = 0.5  # how often the expectation stands in for a draw
   expected_for: str = "image"  # or "batch": which of them share that decision
+  initialization: str = "released"  # or "lecun": kernels by their inputs
   decode_attention: str = "expected"  # or "argmax": the likeliest place alone
   start_id: int = 0
   end_id: int = 1
@@ -222,7 +227,7 @@ class ShowAttendTell(Captioner):
     return ShowAttendTellNetwork(
         self.encoder, self.vocab_size, self.embed_dim, self.hidden_dim, self.attention_dim, self.attention,
         self.context_gate, self.annotation_layers, self.init_layers, self.deep_output_tanh, self.zero_start,
-        self.dropout, self.finetune, self.start_id,
+        self.dropout, self.finetune, self.initialization, self.start_id,
     )
 
   def init(self, rng, batch):
@@ -303,4 +308,5 @@ class ShowAttendTell(Captioner):
 CHOICES = {
     "attention": ("mlp", "bilinear"), "selection": ("soft", "hard"), "penalty": ("caption", "released"),
     "reward": ("sum", "mean"), "expected_for": ("image", "batch"), "decode_attention": ("expected", "argmax"),
+    "initialization": ("released", "lecun"),
 }

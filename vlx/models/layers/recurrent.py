@@ -49,7 +49,7 @@ class LSTM(nn.Module):
   features: int
   output_tanh: bool = True  # without: h ← o ⊙ c
   forget_bias: float = 0.0  # what the forget gate's bias starts at
-  kernel_init: Initializer = per_gate(nn.initializers.lecun_normal())
+  kernel_init: Initializer = nn.initializers.lecun_normal()
   recurrent_init: Initializer = per_gate(nn.initializers.orthogonal())
 
   def setup(self):
