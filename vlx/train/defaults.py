@@ -29,6 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
       split="train",
       batch_size=256,
       preprocess="",  # ops (vlx.data.preprocess)
+      picture="",  # ops that make a user's picture what the model takes
       bad_records=100,  # so many are replaced by their neighbours; one more stops the run
       workers=0,  # processes that make batches; 0: threads of this one
       threads=1,
