@@ -2,6 +2,7 @@
 
 import io
 import json
+import pathlib
 import pickle
 import tarfile
 
@@ -76,6 +77,86 @@ def test_flickr8k_takes_the_lists_of_its_splits(tmp_path):
   (tmp_path / "Flickr8k.token.txt").write_text("a.jpg#0 no tab\n")
   with pytest.raises(UserError, match="line 1: no tab"):
     open_source(f"flickr:{tmp_path}", "train")
+
+
+def write_karpathy(root, name, folders, splits):
+  """A file of Karpathy's splits and its pictures, one for each of `splits`, in `folders` by turns."""
+  images = []
+  for i, split in enumerate(splits):
+    folder = folders[i % len(folders)]
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    filename = f"{i}.jpg"
+    (root / folder / filename).write_bytes(jpeg(i))
+    images.append({
+        "filename": filename, "imgid": i, "split": split, "sentids": [2 * i, 2 * i + 1],
+        "sentences": [
+            {"raw": f"Caption {k} of picture {i}. ", "tokens": ["caption"], "imgid": i, "sentid": 2 * i + k}
+            for k in range(2)
+        ],
+    })
+    if "coco" in name:
+      images[-1] |= {"filepath": pathlib.PurePath(folder).name, "cocoid": 100 + i}
+  (root / name).write_text(json.dumps({"images": images, "dataset": "x"}))
+  return images
+
+
+@pytest.mark.parametrize("folders", [("train2014", "val2014"), ("images/train2014", "images/val2014")])
+def test_karpathys_splits_of_coco(tmp_path, folders):
+  write_karpathy(tmp_path, "dataset_coco.json", folders, ["train", "val", "test", "restval", "val", "train"])
+  found = {}
+  for split in ("train", "val", "test"):
+    source = open_source(f"coco:{tmp_path}", split)
+    records = [source[i] for i in range(len(source))]
+    found[split] = [r["image_id"] - 100 for r in records]
+    for r in records:
+      i = r["image_id"] - 100
+      assert r["image"] == jpeg(i)
+      assert r["caption"] == (f"Caption 0 of picture {i}.", f"Caption 1 of picture {i}.")
+  assert found == {"train": [0, 3, 5], "val": [1, 4], "test": [2]}
+  with pytest.raises(UserError, match="'train', 'val' and 'test', no 'restval'"):
+    open_source(f"coco:{tmp_path}", "restval")
+
+
+def test_karpathys_pictures_may_lie_together(tmp_path):
+  write_karpathy(tmp_path, "dataset_coco.json", ["images"], ["train", "val"])
+  text = (tmp_path / "dataset_coco.json").read_text().replace('"filepath": "images"', '"filepath": "val2014"')
+  (tmp_path / "dataset_coco.json").write_text(text)
+  assert open_source(f"coco:{tmp_path}", "val")[0]["image"] == jpeg(1)
+
+
+@pytest.mark.parametrize("name,folder", [
+    ("dataset_flickr8k.json", "Flicker8k_Dataset"), ("dataset_flickr30k.json", "flickr30k-images"),
+])
+def test_karpathys_splits_of_flickr(tmp_path, name, folder):
+  write_karpathy(tmp_path, name, [folder], ["train", "test", "val", "train"])
+  sizes = {}
+  for split in ("train", "val", "test"):
+    source = open_source(f"flickr:{tmp_path}", split)
+    sizes[split] = len(source)
+    assert source[0]["caption"][1].startswith("Caption 1 of picture") and "image_id" not in source[0]
+  assert sizes == {"train": 2, "val": 1, "test": 1}
+
+
+def test_a_file_of_splits_that_is_none(tmp_path):
+  images = write_karpathy(tmp_path, "dataset_coco.json", ["val2014"], ["train"])
+  image = images[0]
+  bad = [
+      "{", "[]", "{}", '{"images": 3}', '{"images": [3]}',
+      *(json.dumps({"images": [{k: v for k, v in image.items() if k != key}]})
+        for key in ("split", "filename", "sentences")),
+      json.dumps({"images": [{**image, "sentences": [{"tokens": ["a"]}]}]}),
+      json.dumps({"images": [{**image, "sentences": [{"raw": 3}]}]}),
+  ]
+  for content in bad:
+    (tmp_path / "dataset_coco.json").write_text(content)
+    with pytest.raises(UserError, match="dataset_coco.json is not a file of Karpathy's splits"):
+      open_source(f"coco:{tmp_path}", "train")
+  (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images}))
+  (tmp_path / "val2014" / "0.jpg").unlink()
+  with pytest.raises(UserError, match="0.jpg is in none of"):
+    open_source(f"coco:{tmp_path}", "train")
+  with pytest.raises(UserError, match="no records in its split 'test'"):
+    open_source(f"coco:{tmp_path}", "test")
 
 
 def write_tar(path, samples):

@@ -1,4 +1,9 @@
-"""Pictures in folders, and files that say what they show: vlx's own form, COCO, Flickr8k/30k."""
+"""Pictures in folders, and files that say what they show: vlx's own form, COCO, Flickr8k/30k.
+
+COCO's and Flickr's may have the splits of Karpathy and Fei-Fei ("Deep Visual-Semantic Alignments for
+Generating Image Descriptions", 2015), which captioning papers report on: `dataset_coco.json`,
+`dataset_flickr8k.json` or `dataset_flickr30k.json` in the folder.
+"""
 
 import csv
 import hashlib
@@ -171,8 +176,13 @@ def coco(place: str, split: str) -> PictureFolder:
 
   The pictures lie in `SPLIT2017/`, in `images/`, or beside `annotations/`. A record has all of a
   picture's captions (`choose("caption")` takes one) and its `image_id`.
+
+  With `dataset_coco.json` the splits are Karpathy's, and the pictures lie in `train2014/` and `val2014/`
+  of the folder or of its `images/`, or all together in one of these two.
   """
   root = _existing_folder(place)
+  if (file := root / "dataset_coco.json").is_file():
+    return _karpathy(root, file, split, ("images", "."))
   found = sorted((root / "annotations").glob(f"captions_{split}*.json"))
   if not found:
     raise UserError(f"{root} has no annotations/captions_{split}*.json")
@@ -196,9 +206,14 @@ def flickr(place: str, split: str) -> PictureFolder:
 
   `Flickr8k.token.txt` or `results_20130124.token`: lines of "NAME.jpg#0", a tab, a caption. The
   splits are `Flickr_8k.{train,dev,test}Images.txt`; without these, a tenth by the names' hash is
-  "val". A record has all of a picture's captions.
+  "val". A record has all of a picture's captions. With `dataset_flickr8k.json` or
+  `dataset_flickr30k.json` captions and splits are Karpathy's.
   """
   root = _existing_folder(place)
+  folders = ("Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "images", ".")
+  for name in ("dataset_flickr8k.json", "dataset_flickr30k.json"):
+    if (root / name).is_file():
+      return _karpathy(root, root / name, split, folders)
   found = [f for f in (root / "Flickr8k.token.txt", root / "results_20130124.token") if f.is_file()]
   if not found:
     raise UserError(f"{root} has neither Flickr8k.token.txt nor results_20130124.token")
@@ -211,13 +226,34 @@ def flickr(place: str, split: str) -> PictureFolder:
       raise UserError(f"{found[0]}, line {number}: no tab between the picture's name and the caption")
     captions.setdefault(name.partition("#")[0], []).append(caption.strip())
   rows = [{"file_name": name, "caption": texts} for name, texts in captions.items()]
-  folders = ("Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "images", ".")
   source = PictureFolder.of(_folder_of(root, folders, rows), rows)
   listed = root / f"Flickr_8k.{'dev' if split == 'val' else split}Images.txt"
   if listed.is_file():
     names = set(listed.read_text("utf-8").split())
     return source.select([row["file_name"] in names for row in rows])
   return _by_hash(source, split, f"{root} has no {listed.name}; without such files")
+
+
+def _karpathy(
+    root: pathlib.Path, file: pathlib.Path, split: str, folders: Sequence[str]
+) -> PictureFolder:
+  """A split of Karpathy's: "train" with COCO's "restval", as papers train, "val", "test"."""
+  if split not in ("train", "val", "test"):
+    raise UserError(f"{file} has the splits 'train', 'val' and 'test', no {split!r}")
+  own = ("train", "restval") if split == "train" else (split,)
+  try:
+    rows = []
+    for image in json.loads(file.read_bytes())["images"]:
+      captions = [sentence["raw"].strip() for sentence in image["sentences"]]
+      if image["split"] in own and captions:
+        name = pathlib.PurePosixPath(image.get("filepath", ""), image["filename"])
+        more = {"image_id": image["cocoid"]} if "cocoid" in image else {}
+        rows.append({"file_name": str(name), "caption": captions, **more})
+  except (AttributeError, KeyError, TypeError, ValueError) as e:
+    raise UserError(f"{file} is not a file of Karpathy's splits: {type(e).__name__}: {e}") from e
+  if rows and not any((root / f / rows[0]["file_name"]).is_file() for f in folders):
+    rows = [{**row, "file_name": pathlib.PurePosixPath(row["file_name"]).name} for row in rows]
+  return PictureFolder.of(_folder_of(root, folders, rows), rows)
 
 
 def _folder_of(root: pathlib.Path, names: Sequence[str], rows: Sequence[dict]) -> pathlib.Path:

@@ -47,6 +47,12 @@ def holds(relation: str, a: Object, b: Object) -> bool:
   return first.box[axis + 2] + GAP <= second.box[axis] + 1e-9
 
 
+def clearly(relation: str, a: Object, b: Object) -> bool:
+  """Whether it holds, and is what one would say: the way between their centers goes mostly there."""
+  across, down = (abs(a.box[k] + a.box[k + 2] - b.box[k] - b.box[k + 2]) for k in (0, 1))
+  return holds(relation, a, b) and (across >= down) == (relation in ("left", "right"))
+
+
 def is_at(place: str, thing: Object) -> bool:
   """Whether the object's center is in the left (right, upper, lower, middle) part of the picture."""
   x, y = (thing.box[0] + thing.box[2]) / 2, (thing.box[1] + thing.box[3]) / 2

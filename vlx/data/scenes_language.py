@@ -5,7 +5,6 @@ without punctuation too, as a tokenizer of words leaves it.
 """
 
 import random
-from collections.abc import Callable
 
 from vlx.data import scenes_composition as composition
 from vlx.data import scenes_pictures as pictures
@@ -26,8 +25,8 @@ PLACE_PHRASES = {
     "middle": ("in the middle", "in the center"),
 }
 IRREGULAR = {
-    "bison": "bison", "deer": "deer", "fish": "fish", "mouse": "mice", "ox": "oxen", "shrimp": "shrimp",
-    "squid": "squid", "wolf": "wolves",
+    "bison": "bison", "deer": "deer", "fish": "fish", "mouse": "mice", "ox": "oxen", "scarf": "scarves",
+    "shrimp": "shrimp", "snowman": "snowmen", "squid": "squid", "wolf": "wolves",
 }
 
 Thing = tuple[composition.Object, ...]
@@ -38,7 +37,7 @@ def plural(noun: str) -> str:
     return IRREGULAR[noun]
   if noun.endswith("y") and noun[-2] not in "aeiou":
     return noun[:-1] + "ies"
-  if noun.endswith(("s", "x", "ch", "sh")) or noun in ("mango", "potato", "tomato", "buffalo"):
+  if noun.endswith(("s", "x", "ch", "sh")) or noun in ("mango", "potato", "tomato"):
     return noun + "es"
   return noun + "s"
 
@@ -56,8 +55,8 @@ def _is(thing: Thing) -> str:
   return "is" if len(thing) == 1 else "are"
 
 
-def _all(relation: str, a: Thing, b: Thing) -> bool:
-  return all(composition.holds(relation, x, y) for x in a for y in b)
+def _clearly(relation: str, a: Thing, b: Thing) -> bool:
+  return all(composition.clearly(relation, x, y) for x in a for y in b)
 
 
 class _Wording:
@@ -67,7 +66,8 @@ class _Wording:
     self._names = [thing[0].name for thing in things]
     self._rng = rng
 
-  def _needs_color(self, thing):
+  def needs_color(self, thing: Thing) -> bool:
+    """Whether the scene has another thing of that noun."""
     return self._names.count(thing[0].name) > 1
 
   def phrase(self, thing: Thing, color: float = 0.8, size: float = 0.5) -> str:
@@ -75,7 +75,7 @@ class _Wording:
     shown, rng, words = thing[0], self._rng, []
     if shown.size in SIZE_WORDS and rng.random() < size:
       words.append(rng.choice(SIZE_WORDS[shown.size]))
-    if shown.color and (self._needs_color(thing) or rng.random() < color):
+    if shown.color and (self.needs_color(thing) or rng.random() < color):
       words.append(shown.color)
     words = " ".join([*words, _noun(thing)])
     if len(thing) == 1 and rng.random() < 0.9:
@@ -84,22 +84,24 @@ class _Wording:
 
   def again(self, thing: Thing) -> str:
     """"the cat", "the red cat" where there are two."""
-    color = f"{thing[0].color} " if self._needs_color(thing) else ""
+    color = f"{thing[0].color} " if self.needs_color(thing) else ""
     return f"the {color}{_noun(thing)}"
 
 
 def captions(scene: composition.Scene, rng: random.Random) -> tuple[str, ...]:
-  """Five different captions; the possible ways to tell take turns."""
+  """Five different captions; the possible ways to tell take turns, how things stand to each other twice."""
   things = scene.things()
   wording = _Wording(things, rng)
-  tellers = [t for t in (_related, _placed, _predicated) if t(things, wording, rng)] + [_listed]
+  tellers = [t for t in (_related, _related, _placed, _predicated) if t(things, wording, rng)] + [_listed]
   rng.shuffle(tellers)
   found: dict[str, None] = {}
   turn = 0
   while len(found) < 5:
     order = rng.sample(things, len(things))
     text = tellers[turn % len(tellers)](order, wording, rng)
-    found[_with_background(text, scene.background, rng)] = None
+    if rng.random() < 0.4:
+      text += _background(text, scene.background, rng)
+    found[text] = None
     turn += 1
   return tuple(found)
 
@@ -125,15 +127,16 @@ def _placed(things, wording, rng) -> str:
   told = [bool(p) and (i == first or rng.random() < 0.7) for i, p in enumerate(places)]
   where = [rng.choice(PLACE_PHRASES[rng.choice(p)]) if t else "" for p, t in zip(places, told)]
   if first == 0 and rng.random() < 0.3:
-    rest = [f" and {wording.phrase(t)} {w}".rstrip() for t, w in zip(things[1:], where[1:])]
-    return f"{where[0]} {rng.choice(('there ', ''))}{_is(things[0])} {wording.phrase(things[0])}" + "".join(rest)
+    parts = [f"{wording.phrase(t)} {w}".rstrip() for t, w in zip(things[1:], where[1:])]
+    opening = f"{where[0]} {rng.choice(('there ', ''))}{_is(things[0])} {wording.phrase(things[0])}"
+    return _joined([opening, *parts])
   return _joined([f"{wording.phrase(t)} {w}".rstrip() for t, w in zip(things, where)])
 
 
 def _related(things, wording, rng) -> str:
   """"a cat is above a dog and a car to the left of the cat"; "" where no two things stand so."""
   pairs = [
-      (a, r, b) for a in things for b in things for r in composition.RELATIONS if a is not b and _all(r, a, b)
+      (a, r, b) for a in things for b in things for r in composition.RELATIONS if a is not b and _clearly(r, a, b)
   ]
   if not pairs:
     return ""
@@ -148,7 +151,7 @@ def _related(things, wording, rng) -> str:
     if c is a or c is b:
       continue
     to = rng.choice((a, b))
-    ways = [r for r in composition.RELATIONS if _all(r, c, to)]
+    ways = [r for r in composition.RELATIONS if _clearly(r, c, to)]
     if ways and rng.random() < 0.7:
       how = rng.choice(RELATION_PHRASES[rng.choice(ways)])
       text += f" and {wording.phrase(c)} {how} {wording.again(to)}"
@@ -159,7 +162,10 @@ def _related(things, wording, rng) -> str:
 
 def _predicated(things, wording, rng) -> str:
   """"a cat and a dog. the cat is red"; "" where no thing has a color or a size to tell."""
-  told = [t for t in things if t[0].color or t[0].size in SIZE_WORDS]
+  new = lambda t: [  # what the noun phrase alone does not say
+      *SIZE_WORDS.get(t[0].size, ())[:1], *([t[0].color] if t[0].color and not wording.needs_color(t) else [])
+  ]
+  told = [t for t in things if new(t)]
   if not told:
     return ""
   chosen = told[: rng.choice((1, 2))]
@@ -167,23 +173,17 @@ def _predicated(things, wording, rng) -> str:
       wording.phrase(t, 0.0, 0.0) if t in chosen else wording.phrase(t) for t in things
   ])
   for thing in chosen:
-    words = [*SIZE_WORDS.get(thing[0].size, ())[:1], *([thing[0].color] if thing[0].color else [])]
-    rng.shuffle(words)
+    words = rng.sample(new(thing), len(new(thing)))
     text += f". {wording.again(thing)} {_is(thing)} {' and '.join(words)}"
   return text
 
 
-def _with_background(text: str, background: tuple[str, str], rng) -> str:
-  if rng.random() < 0.6:
-    return text
+def _background(text, background, rng) -> str:
   color, pattern = background
   words = rng.choice((color, pattern, f"{pattern} {color}", f"{pattern} {color}"))
-  ways: tuple[Callable[[], str], ...] = (
-      lambda: f"{text} on {_with_article(words)} background",
-      lambda: f"{text} against {_with_article(words)} background",
-      lambda: f"{text}. the background is {words.replace(' ', ' and ')}",
-  )
-  return rng.choice(ways)()
+  if ". " in text or rng.random() < 0.3:
+    return f". the background is {words.replace(' ', ' and ')}"
+  return f" {rng.choice(('on', 'against'))} {_with_article(words)} background"
 
 
 def questions(scene: composition.Scene, rng: random.Random) -> tuple[tuple[str, str], ...]:
@@ -237,13 +237,13 @@ def _about_relations(things, single, rng) -> list[tuple[str, str]]:
   for b in single:
     relation = rng.choice(composition.RELATIONS)
     there = [a for a in things if any(composition.holds(relation, x, y) for x in a for y in b)]
-    if len(there) == 1 and there[0] is not b and _all(relation, there[0], b):
+    if len(there) == 1 and there[0] is not b and _clearly(relation, there[0], b):
       how = RELATION_PHRASES[relation][0]
       found.append((f"what is {how} the {_noun(b)}?", there[0][0].name))
     others = [a for a in single if a is not b]
     if others:
       a = rng.choice(others)
-      ways = [r for r in composition.RELATIONS if _all(r, a, b)]
+      ways = [r for r in composition.RELATIONS if _clearly(r, a, b)]
       if len(ways) == 1:
         found.append((f"where {_is(a)} the {_noun(a)} relative to the {_noun(b)}?", ways[0]))
   return found

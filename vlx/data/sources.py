@@ -48,7 +48,7 @@ def open_source(spec: str, split: str) -> Source:
     UserError: for an unknown kind, split, folder, or one with nothing in it.
   """
   # These import this module's protocol.
-  from vlx.data import annotations, scenes, webdataset
+  from vlx.data import annotations, webdataset
 
   kinds: dict[str, Callable[[str, str], Source]] = {
       "tfds": TfdsSource,
@@ -56,7 +56,7 @@ def open_source(spec: str, split: str) -> Source:
       "coco": annotations.coco,
       "flickr": annotations.flickr,
       "webdataset": webdataset.WebDatasetSource,
-      "scenes": scenes.ScenesSource,
+      "scenes": _scenes,
       "mix": MixSource,
   }
   kind, _, place = spec.partition(":")
@@ -66,6 +66,12 @@ def open_source(spec: str, split: str) -> Source:
   if not len(source):
     raise UserError(f"data source {spec!r} has no records in its split {split!r}")
   return source
+
+
+def _scenes(place: str, split: str) -> Source:
+  from vlx.data import scenes  # and with it tensorflow_datasets, which takes a second
+
+  return scenes.ScenesSource(place, split)
 
 
 def strings(value: str | Sequence[str]) -> Sequence[str]:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,17 +14,17 @@ from vlx.train import partition
 from vlx.train.run import Run
 
 
-@functools.partial(jax.jit, static_argnames=("system", "method"))
-def apply(system, method: str, variables, *inputs):
-  """`system.method(variables, *inputs)`, compiled once per system; the result is on every device."""
-  result = getattr(system, method)(variables, *inputs)
+@functools.partial(jax.jit, static_argnames=("system", "method", "options"))
+def apply(system, method: str, variables, *inputs, options: tuple[tuple[str, Any], ...] = ()):
+  """`system.method(variables, *inputs, **options)`, compiled once; the result is on every device."""
+  result = getattr(system, method)(variables, *inputs, **dict(options))
   return jax.lax.with_sharding_constraint(result, P())
 
 
 def over_split(
     run: Run, variables, split: str, ops: str, method: str, inputs: tuple[str, ...],
-    targets: tuple[str, ...], batch_size: int,
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    targets: tuple[str, ...], batch_size: int, **options,
+) -> tuple[Any, dict[str, np.ndarray]]:
   """`method` applied to every example of a split.
 
   Args:
@@ -31,10 +32,11 @@ def over_split(
     variables: of the system.
     split: of the run's source.
     ops: preprocessing string.
-    method: of the system, (variables, *inputs) → `[B, …]`.
+    method: of the system, (variables, *inputs, **options) → `[B, …]`, or several of these.
     inputs: the fields of a batch it is given.
     targets: fields to return beside the outputs.
     batch_size: over all devices.
+    **options: of the method, hashable.
 
   Returns:
     (outputs `[N, …]`, {target: values `[N, …]`}), in the source's order, padding removed.
@@ -45,12 +47,13 @@ def over_split(
   outputs, found = [], {t: [] for t in targets}
   for batch in batches.one_pass(examples, batch_size, rows):
     arrays = partition.to_devices({n: batch[n] for n in inputs}, sharding, batch_size)
-    outputs.append(np.asarray(apply(run.system, method, variables, *arrays.values())))
+    result = apply(run.system, method, variables, *arrays.values(), options=tuple(options.items()))
+    outputs.append(jax.tree.map(np.asarray, result))
     for target in targets:
       found[target].append(_gather_rows(batch[target], rows, batch_size))
   # Copies that filled up the last batch stand at the end.
   join = lambda parts: np.concatenate(parts)[: len(examples)]
-  return join(outputs), {t: join(v) for t, v in found.items()}
+  return jax.tree.map(lambda *parts: join(parts), *outputs), {t: join(v) for t, v in found.items()}
 
 
 def _gather_rows(own: np.ndarray, rows: np.ndarray, batch_size: int) -> np.ndarray:

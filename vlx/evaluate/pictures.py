@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import textwrap
 
 import matplotlib
 
@@ -57,6 +58,25 @@ def retrieval_sheet(
       if right:
         for spine in axis.spines.values():
           spine.set(color=RIGHT, linewidth=3)
+  _save(figure, path)
+
+
+def captions_sheet(
+    path: pathlib.Path, items: list[tuple[np.ndarray, str, str]], title: str, columns: int = 5
+) -> None:
+  """Pictures with the caption beneath and, in gray, a reference above."""
+  rows = -(-len(items) // columns)
+  figure, axes = plt.subplots(
+      rows, columns, figsize=(2.1 * columns, 2.9 * rows + 0.4), squeeze=False, layout="constrained"
+  )
+  figure.suptitle(title, fontsize=9)
+  for axis in axes.flat[len(items) :]:
+    axis.axis("off")
+  for axis, (image, caption, reference) in zip(axes.flat, items):
+    _show(axis, image)
+    said, true = (textwrap.fill(t, 38, max_lines=4, placeholder=" …") for t in (caption, reference))
+    axis.set_xlabel(said, fontsize=7)
+    axis.set_title(true, fontsize=6, color="#888888")
   _save(figure, path)
 
 

@@ -93,7 +93,7 @@ def _curves(metrics) -> bytes:
   left.plot(*zip(*loss) if loss else ((), ()), linewidth=1)
   left.set(xlabel="step", ylabel="training loss")
   shown = sorted({
-      k for m in metrics for k in m if k.endswith(("image_to_text_r1", "top1", "accuracy"))
+      k for m in metrics for k in m if k.endswith(("image_to_text_r1", "top1", "accuracy", "bleu4", "exact"))
       and not k.startswith("train/")
   })
   for key in shown:
