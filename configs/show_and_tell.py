@@ -2,7 +2,8 @@
 
   python -m vlx.train --config=configs/show_and_tell.py:VARIANT --workdir=runs/show_and_tell
 
-Variants: smoke, emoji, scenes, flickr8k, coco (= paper) and finetune, coco's second phase.
+Variants: smoke, emoji, scenes, ablation and beams (what experiments/ vary), flickr8k, coco (= paper) and
+finetune, coco's second phase.
 """
 
 import ml_collections
@@ -13,7 +14,8 @@ from vlx.train import captioning
 
 def get_config(variant: str = "scenes") -> ml_collections.ConfigDict:
   variants = dict(
-      smoke=smoke, emoji=emoji, scenes=scenes, flickr8k=flickr8k, coco=coco, finetune=finetune, paper=coco,
+      smoke=smoke, emoji=emoji, scenes=scenes, ablation=ablation, beams=beams, flickr8k=flickr8k, coco=coco,
+      finetune=finetune, paper=coco,
   )
   return finish(choose(variants, variant)())
 
@@ -30,7 +32,7 @@ def smoke() -> ml_collections.ConfigDict:
       captioning.emoji(32), dict(captioning.SMALL_ENCODER, image_size=32, stem=(8, 16), width=32, depth=1, mlp_dim=64),
       embed_dim=32, hidden_dim=32, dropout=0.0,
   )
-  config.steps = 30
+  config.steps = 100
   config.data.batch_size = 32
   config.log_every = 1
   config.optim.lr = 1e-2
@@ -47,11 +49,25 @@ def emoji() -> ml_collections.ConfigDict:
 
 def scenes() -> ml_collections.ConfigDict:
   config = _model(
-      captioning.scenes(64), dict(captioning.SMALL_ENCODER, image_size=64), embed_dim=128, hidden_dim=256, dropout=0.1
+      captioning.scenes(64, 20_000), dict(captioning.SMALL_ENCODER, image_size=64), embed_dim=128, hidden_dim=256, dropout=0.1
   )
   config.steps = 2000
   config.data.batch_size = 64
   config.optim.update(dict(lr=2e-3, warmup_steps=100, weight_decay=0.02, ema_decay=0.99))
+  return config
+
+
+def ablation() -> ml_collections.ConfigDict:
+  return captioning.ablation(scenes(), "runs/show_and_tell")
+
+
+def beams() -> ml_collections.ConfigDict:
+  """The same, decoded with one beam and with twenty too."""
+  config = ablation()
+  for beam_size in (1, 20):
+    config.evaluators[f"captions_{beam_size}"] = {
+        **config.evaluators.captions.to_dict(), "beam_size": beam_size, "splits": ("val",),
+    }
   return config
 
 

@@ -2,8 +2,8 @@
 
   python -m vlx.train --config=configs/show_attend_tell.py:VARIANT --workdir=runs/show_attend_tell
 
-Variants: smoke, emoji, scenes, hard (scenes by hard attention), flickr8k, coco (= paper) and coco_hard, and
-finetune, coco with the tower trained along, which the paper did not do.
+Variants: smoke, emoji, scenes, hard (scenes by hard attention), ablation (what experiments/ vary), flickr8k,
+coco (= paper) and coco_hard, and finetune, coco with the tower trained along, which the paper did not do.
 """
 
 import ml_collections
@@ -18,8 +18,8 @@ HARD = dict(selection="hard", doubly_stochastic=0.0)
 
 def get_config(variant: str = "scenes") -> ml_collections.ConfigDict:
   variants = dict(
-      smoke=smoke, emoji=emoji, scenes=scenes, hard=hard, flickr8k=flickr8k, coco=coco, coco_hard=coco_hard,
-      finetune=finetune, paper=coco,
+      smoke=smoke, emoji=emoji, scenes=scenes, hard=hard, ablation=ablation, flickr8k=flickr8k, coco=coco,
+      coco_hard=coco_hard, finetune=finetune, paper=coco,
   )
   return finish(choose(variants, variant)())
 
@@ -41,7 +41,7 @@ def smoke() -> ml_collections.ConfigDict:
   """Seconds; the tests use it."""
   config = _small(captioning.emoji(32), 32, embed_dim=32, hidden_dim=32, attention_dim=16, dropout=0.0)
   config.model.encoder.update(dict(stem=(8, 16), width=32, depth=1, mlp_dim=64))
-  config.steps = 30
+  config.steps = 100
   config.data.batch_size = 32
   config.log_every = 1
   config.optim.lr = 1e-2
@@ -57,7 +57,11 @@ def emoji() -> ml_collections.ConfigDict:
 
 
 def scenes() -> ml_collections.ConfigDict:
-  config = _small(captioning.scenes(64), 64, doubly_stochastic=0.0)
+  config = _small(captioning.scenes(64, 20_000), 64, doubly_stochastic=0.0)
+  config.evaluators.named_boxes = dict(
+      type="vlx.evaluate.named_boxes.NamedBoxes", splits=("val", "combo", "concept"),
+      preprocess=f'{config.data.picture}|keep("image", "caption", "objects")', text_length=32,
+  )
   config.steps = 2000
   config.data.batch_size = 64
   config.optim.update(dict(lr=2e-3, warmup_steps=100, weight_decay=0.02, ema_decay=0.99))
@@ -68,6 +72,10 @@ def hard() -> ml_collections.ConfigDict:
   config = scenes()
   config.model.update(HARD)
   return config
+
+
+def ablation() -> ml_collections.ConfigDict:
+  return captioning.ablation(scenes(), "runs/show_attend_tell")
 
 
 def _paper(source: str, vocab_size: int, min_count: int) -> ml_collections.ConfigDict:

@@ -14,9 +14,9 @@ VARIANTS = [
     *(f"configs/clip.py:{v}" for v in ("smoke", "demo", "emoji", "folder", "b32", "b16", "l14", "paper")),
     *(
         f"configs/{system}.py:{v}" for system in ("show_and_tell", "show_attend_tell")
-        for v in ("smoke", "emoji", "scenes", "flickr8k", "coco", "finetune", "paper")
+        for v in ("smoke", "emoji", "scenes", "ablation", "flickr8k", "coco", "finetune", "paper")
     ),
-    *(f"configs/show_attend_tell.py:{v}" for v in ("hard", "coco_hard")),
+    *(f"configs/show_attend_tell.py:{v}" for v in ("hard", "coco_hard")), "configs/show_and_tell.py:beams",
     *(f"configs/vit.py:{v}" for v in ("smoke", "emoji", "emoji_cnn", "b16", "l16", "h14", "paper")),
 ]
 

@@ -113,7 +113,7 @@ def words_sheet(
     maps: `[T, rows, columns]`.
     columns: words side by side.
   """
-  bands = -(len(words) + 1) // -columns
+  bands = -((len(words) + 1) // -columns)
   figure, axes = plt.subplots(
       2 * bands, columns, figsize=(1.3 * columns, 2.85 * bands), squeeze=False, layout="constrained"
   )

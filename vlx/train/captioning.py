@@ -14,7 +14,8 @@ FREEZE = ((r"encoder/.*", None), (".*", {}))  # optimizer rules
 
 
 def _captioning(
-    source: str, picture: str, augment: str, vocab_size: int, min_count: int, text_length: int
+    source: str, picture: str, augment: str, vocab_size: int, min_count: int, text_length: int,
+    splits: tuple[str, ...], tokenizer: str, beam_size: int,
 ) -> ml_collections.ConfigDict:
   config = defaults.get_config()
   config.data.source = source
@@ -23,6 +24,12 @@ def _captioning(
       f'{augment}|choose("caption")|tokenize("caption", {text_length})|keep("image", "text", "text_mask")'
   )
   config.tokenizer = dict(kind="words", vocab_size=vocab_size, min_count=min_count, fields=("caption",))
+  config.evaluators = dict(
+      captions=dict(
+          type="vlx.evaluate.captions.Captions", splits=splits, preprocess=f'{picture}|keep("image", "caption")',
+          tokenizer=tokenizer, beam_size=beam_size, max_length=text_length - 1,
+      ),
+  )
   return config
 
 
@@ -32,15 +39,16 @@ def emoji(size: int) -> ml_collections.ConfigDict:
       "tfds:emoji", f"decode|resize({size})|normalize",
       f'decode("RGBA")|resize({size * 5 // 4})|cache|random_affine({size}, 0.85, 1.15, 8)|background|'
       'color_jitter(0.3)|normalize',
-      vocab_size=3000, min_count=1, text_length=16,
+      vocab_size=3000, min_count=1, text_length=16, splits=("combo", "style"), tokenizer="words", beam_size=3,
   )
 
 
-def scenes(size: int) -> ml_collections.ConfigDict:
+def scenes(size: int, count: int, held_out: int = 1000) -> ml_collections.ConfigDict:
   """Scenes; evaluated on others of the same kind, on combinations and on nouns never seen."""
   return _captioning(
-      f"scenes:20000?size={size}", f"decode|resize({size})|normalize", "decode|cache|normalize",
-      vocab_size=480, min_count=5, text_length=32,
+      f"scenes:{count}?size={size}&held_out={held_out}", f"decode|resize({size})|normalize",
+      "decode|cache|normalize", vocab_size=480, min_count=5, text_length=32,
+      splits=("val", "combo", "concept"), tokenizer="words", beam_size=3,
   )
 
 
@@ -49,6 +57,17 @@ def photographs(source: str, vocab_size: int, min_count: int, crop: str) -> ml_c
   config = _captioning(
       source, f"decode|resize_small(256)|central_crop(224)|{IMAGENET}",
       f"decode|resize_small(256)|{crop}|{IMAGENET}", vocab_size, min_count, text_length=32,
+      splits=("val", "test"), tokenizer="ptb", beam_size=20,
   )
   config.data.update(dict(threads=16, ahead=16))
+  return config
+
+
+def ablation(config: ml_collections.ConfigDict, run: str) -> ml_collections.ConfigDict:
+  """A scenes config cut to three minutes on one core: above the frozen tower of a finished run."""
+  config.init_from = ((run, "encoder", "encoder"),)
+  config.model.finetune = False
+  config.data.source = "scenes:3000?size=64&held_out=300"
+  config.steps = 250
+  config.optim.update(dict(rules=FREEZE, warmup_steps=20))
   return config
