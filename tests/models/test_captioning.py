@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from vlx.config import build
+from vlx.cli import load_config
+from vlx.config import build, build_system
 from vlx.models.captioning.captioner import token_log_likelihood
 from vlx.models.captioning.show_and_tell import ShowAndTell
 from vlx.models.captioning.show_attend_tell import Selection, ShowAttendTell
@@ -266,3 +267,29 @@ def test_tokens_of_a_vision_transformer_are_annotations_without_the_class_token(
   variables = jax.jit(system.init)(jax.random.key(0), batch())
   data = batch()
   assert system.attend(variables, data["image"], data["text"], data["text_mask"]).shape == (4, LENGTH, 2, 2)
+
+
+# No count is published: what the papers' sizes add up to, part by part, decoder and then tower.
+def test_parameters_of_the_published_sizes():
+  def count(path):
+    system = build_system(load_config(path))
+    shape = jax.ShapeDtypeStruct
+    data = {"image": shape((1, 224, 224, 3), jnp.float32), "text": shape((1, 4), jnp.int32)}
+    params = jax.eval_shape(system.init, jax.random.key(0), data)["params"]
+    size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    return size(params) - size(params["encoder"]), size(params["encoder"])
+
+  v, m, n = 12_000, 512, 512
+  lstm = 4 * n * (m + n + 1)
+  # GoogLeNet without its head: 6,624,904 - 1,025,000, the batch statistics not being parameters.
+  assert count("configs/show_and_tell.py:paper") == (1025 * m + v * m + lstm + v * (n + 1), 5_599_904)
+  v, m, n, d = 10_000, 512, 1800, 512
+  lstm = 4 * n * (m + d + n + 1)
+  attention = 2 * (d + 1) * d + n * d + d + (n + 1)  # two layers of keys, query, score, gate
+  start = (d + 1) * d + 2 * (d + 1) * n
+  output = (n + 1) * m + (d + 1) * m + v * (m + 1)
+  # VGG-19's convolutions: 143,667,240 less its three dense layers.
+  dense = 25088 * 4096 + 4096 + 4096 * 4096 + 4096 + 4096 * 1000 + 1000
+  assert count("configs/show_attend_tell.py:paper") == (
+      v * m + lstm + attention + start + output, 143_667_240 - dense
+  )
