@@ -13,14 +13,19 @@ from vlx.train import optimizer as optimizers, partition
 VARIANTS = [
     *(f"configs/clip.py:{v}" for v in ("smoke", "demo", "emoji", "folder", "b32", "b16", "l14", "rn50")),
     "configs/clip.py:paper",
+    *(
+        f"configs/{system}.py:{v}" for system in ("show_and_tell", "show_attend_tell")
+        for v in ("smoke", "emoji", "scenes", "ablation", "flickr8k", "coco", "finetune", "paper")
+    ),
+    *(f"configs/show_attend_tell.py:{v}" for v in ("hard", "coco_hard")), "configs/show_and_tell.py:beams",
     *(f"configs/vit.py:{v}" for v in ("smoke", "emoji", "emoji_cnn", "b16", "l16", "h14", "paper")),
 ]
 
 
 def batch_of(config):
-  tower = config.model.get("image") or config.model.tower
+  tower = config.model.get("image") or config.model.get("encoder") or config.model.tower
   size, shape = tower.get("image_size", 48), jax.ShapeDtypeStruct
-  length = config.model.text.context_length if "text" in config.model else 1
+  length = config.model.text.context_length if "text" in config.model else 4
   return {
       "image": shape((2, size, size, 3), jnp.float32), "label": shape((2,), jnp.int32),
       "text": shape((2, length), jnp.int32), "text_mask": shape((2, length), jnp.bool_),

@@ -97,3 +97,40 @@ def attention_sheet(
     _show(column[1], image)
     column[1].imshow(heat, cmap="inferno", alpha=0.6, vmin=0, vmax=1)
   _save(figure, path)
+
+
+def words_sheet(
+    path: pathlib.Path, image: np.ndarray, words: list[str], maps: np.ndarray, columns: int = 8
+) -> None:
+  """A picture once for each word, lit where attention was: above all of it, below its likeliest place alone.
+
+  Xu et al., 2015, Figures 2 and 6-11.
+
+  Args:
+    path: of the PNG.
+    image: uint8 `[H, W, 3]`.
+    words: T of them.
+    maps: `[T, rows, columns]`.
+    columns: words side by side.
+  """
+  bands = -((len(words) + 1) // -columns)
+  figure, axes = plt.subplots(
+      2 * bands, columns, figsize=(1.3 * columns, 2.85 * bands), squeeze=False, layout="constrained"
+  )
+  for axis in axes.flat:
+    axis.axis("off")
+  _show(axes[0, 0], image)
+  axes[1, 0].text(0.5, 0.5, "above: attention\nbelow: its\nlikeliest place", ha="center", va="center", fontsize=8)
+  for i, (word, weights) in enumerate(zip(words, maps), start=1):
+    above, below = axes[2 * (i // columns) : 2 * (i // columns) + 2, i % columns]
+    above.set_title(word, fontsize=9)
+    _show(above, _lit(image, weights / weights.max(), Image.Resampling.BICUBIC))
+    _show(below, _lit(image, weights == weights.max(), Image.Resampling.NEAREST))
+  _save(figure, path)
+
+
+def _lit(image: np.ndarray, light: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
+  """A picture in the dark, lit by a map in [0, 1]."""
+  large = Image.fromarray(light.astype(np.float32)).resize(image.shape[1::-1], resampling)
+  light = 0.2 + 0.8 * np.clip(np.asarray(large), 0, 1)
+  return (image * light[..., None]).astype(np.uint8)

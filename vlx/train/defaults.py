@@ -17,6 +17,8 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.system = ml_collections.config_dict.placeholder(str)  # import path of a System
   config.model = ml_collections.ConfigDict()  # the System's fields
+  # (run folder, name there, name here): parameters that start where another run ended (vlx.train.init_from).
+  config.init_from = ()
   config.seed = 0
   config.steps = ml_collections.config_dict.placeholder(int)
   config.log_every = 20
@@ -27,6 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
       split="train",
       batch_size=256,
       preprocess="",  # ops (vlx.data.preprocess)
+      picture="",  # ops that make a user's picture what the model takes
       bad_records=100,  # so many are replaced by their neighbours; one more stops the run
       workers=0,  # processes that make batches; 0: threads of this one
       threads=1,
@@ -39,6 +42,8 @@ def get_config() -> ml_collections.ConfigDict:
       schedule="cosine",
       warmup_steps=0,
       final_lr_ratio=0.0,
+      decay_every=0,  # steps; of the schedule "step"
+      decay_factor=0.5,
       b1=0.9,
       b2=0.999,
       eps=1e-8,

@@ -16,12 +16,18 @@ RULE_FIELDS = ("lr_scale", "weight_decay")
 
 
 def schedule(optim: ConfigDict, steps: int) -> optax.Schedule:
-  """Linear warmup from 0 to `lr`, then the named decay to `final_lr_ratio` · lr at `steps`."""
+  """Linear warmup from 0 to `lr`, then the named decay to `final_lr_ratio` · lr at `steps`.
+
+  "step" multiplies by `decay_factor` every `decay_every` steps instead.
+  """
   decay_steps = max(steps - optim.warmup_steps, 1)
   decays = {
       "cosine": lambda: optax.cosine_decay_schedule(optim.lr, decay_steps, optim.final_lr_ratio),
       "linear": lambda: optax.linear_schedule(optim.lr, optim.final_lr_ratio * optim.lr, decay_steps),
       "constant": lambda: optax.constant_schedule(optim.lr),
+      "step": lambda: optax.exponential_decay(
+          optim.lr, optim.decay_every, optim.decay_factor, staircase=True
+      ),
   }
   if optim.schedule not in decays:
     raise UserError(f"no optim.schedule {optim.schedule!r}: {nearest(optim.schedule, decays)}")
@@ -43,6 +49,11 @@ def _rule(optim: ConfigDict, steps: int, changes) -> optax.GradientTransformatio
       "adamw": lambda: optax.adamw(lr, optim.b1, optim.b2, optim.eps, weight_decay=weight_decay),
       "sgd": lambda: optax.chain(
           optax.add_decayed_weights(weight_decay), optax.sgd(lr, momentum=optim.b1)
+      ),
+      # As in Graves, 2013, eq. 38-41: by the deviation of the gradients, with momentum.
+      "rmsprop": lambda: optax.chain(
+          optax.add_decayed_weights(weight_decay),
+          optax.rmsprop(lr, optim.b2, optim.eps, centered=True, momentum=optim.b1),
       ),
   }
   if optim.name not in optimizers:

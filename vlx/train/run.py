@@ -16,8 +16,7 @@ from vlx.data import augment  # registers its ops  # pylint: disable=unused-impo
 from vlx.data import batches, preprocess, sources, tokenizers
 from vlx.errors import UserError
 from vlx.models.system import System
-from vlx.train import optimizer as optimizers
-from vlx.train import partition, state as states
+from vlx.train import init_from, optimizer as optimizers, partition, state as states
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,14 +132,19 @@ class Run:
     return jax.tree.map(placed, partition.names(shapes), shapes, shardings)
 
   def fresh_state(self) -> states.TrainState:
-    """A new state, each array made where it will live."""
+    """A new state, each array made where it will live, or taken from where `config.init_from` says."""
     shardings = jax.tree.map(lambda s: s.sharding, self.state_shapes)
 
     def init(rng):
       zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.batch_shapes)
       return self.init_state(rng, zeros)
 
-    return jax.jit(init, out_shardings=shardings)(jax.random.key(self.config.seed))
+    state = jax.jit(init, out_shardings=shardings)(jax.random.key(self.config.seed))
+    if not self.config.get("init_from"):
+      return state
+    variables = init_from.replace(state.variables, self.config.init_from, open_run)
+    copied = state.average and jax.tree.map(jnp.copy, variables["params"])
+    return state.replace(variables=variables, average=copied)
 
   def save_config(self) -> None:
     """Writes config.json, or compares with the one that is there.

@@ -1,0 +1,111 @@
+"""Show and Tell.
+
+  python -m vlx.train --config=configs/show_and_tell.py:VARIANT --workdir=runs/show_and_tell
+
+Variants: smoke, emoji, scenes, ablation and beams (what experiments/ vary), flickr8k, coco (= paper) and
+finetune, coco's second phase.
+"""
+
+import ml_collections
+
+from vlx.config import choose, finish
+from vlx.train import captioning
+
+
+def get_config(variant: str = "scenes") -> ml_collections.ConfigDict:
+  variants = dict(
+      smoke=smoke, emoji=emoji, scenes=scenes, ablation=ablation, beams=beams, flickr8k=flickr8k, coco=coco,
+      finetune=finetune, paper=coco,
+  )
+  return finish(choose(variants, variant)())
+
+
+def _model(config, encoder, **fields):
+  config.system = "vlx.models.captioning.show_and_tell.ShowAndTell"
+  config.model = dict(encoder=encoder, vocab_size=config.tokenizer.vocab_size, **fields)
+  return config
+
+
+def smoke() -> ml_collections.ConfigDict:
+  """Seconds; the tests use it."""
+  config = _model(
+      captioning.emoji(32), dict(captioning.SMALL_ENCODER, image_size=32, stem=(8, 16), width=32, depth=1, mlp_dim=64),
+      embed_dim=32, hidden_dim=32, dropout=0.0,
+  )
+  config.steps = 100
+  config.data.batch_size = 32
+  config.log_every = 1
+  config.optim.lr = 1e-2
+  return config
+
+
+def emoji() -> ml_collections.ConfigDict:
+  config = _model(captioning.emoji(40), dict(captioning.SMALL_ENCODER, image_size=40), embed_dim=128, hidden_dim=256)
+  config.steps = 1500
+  config.data.batch_size = 128
+  config.optim.update(dict(lr=2e-3, warmup_steps=50, weight_decay=0.02, ema_decay=0.99))
+  return config
+
+
+def scenes() -> ml_collections.ConfigDict:
+  config = _model(
+      captioning.scenes(64, 20_000), dict(captioning.SMALL_ENCODER, image_size=64), embed_dim=128, hidden_dim=256, dropout=0.1
+  )
+  config.steps = 2000
+  config.data.batch_size = 64
+  config.optim.update(dict(lr=2e-3, warmup_steps=100, weight_decay=0.02, ema_decay=0.99))
+  return config
+
+
+def ablation() -> ml_collections.ConfigDict:
+  return captioning.ablation(scenes(), "runs/show_and_tell")
+
+
+def beams() -> ml_collections.ConfigDict:
+  """The same, decoded with one beam and with twenty too."""
+  config = ablation()
+  for beam_size in (1, 20):
+    config.evaluators[f"captions_{beam_size}"] = {
+        **config.evaluators.captions.to_dict(), "beam_size": beam_size, "splits": ("val",),
+    }
+  return config
+
+
+def _paper(source: str, vocab_size: int, min_count: int) -> ml_collections.ConfigDict:
+  """GoogLeNet, frozen; SGD as in im2txt's configuration.py: learning rate 2, gradients clipped at 5.
+
+  Start the tower at a classifier's: `--config.init_from='(("runs/googlenet", "tower", "encoder"),)'`.
+  """
+  config = _model(
+      captioning.photographs(source, vocab_size, min_count, "random_crop(224)|flip_lr"),
+      dict(batch_norm=True), finetune=False,
+  )
+  config.data.batch_size = 32
+  config.optim.update(dict(name="sgd", lr=2.0, b1=0.0, schedule="step", clip_norm=5.0, rules=captioning.FREEZE))
+  return config
+
+
+def coco() -> ml_collections.ConfigDict:
+  """COCO with im2txt's schedule: halved every 8 epochs of 586,363 captions, a million steps."""
+  config = _paper("coco:.", vocab_size=12_000, min_count=4)
+  config.steps = 1_000_000
+  config.optim.decay_every = 8 * 586_363 // 32
+  return config
+
+
+def finetune() -> ml_collections.ConfigDict:
+  """Two million steps more, the tower with the rest, at 5e-4, from the run that `init_from` names."""
+  config = coco()
+  config.init_from = (("runs/show_and_tell", "", ""),)
+  config.model.finetune = True
+  config.steps = 2_000_000
+  config.optim.update(dict(lr=5e-4, schedule="constant", rules=((".*", {}),)))
+  return config
+
+
+def flickr8k() -> ml_collections.ConfigDict:
+  """6,000 pictures of five captions; words seen five times (§4.3.1)."""
+  config = _paper("flickr:.", vocab_size=4_000, min_count=5)
+  config.steps = 50 * 30_000 // 32
+  config.optim.decay_every = 8 * 30_000 // 32
+  return config

@@ -1,0 +1,124 @@
+"""Show, Attend and Tell.
+
+  python -m vlx.train --config=configs/show_attend_tell.py:VARIANT --workdir=runs/show_attend_tell
+
+Variants: smoke, emoji, scenes, hard (scenes by hard attention), ablation (what experiments/ vary), flickr8k,
+coco (= paper) and coco_hard, and finetune, coco with the tower trained along, which the paper did not do.
+"""
+
+import ml_collections
+
+from vlx.config import choose, finish
+from vlx.models.vision.vgg import CONVOLUTIONS
+from vlx.train import captioning
+
+# One draw at a word says little: the penalty on where the expectation was is soft attention's alone.
+HARD = dict(selection="hard", doubly_stochastic=0.0)
+
+
+def get_config(variant: str = "scenes") -> ml_collections.ConfigDict:
+  variants = dict(
+      smoke=smoke, emoji=emoji, scenes=scenes, hard=hard, ablation=ablation, flickr8k=flickr8k, coco=coco,
+      coco_hard=coco_hard, finetune=finetune, paper=coco,
+  )
+  return finish(choose(variants, variant)())
+
+
+def _model(config, encoder, **fields):
+  config.system = "vlx.models.captioning.show_attend_tell.ShowAttendTell"
+  config.model = dict(encoder=encoder, vocab_size=config.tokenizer.vocab_size, **fields)
+  return config
+
+
+def _small(config, size: int, **fields):
+  return _model(
+      config, dict(captioning.SMALL_ENCODER, image_size=size), finetune=True, initialization="lecun",
+      **{**dict(embed_dim=128, hidden_dim=256, attention_dim=128, dropout=0.1), **fields},
+  )
+
+
+def smoke() -> ml_collections.ConfigDict:
+  """Seconds; the tests use it."""
+  config = _small(captioning.emoji(32), 32, embed_dim=32, hidden_dim=32, attention_dim=16, dropout=0.0)
+  config.model.encoder.update(dict(stem=(8, 16), width=32, depth=1, mlp_dim=64))
+  config.steps = 100
+  config.data.batch_size = 32
+  config.log_every = 1
+  config.optim.lr = 1e-2
+  return config
+
+
+def emoji() -> ml_collections.ConfigDict:
+  config = _small(captioning.emoji(40), 40)
+  config.steps = 1500
+  config.data.batch_size = 128
+  config.optim.update(dict(lr=2e-3, warmup_steps=50, weight_decay=0.02, ema_decay=0.99))
+  return config
+
+
+def scenes() -> ml_collections.ConfigDict:
+  config = _small(captioning.scenes(64, 20_000), 64, doubly_stochastic=0.0)
+  config.evaluators.named_boxes = dict(
+      type="vlx.evaluate.named_boxes.NamedBoxes", splits=("val", "combo", "concept"),
+      preprocess=f'{config.data.picture}|keep("image", "caption", "objects")', text_length=32,
+  )
+  config.steps = 2000
+  config.data.batch_size = 64
+  config.optim.update(dict(lr=2e-3, warmup_steps=100, weight_decay=0.02, ema_decay=0.99))
+  return config
+
+
+def hard() -> ml_collections.ConfigDict:
+  config = scenes()
+  config.model.update(HARD)
+  return config
+
+
+def ablation() -> ml_collections.ConfigDict:
+  return captioning.ablation(scenes(), "runs/show_attend_tell")
+
+
+def _paper(source: str, vocab_size: int, min_count: int) -> ml_collections.ConfigDict:
+  """VGG-19's conv5_4, frozen; sizes of the released code's evaluate_coco.py, patience aside.
+
+  Start the tower at a classifier's: `--config.init_from='(("runs/vgg19", "tower", "encoder"),)'`.
+  """
+  config = _model(
+      captioning.photographs(source, vocab_size, min_count, "central_crop(224)"),
+      dict(convolutions=CONVOLUTIONS[19]),
+      embed_dim=512, hidden_dim=1800, attention_dim=512, annotation_layers=2, init_layers=2,
+      deep_output_tanh=True, zero_start=True,
+  )
+  config.data.batch_size = 64
+  config.optim.update(dict(lr=2e-4, schedule="constant", clip_norm=0.0, rules=captioning.FREEZE))
+  return config
+
+
+def coco() -> ml_collections.ConfigDict:
+  """Adam at 2e-4, batches of 64 (§4.3); the code stops by BLEU, here after 30 epochs of 414,113 captions."""
+  config = _paper("coco:.", vocab_size=10_000, min_count=1)
+  config.steps = 30 * 414_113 // 64
+  return config
+
+
+def coco_hard() -> ml_collections.ConfigDict:
+  config = coco()
+  config.model.update(HARD)
+  return config
+
+
+def finetune() -> ml_collections.ConfigDict:
+  """From the run that `init_from` names."""
+  config = coco()
+  config.init_from = (("runs/show_attend_tell", "", ""),)
+  config.model.finetune = True
+  config.optim.update(dict(lr=2e-5, rules=((".*", {}),)))
+  return config
+
+
+def flickr8k() -> ml_collections.ConfigDict:
+  """RMSProp (§4.3), with the released code's constants (optimizers.py); 50 epochs of 30,000 captions."""
+  config = _paper("flickr:.", vocab_size=10_000, min_count=1)
+  config.steps = 50 * 30_000 // 64
+  config.optim.update(dict(name="rmsprop", lr=1e-4, b1=0.9, b2=0.95, eps=1e-4))
+  return config

@@ -1,0 +1,312 @@
+"""Show, Attend and Tell.
+
+Xu et al., "Show, Attend and Tell: Neural Image Caption Generation with Visual Attention", 2015. Here: the
+annotations of a vision tower's map (§3.1.1), an LSTM that at each word attends to them (§3.1.2), by the
+expectation ("soft", §4.2, with doubly stochastic regularisation and the gate β of §4.2.1) or by one drawn
+location ("hard", §4.1, learned by REINFORCE), the deep output layer (eq. 7), and beam search.
+
+Of the released code (kelvinxu/arctic-captions) where it differs from the paper, each a field: the tanh in the
+output layer, further layers of the initial state and of the annotations, a zero in place of the first word's
+embedding, the penalty's average, the reward of a caption as its mean per word, one draw for a whole batch of
+whether to take the expectation. From that code alone: λ_r = 0.1 and λ_e = 0.002, where attention's output
+bias is left out, for the softmax does not see it. `attention="bilinear"` scores by hᵀ W a.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from jaxtyping import Array, Bool, Float, Int
+
+from vlx.models.captioning.captioner import Captioner, Encoder, encode, token_log_likelihood
+from vlx.models.layers.linear import flat_dot_general
+from vlx.models.layers.recurrent import LSTM, LSTMState, scan_time
+from vlx.models.system import Aux
+
+
+class Annotations(NamedTuple):
+  """Of a picture, the same at every word."""
+
+  values: Float[Array, "batch places features"]
+  keys: Float[Array, "batch places key_features"]
+
+
+class Selection(NamedTuple):
+  """How locations are drawn in training; where `drawn` is False the expectation is taken."""
+
+  noise: Float[Array, "batch length places"]  # of Gumbel's distribution
+  drawn: Bool[Array, " batch"]
+
+
+class Trace(NamedTuple):
+  """What attention did at each word."""
+
+  weights: Float[Array, "batch length places"]  # α
+  log_choice: Float[Array, "batch length"]  # log α of the drawn location, 0 for the expectation
+  entropy: Float[Array, "batch length"]  # of α
+
+
+@jax.checkpoint  # its tanh, places x features at each word, is cheaper to make again than to keep
+def _additive_scores(keys, query, vector):
+  return jnp.tanh(keys + query[..., None, :]) @ vector
+
+
+class ShowAttendTellNetwork(nn.Module):
+  encoder: Encoder
+  vocab_size: int
+  embed_dim: int
+  hidden_dim: int
+  attention_dim: int
+  attention: str
+  context_gate: bool
+  annotation_layers: int
+  init_layers: int
+  deep_output_tanh: bool
+  zero_start: bool
+  dropout: float
+  finetune: bool
+  initialization: str
+  start_id: int
+
+  def setup(self):
+    normal = nn.initializers.normal
+    if self.initialization == "released":  # arctic-captions, norm_weight
+      kernel_init, score_init = normal(0.01), normal(0.01)
+    else:  # as large going out as coming in: attention differs from place to place from the first step on
+      kernel_init, score_init = nn.initializers.lecun_normal(), normal(self.attention_dim**-0.5)
+    dense = lambda width, **kwargs: nn.Dense(
+        width, kernel_init=kernel_init, dot_general=flat_dot_general, **kwargs
+    )
+    self.word_embedding = nn.Embed(self.vocab_size, self.embed_dim, embedding_init=score_init)
+    self.lstm = LSTM(self.hidden_dim, kernel_init=kernel_init)
+    self.context_gates = dense(4 * self.hidden_dim, use_bias=False)
+    self.init_hidden = [dense(self.attention_dim) for _ in range(self.init_layers - 1)]
+    self.init_state, self.init_memory = dense(self.hidden_dim), dense(self.hidden_dim)
+    if self.attention == "mlp":
+      self.annotation_keys = [dense(self.attention_dim) for _ in range(self.annotation_layers)]
+      self.query = dense(self.attention_dim, use_bias=False)
+      self.score = self.param("score", score_init, (self.attention_dim,))
+    else:
+      self.annotation_keys = [dense(self.hidden_dim, use_bias=False)]
+    if self.context_gate:
+      self.gate = dense(1)
+    self.output_hidden, self.output_context = dense(self.embed_dim), dense(self.embed_dim)
+    self.head = dense(self.vocab_size)
+    self.drop = nn.Dropout(self.dropout)
+
+  def annotate(
+      self, image: Float[Array, "batch height width 3"], *, train: bool = False
+  ) -> Float[Array, "batch rows columns features"]:
+    return encode(self.encoder, image, finetune=self.finetune, train=train)[1]
+
+  def begin(
+      self, features: Float[Array, "batch rows columns features"], *, train: bool = False
+  ) -> tuple[Annotations, LSTMState]:
+    """Annotations, and the state before the first word, from their mean."""
+    values = rearrange(features, "b h w d -> b (h w) d")
+    keys = values
+    for i, layer in enumerate(self.annotation_keys):
+      keys = jnp.tanh(layer(keys)) if i else layer(keys)
+    x = values.mean(axis=1)
+    for layer in self.init_hidden:
+      x = self.drop(jax.nn.relu(layer(x)), deterministic=not train)
+    state = LSTMState(jnp.tanh(self.init_state(x)), jnp.tanh(self.init_memory(x)))
+    return Annotations(values, keys), state
+
+  def words(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch features"]:
+    embedded = self.word_embedding(tokens)
+    return jnp.where((tokens == self.start_id)[..., None], 0, embedded) if self.zero_start else embedded
+
+  def scores(self, keys: Array, hidden: Array) -> Array:
+    """e of each place, for hidden `[…, features]` and keys `[…, places, features]`."""
+    if self.attention == "mlp":
+      return _additive_scores(keys, self.query(hidden), self.score)
+    return (keys @ hidden[..., None])[..., 0]
+
+  def gated(self, context: Array, hidden: Array) -> Array:
+    """β ẑ."""
+    return jax.nn.sigmoid(self.gate(hidden)) * context if self.context_gate else context
+
+  def output(self, hidden: Array, words: Array, context: Array, *, train: bool = False) -> Array:
+    """Logits, L_o (E y + L_h h + L_z ẑ)."""
+    drop = lambda x: self.drop(x, deterministic=not train)
+    x = self.output_hidden(drop(hidden)) + words + self.output_context(context)
+    return self.head(drop(jnp.tanh(x) if self.deep_output_tanh else x))
+
+  def decode(
+      self, features: Float[Array, "batch rows columns features"], text: Int[Array, "batch length"],
+      selection: Selection | None = None, *, train: bool = False,
+  ) -> tuple[Float[Array, "batch next vocabulary"], Trace]:
+    """Logits of the word after each of text[:, :-1], and where attention was at it."""
+    annotations, state = self.begin(features, train=train)
+    words = self.words(text[:, :-1])
+    noise, drawn = selection or (None, None)
+
+    def step(network, state, inputs):
+      projected, noise = inputs
+      log_weights = jax.nn.log_softmax(network.scores(annotations.keys, state.hidden))
+      weights = used = jnp.exp(log_weights)
+      log_choice = jnp.zeros(len(weights))
+      if noise is not None:
+        choice = jax.nn.one_hot(jnp.argmax(log_weights + noise, axis=-1), weights.shape[1])
+        used = jnp.where(drawn[:, None], choice, weights)
+        log_choice = jnp.where(drawn, (choice * log_weights).sum(axis=1), 0.0)
+      context = jnp.einsum("bn,bnd->bd", used, annotations.values)
+      context = network.gated(context, state.hidden)
+      state = network.lstm.step(state, projected + network.context_gates(context))
+      entropy = -(weights * log_weights).sum(axis=1)
+      return state, (state.hidden, context, Trace(weights, log_choice, entropy))
+
+    inputs = (self.lstm.project(words), noise)
+    _, (hidden, context, trace) = scan_time(step)(self, state, inputs)
+    return self.output(hidden, words, context, train=train), trace
+
+  def __call__(self, image, text, selection=None, *, train: bool = False):
+    return self.decode(self.annotate(image, train=train), text, selection, train=train)
+
+  def logits(self, image, text):
+    return self(image, text)[0]
+
+  def start(self, image):
+    return self.begin(self.annotate(image))
+
+  def next(self, annotations, state, tokens, beam_size, argmax):
+    """(logits of the next word, state), `beam_size` rows for each picture, whose annotations they share."""
+    split = lambda x: rearrange(x, "(b k) ... -> b k ...", k=beam_size)
+    weights = jax.nn.softmax(self.scores(annotations.keys[:, None], split(state.hidden)))
+    if argmax:
+      weights = jax.nn.one_hot(weights.argmax(axis=-1), weights.shape[-1])
+    context = rearrange(weights @ annotations.values, "b k d -> (b k) d")
+    context = self.gated(context, state.hidden)
+    words = self.words(tokens)
+    state = self.lstm.step(state, self.lstm.project(words) + self.context_gates(context))
+    return self.output(state.hidden, words, context), state
+
+
+@dataclasses.dataclass(frozen=True)
+class ShowAttendTell(Captioner):
+  """The system. Batches hold `image`, `text` (start, words, end) and `text_mask`."""
+
+  encoder: Encoder
+  vocab_size: int
+  embed_dim: int = 512
+  hidden_dim: int = 512
+  attention_dim: int = 512
+  attention: str = "mlp"  # or "bilinear"
+  selection: str = "soft"  # or "hard"
+  context_gate: bool = True
+  annotation_layers: int = 1
+  init_layers: int = 1
+  deep_output_tanh: bool = False
+  zero_start: bool = False
+  dropout: float = 0.5
+  finetune: bool = False  # whether the tower learns; the paper's does not
+  doubly_stochastic: float = 1.0  # λ of Σ_i (1 − Σ_t α_ti)² (eq. 14)
+  penalty: str = "caption"  # mean over captions; "released": sum over them, mean over places
+  reward_scale: float = 0.1  # λ_r
+  entropy_weight: float = 0.002  # λ_e
+  baseline_decay: float = 0.9  # §4.1
+  reward: str = "sum"  # log p of a caption, or its "mean" per word
+  expected_share: float = 0.5  # how often the expectation stands in for a draw
+  expected_for: str = "image"  # or "batch": which of them share that decision
+  initialization: str = "released"  # or "lecun": kernels by their inputs
+  decode_attention: str = "expected"  # or "argmax": the likeliest place alone
+  start_id: int = 0
+  end_id: int = 1
+
+  def __post_init__(self):
+    for name, valid in CHOICES.items():
+      if getattr(self, name) not in valid:
+        raise ValueError(f"{name} is {valid[0]!r} or {valid[1]!r}, not {getattr(self, name)!r}")
+
+  @property
+  def network(self) -> ShowAttendTellNetwork:
+    return ShowAttendTellNetwork(
+        self.encoder, self.vocab_size, self.embed_dim, self.hidden_dim, self.attention_dim, self.attention,
+        self.context_gate, self.annotation_layers, self.init_layers, self.deep_output_tanh, self.zero_start,
+        self.dropout, self.finetune, self.initialization, self.start_id,
+    )
+
+  def init(self, rng, batch):
+    variables = self.network.init(rng, batch["image"], batch["text"])
+    state = {k: v for k, v in variables.items() if k != "params"}
+    return {"params": variables["params"], "state": {**state, "reward": {"baseline": jnp.zeros(())}}}
+
+  def loss(self, variables, batch, rng, *, step, train):
+    """The soft or the hard objective, the mean over captions; `step` is not used."""
+    del step
+    image, text, mask = batch["image"], batch["text"], batch["text_mask"][:, 1:]
+    state, keys = variables["state"], jax.random.split(rng)
+    statistics = [k for k in state if k == "batch_stats"]
+    features, updated = self._apply(variables, image, train=train, mutable=statistics, method="annotate")
+    hard = self.selection == "hard"
+    selection = self._select(keys[0], features, text) if hard and train else None
+    logits, trace = self._apply(
+        variables, features, text, selection, train=train, rngs={"dropout": keys[1]}, method="decode"
+    )
+    log_likelihood = token_log_likelihood(logits, text[:, 1:], mask)
+    loss = -log_likelihood.sum(axis=1).mean() + self.doubly_stochastic * self._penalty(trace.weights, mask)
+    reward = state["reward"]
+    if selection:
+      surrogate, baseline = self._reinforce(log_likelihood, trace, mask, reward["baseline"])
+      loss, reward = loss + surrogate, {"baseline": baseline}
+    metrics = {"nats_per_token": -log_likelihood.sum() / mask.sum()}
+    return loss, Aux(metrics, {**updated, "reward": reward})
+
+  def _select(self, rng, features, text) -> Selection:
+    noise_key, share_key = jax.random.split(rng)
+    batch, places, length = len(text), features.shape[1] * features.shape[2], text.shape[1] - 1
+    count = batch if self.expected_for == "image" else 1
+    drawn = jax.random.uniform(share_key, (count,)) >= self.expected_share
+    return Selection(
+        jax.random.gumbel(noise_key, (batch, length, places)), jnp.broadcast_to(drawn, (batch,))
+    )
+
+  def _penalty(self, weights, mask):
+    """Σ_i (1 − Σ_t α_ti)²: every place is to be looked at about once in a caption."""
+    total = jnp.where(mask[..., None], weights, 0.0).sum(axis=1)
+    squares = (1 - total) ** 2
+    return squares.sum(axis=1).mean() if self.penalty == "caption" else squares.sum(axis=0).mean()
+
+  def _reinforce(self, log_likelihood, trace, mask, baseline):
+    """(what to add to the loss for §4.1's gradient with respect to the choice of places, new baseline)."""
+    reward = log_likelihood.sum(axis=1)
+    if self.reward == "mean":
+      reward = reward / mask.sum(axis=1)
+    reward = jax.lax.stop_gradient(reward)
+    log_choice = jnp.where(mask, trace.log_choice, 0.0).sum(axis=1)
+    entropy = jnp.where(mask, trace.entropy, 0.0).sum(axis=1)
+    objective = self.reward_scale * (reward - baseline) * log_choice + self.entropy_weight * entropy
+    decay = self.baseline_decay
+    return -objective.mean(), decay * baseline + (1 - decay) * reward.mean()
+
+  def _decoder(self, variables, image, beam_size):
+    annotations, state = self._apply(variables, image, method="start")
+    argmax = self.decode_attention == "argmax"
+
+    def step(state, tokens):
+      logits, state = self._apply(variables, annotations, state, tokens, beam_size, argmax, method="next")
+      return jax.nn.log_softmax(logits), state
+
+    return step, state
+
+  def attend(
+      self, variables, image: Float[Array, "batch height width 3"], text: Int[Array, "batch length"],
+      text_mask: Bool[Array, "batch length"],
+  ) -> Float[Array, "batch length rows columns"]:
+    """α where each token of the text was said; zeros for the start token, which is not said, and padding."""
+    features = self._apply(variables, image, method="annotate")
+    _, trace = self._apply(variables, features, text, method="decode")
+    weights = jnp.where(text_mask[:, 1:, None], trace.weights, 0.0)
+    weights = jnp.pad(weights, ((0, 0), (1, 0), (0, 0)))
+    return rearrange(weights, "b t (h w) -> b t h w", h=features.shape[1])
+
+
+CHOICES = {
+    "attention": ("mlp", "bilinear"), "selection": ("soft", "hard"), "penalty": ("caption", "released"),
+    "reward": ("sum", "mean"), "expected_for": ("image", "batch"), "decode_attention": ("expected", "argmax"),
+    "initialization": ("released", "lecun"),
+}

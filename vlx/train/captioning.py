@@ -1,0 +1,73 @@
+"""What the configs of captioners start from: data, words, evaluation, a small tower."""
+
+import ml_collections
+
+from vlx.train import defaults
+
+# Two layers of attention above a convolutional stem: what learns in minutes on a CPU.
+SMALL_ENCODER = dict(
+    patch_size=8, stem=(32, 64, 128), width=128, depth=2, num_heads=4, mlp_dim=512, pool="mean",
+    activation="gelu_tanh", initialization="clip", unroll=2,
+)
+IMAGENET = "normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))"  # of torchvision's weights
+FREEZE = ((r"encoder/.*", None), (".*", {}))  # optimizer rules
+
+
+def _captioning(
+    source: str, picture: str, augment: str, vocab_size: int, min_count: int, text_length: int,
+    splits: tuple[str, ...], tokenizer: str, beam_size: int,
+) -> ml_collections.ConfigDict:
+  config = defaults.get_config()
+  config.data.source = source
+  config.data.picture = picture
+  config.data.preprocess = (
+      f'{augment}|choose("caption")|tokenize("caption", {text_length})|keep("image", "text", "text_mask")'
+  )
+  config.tokenizer = dict(kind="words", vocab_size=vocab_size, min_count=min_count, fields=("caption",))
+  config.evaluators = dict(
+      captions=dict(
+          type="vlx.evaluate.captions.Captions", splits=splits, preprocess=f'{picture}|keep("image", "caption")',
+          tokenizer=tokenizer, beam_size=beam_size, max_length=text_length - 1,
+      ),
+  )
+  return config
+
+
+def emoji(size: int) -> ml_collections.ConfigDict:
+  """Names of emoji; evaluated on tones never seen with them, and in another hand."""
+  return _captioning(
+      "tfds:emoji", f"decode|resize({size})|normalize",
+      f'decode("RGBA")|resize({size * 5 // 4})|cache|random_affine({size}, 0.85, 1.15, 8)|background|'
+      'color_jitter(0.3)|normalize',
+      vocab_size=3000, min_count=1, text_length=16, splits=("combo", "style"), tokenizer="words", beam_size=3,
+  )
+
+
+def scenes(size: int, count: int, held_out: int = 1000) -> ml_collections.ConfigDict:
+  """Scenes; evaluated on others of the same kind, on combinations and on nouns never seen."""
+  return _captioning(
+      f"scenes:{count}?size={size}&held_out={held_out}", f"decode|resize({size})|normalize",
+      "decode|cache|normalize", vocab_size=480, min_count=5, text_length=32,
+      splits=("val", "combo", "concept"), tokenizer="words", beam_size=3,
+  )
+
+
+def photographs(source: str, vocab_size: int, min_count: int, crop: str) -> ml_collections.ConfigDict:
+  """COCO or Flickr in the sizes of ImageNet's towers; `crop` is what training makes of 256 pixels."""
+  config = _captioning(
+      source, f"decode|resize_small(256)|central_crop(224)|{IMAGENET}",
+      f"decode|resize_small(256)|{crop}|{IMAGENET}", vocab_size, min_count, text_length=32,
+      splits=("val", "test"), tokenizer="ptb", beam_size=20,
+  )
+  config.data.update(dict(threads=16, ahead=16))
+  return config
+
+
+def ablation(config: ml_collections.ConfigDict, run: str) -> ml_collections.ConfigDict:
+  """A scenes config cut to three minutes on one core: above the frozen tower of a finished run."""
+  config.init_from = ((run, "encoder", "encoder"),)
+  config.model.finetune = False
+  config.data.source = "scenes:3000?size=64&held_out=300"
+  config.steps = 250
+  config.optim.update(dict(rules=FREEZE, warmup_steps=20))
+  return config
