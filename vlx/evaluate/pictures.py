@@ -77,3 +77,19 @@ def attention_sheet(
     _show(column[1], image)
     column[1].imshow(heat, cmap="inferno", alpha=0.6, vmin=0, vmax=1)
   _save(figure, path)
+
+
+def grid(path: pathlib.Path, rows: list[np.ndarray], title: str) -> None:
+  """Pictures `[N, H, W, 3]` in [-1, 1], a row for each array."""
+  columns = max(map(len, rows))
+  figure, axes = plt.subplots(
+      len(rows), columns, figsize=(0.9 * columns, 0.9 * len(rows) + 0.4), squeeze=False, layout="constrained"
+  )
+  figure.suptitle(title, fontsize=9)
+  for axis in axes.flat:
+    axis.axis("off")
+  for row, found in zip(axes, rows):
+    for axis, image in zip(row, found):
+      axis.axis("on")
+      _show(axis, np.clip((image + 1) / 2, 0, 1))
+  _save(figure, path)
