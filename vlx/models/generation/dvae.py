@@ -75,7 +75,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Vectors of codes → μ and ln b of each pixel's three colors; nearest neighbors double the size."""
+  """Codes, or weights of a mixture of them → μ and ln b of each pixel's three colors; nearest neighbors double."""
 
   num_groups: int
   blocks_per_group: int
@@ -84,32 +84,22 @@ class Decoder(nn.Module):
   code_dim: int
   dtype: str
 
-  def setup(self):
-    # A 1x1 convolution of one-hot codes: a lookup where the codes are hard.
+  @nn.compact
+  def __call__(
+      self, codes: Int[Array, "batch rows columns"] | Float[Array, "batch rows columns codes"]
+  ) -> Float[Array, "batch height width 6"]:
+    # The released 1x1 convolution of one-hot codes: a lookup where the codes are hard.
     init = nn.initializers.normal(self.num_codes**-0.5)
-    self.codebook = self.param("codebook", init, (self.num_codes, self.code_dim))
-    self.codebook_bias = self.param("codebook_bias", nn.initializers.zeros, (self.code_dim,))
+    codebook = self.param("codebook", init, (self.num_codes, self.code_dim))
+    x = codebook[codes] if codes.ndim == 3 else codes @ codebook
+    x = x + self.param("codebook_bias", nn.initializers.zeros, (self.code_dim,))
     gain = (self.num_groups * self.blocks_per_group) ** -2
     for g in range(self.num_groups):
+      x = x.repeat(2, axis=1).repeat(2, axis=2) if g else x
       features = self.width * 2 ** (self.num_groups - 1 - g)
       for b in range(self.blocks_per_group):
-        setattr(self, f"group{g}_block{b}", Block(features, (1, 3, 3, 3), gain, self.dtype))
-    self.output = _conv(6, 1, self.dtype, None)
-
-  def soft(self, weights: Float[Array, "batch rows columns codes"]) -> Float[Array, "batch height width 6"]:
-    """Of mixtures of codes."""
-    return self._grow(weights @ self.codebook)
-
-  def hard(self, ids: Int[Array, "batch rows columns"]) -> Float[Array, "batch height width 6"]:
-    return self._grow(self.codebook[ids])
-
-  def _grow(self, x):
-    x = x + self.codebook_bias
-    for g in range(self.num_groups):
-      x = x.repeat(2, axis=1).repeat(2, axis=2) if g else x
-      for b in range(self.blocks_per_group):
-        x = getattr(self, f"group{g}_block{b}")(x)
-    return self.output(nn.relu(x)).astype(jnp.float32)
+        x = Block(features, (1, 3, 3, 3), gain, self.dtype, name=f"group{g}_block{b}")(x)
+    return _conv(6, 1, self.dtype, "output")(nn.relu(x)).astype(jnp.float32)
 
 
 class DVAENetwork(nn.Module):
@@ -121,17 +111,14 @@ class DVAENetwork(nn.Module):
   def encode(self, x):
     return self.encoder(x)
 
-  def decode_soft(self, weights):
-    return self.decoder.soft(weights)
-
-  def decode(self, ids):
-    return self.decoder.hard(ids)
+  def decode(self, codes):
+    return self.decoder(codes)
 
   def __call__(self, x):
-    return self.decode_soft(self.encode(x))
+    return self.decode(self.encode(x))
 
 
-def cosine(step: jax.Array, start: float, end: float, steps: int) -> Float[Array, ""]:
+def cosine(step: jax.Array | int, start: float, end: float, steps: int) -> Float[Array, ""]:
   """From `start` to `end` over `steps` updates along half a cosine; `end` afterwards."""
   part = jnp.minimum(step / steps, 1.0)
   return end + (start - end) * 0.5 * (1 + jnp.cos(jnp.pi * part))
@@ -207,7 +194,7 @@ class DVAE:
     tau = cosine(step, 1.0, self.temperature, self.temperature_steps)
     beta = cosine(step, 0.0, self.beta, self.beta_steps)
     weights = jax.nn.softmax((logits + jax.random.gumbel(rng, logits.shape)) / tau)
-    mu, log_b = jnp.split(self._apply(variables, "decode_soft", weights), 2, axis=-1)
+    mu, log_b = jnp.split(self._apply(variables, "decode", weights), 2, axis=-1)
     nll = -logit_laplace(x, mu, log_b).sum(axis=(1, 2, 3)).mean()
     kl = kl_from_uniform(logits).sum(axis=(1, 2)).mean()
     metrics = {

@@ -13,6 +13,7 @@ residual blocks. Field beyond the paper: `restart_below`, for codes that nothing
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -149,6 +150,27 @@ def moved(
   }
 
 
+class Quantized(NamedTuple):
+  """Of encodings: their codes with the straight-through gradient, the indices, and the two terms that tie both."""
+
+  codes: Float[Array, "batch rows columns dim"]
+  ids: Int[Array, "batch rows columns"]
+  codebook_loss: Float[Array, ""]
+  commitment: Float[Array, ""]
+
+
+def quantize(
+    z: Float[Array, "batch rows columns dim"], codebook: Float[Array, "codes dim"]
+) -> Quantized:
+  """The nearest codes (§3.1), and the second and third term of eq. 3 as means over all numbers."""
+  ids = nearest_code(z, codebook)
+  codes = codebook[ids]
+  stop = jax.lax.stop_gradient
+  return Quantized(
+      straight_through(z, codes), ids, jnp.mean((stop(z) - codes) ** 2), jnp.mean((z - stop(codes)) ** 2)
+  )
+
+
 def usage(ids: Int[Array, "*batch"], num_codes: int) -> dict[str, jax.Array]:
   """Of the codes in a batch: `perplexity`, exp of their entropy, and `codes_used`, in percent."""
   share = jnp.zeros(num_codes).at[ids.reshape(-1)].add(1.0) / ids.size
@@ -207,15 +229,12 @@ class VQVAE:
     del step
     params, state, codebook = {"params": variables["params"]}, variables["state"], self._codebook(variables)
     z = self.network.apply(params, batch["image"], method="encode")
-    ids = nearest_code(z, codebook)
-    quantized = codebook[ids]
-    image = self.network.apply(params, straight_through(z, quantized), method="decode")
+    codes, ids, codebook_loss, commitment = quantize(z, codebook)
+    image = self.network.apply(params, codes, method="decode")
     reconstruction = jnp.mean((batch["image"] - image) ** 2) / self.data_variance
-    stop = jax.lax.stop_gradient
-    commitment = jnp.mean((z - stop(quantized)) ** 2)
     loss = reconstruction + self.beta * commitment
     if self.codebook == "loss":
-      loss += jnp.mean((stop(z) - quantized) ** 2)
+      loss += codebook_loss
     elif train:
       state = moved(state, z, ids, rng, decay=self.decay, restart_below=self.restart_below)
     metrics = {

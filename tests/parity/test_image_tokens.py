@@ -1,0 +1,83 @@
+"""Image tokenizers against their references: OpenAI's discrete VAE, dm-haiku's vector quantisers."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from vlx.models.generation import dvae, vqvae
+from vlx.pretrained import dvae as dvae_names, tables
+
+PARITY = pathlib.Path(__file__).parent
+
+
+def assert_parity(found, expected):
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def metadata(file):
+  with safe_open(PARITY / file, "numpy") as tensors:
+    return tensors.metadata()
+
+
+def test_dvae():
+  config = json.loads(metadata("dvae.safetensors")["tiny"])
+  tensors = load_file(PARITY / "dvae.safetensors")
+  part = lambda of: {k.removeprefix(f"tiny/{of}/"): v for k, v in tensors.items() if k.startswith(f"tiny/{of}/")}
+  weights, outputs = part("weights"), part("outputs")
+  image = jnp.asarray(2 * part("inputs")["image"] - 1)
+  system = dvae.DVAE(32, config["n_hid"], config["vocab_size"], config["code_dim"])
+  wanted = jax.eval_shape(system.init, jax.random.key(0), {"image": image})
+  wanted = {"params": wanted["params"]}
+  shapes = {name: x.shape for name, x in weights.items()}
+  variables = tables.load(dvae_names.rows(), wanted, shapes, weights.__getitem__)
+  logits = system._apply(variables, "encode", dvae.map_pixels(image))
+  assert_parity(logits, outputs["logits"])
+  assert_parity(system._apply(variables, "decode", jax.nn.softmax(logits)), outputs["soft"])
+  np.testing.assert_array_equal(system.encode_image(variables, image), outputs["ids"])
+  assert_parity((system.reconstruct(variables, image) + 1) / 2, outputs["reconstruction"])
+  returned = dict(tables.export(dvae_names.rows(), variables))
+  assert returned.keys() == weights.keys()
+  for name, tensor in weights.items():
+    np.testing.assert_array_equal(returned[name], tensor, err_msg=name)
+
+
+def test_dvae_table_is_that_of_the_public_files():
+  system = dvae.DVAE(**dvae.published_size())
+  image = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
+  params = jax.eval_shape(system.init, jax.random.key(0), {"image": image})["params"]
+  lines = (PARITY / "names" / "dvae.txt").read_text().splitlines()
+  published = {name: tuple(map(int, shape)) for name, *shape in map(str.split, lines)}
+  assert tables.public_shapes(dvae_names.rows(), {"params": params}) == published
+
+
+@pytest.mark.parametrize("case", ["loss", "ema"])
+def test_vector_quantiser(case):
+  """Three steps: codes, losses, perplexity, the gradient past the codes, and the codebook where averages move it."""
+  config = json.loads(metadata("vqvae.safetensors")["config"])
+  tensors = load_file(PARITY / "vqvae.safetensors")
+  averages = vqvae.init_averages(jnp.asarray(tensors["codebook"]))
+  for i, z in enumerate(tensors["inputs"]):
+    expected = {k.removeprefix(f"{case}/{i}/"): v for k, v in tensors.items() if k.startswith(f"{case}/{i}/")}
+
+    def total(z):
+      found = vqvae.quantize(z, averages["codebook"])
+      loss = config["beta"] * found.commitment + (found.codebook_loss if case == "loss" else 0)
+      return (found.codes**2).sum() + loss, (found, loss)
+
+    (_, (found, loss)), gradient = jax.value_and_grad(total, has_aux=True)(jnp.asarray(z))
+    np.testing.assert_array_equal(found.ids, expected["ids"])
+    assert_parity(found.codes, expected["quantized"])
+    assert_parity(loss, expected["loss"])
+    assert_parity(vqvae.usage(found.ids, config["num_codes"])["perplexity"], expected["perplexity"])
+    assert_parity(gradient, expected["gradient"])
+    if case == "ema":
+      averages = vqvae.moved(
+          averages, jnp.asarray(z), found.ids, jax.random.key(0), decay=config["decay"], restart_below=0.0
+      )
+      assert_parity(averages["codebook"], expected["codebook"])
