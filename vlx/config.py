@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import importlib
 import json
+import pathlib
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import ml_collections
 
 from vlx.errors import UserError
+from vlx.models.system import System
 
 
 def import_path(path: str) -> Any:
@@ -42,8 +44,9 @@ def choose(variants: Mapping[str, Any], name: str) -> Any:
 def build(cls: type, section: Mapping[str, Any], where: str) -> Any:
   """An instance of a dataclass from a config section with its fields' names.
 
-  A field that is itself a dataclass (a Linen module is one) is built from its nested section. Lists
-  become tuples, so that what is built can be hashed.
+  A field that is itself a dataclass (a Linen module is one) is built from its nested section; one that is a
+  system, from the config of the run (or the config file) that its value names. Lists become tuples, so that
+  what is built can be hashed.
 
   Args:
     cls: a dataclass.
@@ -67,13 +70,37 @@ def build(cls: type, section: Mapping[str, Any], where: str) -> Any:
   types = typing.get_type_hints(cls)
   arguments = {}
   for name, value in section.items():
-    if dataclasses.is_dataclass(types[name]) and isinstance(value, Mapping):
+    if _is_system(types[name]):
+      value = build_system(_config_of(value, f"{where}.{name}"))
+    elif dataclasses.is_dataclass(types[name]) and isinstance(value, Mapping):
       value = build(types[name], value, f"{where}.{name}")
     arguments[name] = tuple(value) if isinstance(value, list) else value
   try:
     return cls(**arguments)
   except ValueError as e:
     raise UserError(f"{where}: {e}") from e
+
+
+def _is_system(kind: Any) -> bool:
+  return System in getattr(kind, "__mro__", ())
+
+
+def _config_of(place: str, where: str) -> ml_collections.ConfigDict:
+  """The config of a run's folder, or of "FILE:VARIANT"."""
+  from vlx.cli import load_config  # which imports this module
+
+  if ".py" in place:
+    return load_config(place)
+  path = pathlib.Path(place) / "config.json"
+  if not path.is_file():
+    raise UserError(f"{where}: {place} holds no run: there is no config.json")
+  return from_json(path.read_text())
+
+
+def parts(config: ml_collections.ConfigDict) -> dict[str, str]:
+  """The fields of the system that are systems of their own → the runs or configs that they name."""
+  types = typing.get_type_hints(import_path(config.system))
+  return {name: place for name, place in config.model.items() if _is_system(types[name])}
 
 
 def with_defaults(cls: type, section: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,6 +93,27 @@ def restore_latest(
   return None
 
 
+def restore_variables(workdir: pathlib.Path, sharding: jax.sharding.Sharding) -> Any:
+  """A run's variables for inference, of its last checkpoint that can be read: averaged where it keeps an average.
+
+  Names and shapes are those of the checkpoint: neither the run's data nor its mesh need be there.
+
+  Raises:
+    UserError: where there is none.
+  """
+  folder = workdir / "checkpoints"
+  if folder.is_dir():
+    with open_manager(folder, read_only=True) as manager:
+      for step in sorted(manager.all_steps(), reverse=True):
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), manager.item_metadata(step).tree
+        )
+        _, state = restore_latest(manager, like)
+        params = state["average"] or state["variables"]["params"]
+        return {"params": params, "state": state["variables"].get("state", {})}
+  raise UserError(f"{workdir} holds no checkpoint yet")
+
+
 def _put_aside(manager: ocp.CheckpointManager, steps) -> None:
   for step in steps:
     if distributed.is_first():

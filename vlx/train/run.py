@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import pathlib
 
 import jax
@@ -17,7 +18,7 @@ from vlx.data import batches, preprocess, sources, tokenizers
 from vlx.errors import UserError
 from vlx.models.system import System
 from vlx.train import optimizer as optimizers
-from vlx.train import partition, state as states
+from vlx.train import checkpoint, partition, state as states
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +135,22 @@ class Run:
       zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.batch_shapes)
       return self.init_state(rng, zeros)
 
-    return jax.jit(init, out_shardings=shardings)(jax.random.key(self.config.seed))
+    state = jax.jit(init, out_shardings=shardings)(jax.random.key(self.config.seed))
+    return state.replace(variables={**state.variables, "state": self._with_parts(state.variables["state"])})
+
+  def _with_parts(self, state):
+    """The system's `state` with the variables of the runs that its config names."""
+    state = dict(state)
+    for name, place in configs.parts(self.config).items():
+      if ".py" in place:
+        logging.warning("model.%s is %s: nothing has trained it", name, place)
+        continue
+      found = checkpoint.restore_variables(pathlib.Path(place), partition.replicated(self.mesh))
+      described = lambda tree: jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)
+      if described(found) != described(state[name]):
+        raise UserError(f"model.{name}: the checkpoint of {place} is not of the model in its config.json")
+      state[name] = found
+    return state
 
   def save_config(self) -> None:
     """Writes config.json, or compares with the one that is there.
