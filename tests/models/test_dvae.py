@@ -17,7 +17,7 @@ def normal(*shape, seed=0):
 
 def started(**fields):
   system, batch = DVAE(**{**SMALL, **fields}), {"image": jnp.tanh(normal(3, 16, 16, 3))}
-  return system, system.init(jax.random.key(0), batch), batch
+  return system, jax.jit(system.init)(jax.random.key(0), batch), batch
 
 
 def test_published_parameters():
@@ -61,9 +61,10 @@ def test_pixels_there_and_back():
 
 def test_hard_codes_are_the_limit_of_relaxed_ones():
   system, variables, batch = started()
-  ids = system.encode_image(variables, batch["image"])
-  soft = system._apply(variables, "decode", jax.nn.one_hot(ids, system.num_codes))
-  hard = system._apply(variables, "decode", ids)
+  apply = jax.jit(system._apply, static_argnums=1)
+  ids = jax.jit(system.encode_image)(variables, batch["image"])
+  soft = apply(variables, "decode", jax.nn.one_hot(ids, system.num_codes))
+  hard = apply(variables, "decode", ids)
   np.testing.assert_allclose(soft, hard, atol=1e-5)
   assert ids.shape == (3, 4, 4) and hard.shape == (3, 16, 16, 6)
 
@@ -72,13 +73,15 @@ def test_loss_by_hand():
   """(NLL + β·KL) / colors, with the noise of the same key; the schedules at step 5."""
   system, variables, batch = started(beta=2.0, beta_steps=10, temperature_steps=10)
   rng = jax.random.key(3)
-  loss, aux = system.loss(variables, batch, rng, step=5, train=True)
+  value = lambda p: system.loss({"params": p, "state": {}}, batch, rng, step=5, train=True)
+  (loss, aux), gradients = jax.jit(jax.value_and_grad(value, has_aux=True))(variables["params"])
   beta, tau = 1.0, (1 + 1 / 16) / 2
   x = 0.8 * (np.asarray(batch["image"]) + 1) / 2 + 0.1
-  logits = np.asarray(system._apply(variables, "encode", jnp.asarray(x)))
+  apply = jax.jit(system._apply, static_argnums=1)
+  logits = np.asarray(apply(variables, "encode", jnp.asarray(x)))
   noisy = (logits + np.asarray(jax.random.gumbel(rng, logits.shape))) / tau
   weights = np.exp(noisy) / np.exp(noisy).sum(-1, keepdims=True)
-  mu, log_b = np.split(np.asarray(system._apply(variables, "decode", jnp.asarray(weights))), 2, -1)
+  mu, log_b = np.split(np.asarray(apply(variables, "decode", jnp.asarray(weights))), 2, -1)
   b = np.exp(log_b)
   nll = np.abs(np.log(x / (1 - x)) - mu) / b + np.log(2 * b * x * (1 - x))
   q = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -86,6 +89,4 @@ def test_loss_by_hand():
   nll = nll.sum((1, 2, 3)).mean()
   np.testing.assert_allclose([aux.metrics["nll"], aux.metrics["kl"]], [nll, kl], rtol=1e-4)
   np.testing.assert_allclose(loss, (nll + beta * kl) / (16 * 16 * 3), rtol=1e-4)
-  gradients = jax.grad(lambda p: system.loss({"params": p, "state": {}}, batch, rng, step=5, train=True)[0])(
-      variables["params"])
   assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradients))

@@ -19,7 +19,7 @@ def normal(*shape, seed=0):
 
 def started(**fields):
   system, batch = VQVAE(**{**SMALL, **fields}), {"image": normal(4, 16, 16, 3)}
-  return system, system.init(jax.random.key(0), batch), batch
+  return system, jax.jit(system.init)(jax.random.key(0), batch), batch
 
 
 def moved(averages, z, ids, **how):
@@ -62,9 +62,9 @@ def test_what_training_moves(codebook):
   def loss(params, train):
     return system.loss({**variables, "params": params}, batch, jax.random.key(1), step=0, train=train)
 
-  gradients, aux = jax.grad(loss, has_aux=True)(variables["params"], True)
+  gradients, aux = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)(variables["params"], True)
   assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradients["encoder"]))
-  _, evaluated = loss(variables["params"], False)
+  _, evaluated = jax.jit(loss, static_argnums=1)(variables["params"], False)
   jax.tree.map(np.testing.assert_array_equal, evaluated.state, variables["state"])
   if codebook == "loss":
     z = system.network.apply({"params": variables["params"]}, batch["image"], method="encode")
@@ -77,8 +77,8 @@ def test_what_training_moves(codebook):
 
 def test_loss_is_its_terms():
   system, variables, batch = started(beta=0.5, data_variance=2.0)
-  loss, aux = system.loss(variables, batch, jax.random.key(0), step=0, train=True)
-  image = system.reconstruct(variables, batch["image"])
+  loss, aux = jax.jit(lambda v, b: system.loss(v, b, jax.random.key(0), step=0, train=True))(variables, batch)
+  image = jax.jit(system.reconstruct)(variables, batch["image"])
   error = np.mean((np.asarray(batch["image"]) - image) ** 2)
   np.testing.assert_allclose(aux.metrics["reconstruction"], error / 2.0, rtol=1e-5)
   np.testing.assert_allclose(loss, error / 2.0 + 0.5 * aux.metrics["commitment"], rtol=1e-5)

@@ -36,11 +36,12 @@ def test_dvae():
   wanted = {"params": wanted["params"]}
   shapes = {name: x.shape for name, x in weights.items()}
   variables = tables.load(dvae_names.rows(), wanted, shapes, weights.__getitem__)
-  logits = system._apply(variables, "encode", dvae.map_pixels(image))
+  apply = jax.jit(system._apply, static_argnums=1)
+  logits = apply(variables, "encode", dvae.map_pixels(image))
   assert_parity(logits, outputs["logits"])
-  assert_parity(system._apply(variables, "decode", jax.nn.softmax(logits)), outputs["soft"])
-  np.testing.assert_array_equal(system.encode_image(variables, image), outputs["ids"])
-  assert_parity((system.reconstruct(variables, image) + 1) / 2, outputs["reconstruction"])
+  assert_parity(apply(variables, "decode", jax.nn.softmax(logits)), outputs["soft"])
+  np.testing.assert_array_equal(jax.jit(system.encode_image)(variables, image), outputs["ids"])
+  assert_parity((jax.jit(system.reconstruct)(variables, image) + 1) / 2, outputs["reconstruction"])
   returned = dict(tables.export(dvae_names.rows(), variables))
   assert returned.keys() == weights.keys()
   for name, tensor in weights.items():
@@ -70,7 +71,7 @@ def test_vector_quantiser(case):
       loss = config["beta"] * found.commitment + (found.codebook_loss if case == "loss" else 0)
       return (found.codes**2).sum() + loss, (found, loss)
 
-    (_, (found, loss)), gradient = jax.value_and_grad(total, has_aux=True)(jnp.asarray(z))
+    (_, (found, loss)), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(jnp.asarray(z))
     np.testing.assert_array_equal(found.ids, expected["ids"])
     assert_parity(found.codes, expected["quantized"])
     assert_parity(loss, expected["loss"])

@@ -93,3 +93,15 @@ def grid(path: pathlib.Path, rows: list[np.ndarray], title: str) -> None:
       axis.axis("on")
       _show(axis, np.clip((image + 1) / 2, 0, 1))
   _save(figure, path)
+
+
+def captioned(path: pathlib.Path, captions: list[str], rows: np.ndarray, title: str) -> None:
+  """One row per caption of pictures `[rows, N, H, W, 3]` in [-1, 1]; the first of a row is framed: it is real."""
+  retrieval_sheet(
+      path,
+      [
+          (caption, [(np.clip((image + 1) / 2, 0, 1), i == 0) for i, image in enumerate(row)])
+          for caption, row in zip(captions, rows)
+      ],
+      title,
+  )

@@ -5,7 +5,7 @@ networks (Flax Linen) stay inside its own file.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -22,6 +22,7 @@ class Aux(NamedTuple):
   state: Mapping[str, Any]  # the new `state`
 
 
+@runtime_checkable
 class System(Protocol):
   """The contract between a model file and everything else.
 
@@ -39,6 +40,7 @@ class System(Protocol):
     """Scalar loss of a (global) batch, a pure function of its arguments."""
 
 
+@runtime_checkable
 class ImageTokenizer(System, Protocol):
   """A system that makes a grid of codes of a picture, and a picture of codes."""
 

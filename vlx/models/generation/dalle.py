@@ -301,6 +301,13 @@ class DALLE:
     codes = rearrange(ids, "b r c -> b (r c)")
     return self.network.apply({"params": variables["params"]}, text, text_mask, codes)
 
+  def image_nats(self, variables, image, text, text_mask) -> Float[Array, " batch"]:
+    """Of each picture the mean −ln p of its codes after the text."""
+    ids = self.encode_image(variables, image)
+    cells = self.logits(variables, text, text_mask, ids)[1]
+    codes = rearrange(ids, "b r c -> b (r c)")
+    return optax.softmax_cross_entropy_with_integer_labels(cells, codes).mean(axis=1)
+
   def encode_image(
       self, variables, image: Float[Array, "batch height width 3"]
   ) -> Int[Array, "batch rows columns"]:
