@@ -178,21 +178,28 @@ def generate(system, *inputs, **how):
 
 
 def test_greedy_codes_are_the_likeliest_after_all_before_and_a_prefix_is_kept():
-  system, rng = DALLE(**SMALL), jax.random.key(0)
+  system, seeds = DALLE(**SMALL), jnp.arange(3)
   (text, text_mask), prefix = texts(), codes().reshape(3, CELLS)[:, :5]
-  ids = generate(system, text, text_mask, rng, prefix, temperature=0.0)
+  ids = generate(system, text, text_mask, seeds, prefix, temperature=0.0)
   cells = jax.jit(system.logits)(drawn(system), text, text_mask, ids)[1]
   np.testing.assert_array_equal(ids.reshape(3, CELLS)[:, 5:], cells.argmax(-1)[:, 5:])
   np.testing.assert_array_equal(ids.reshape(3, CELLS)[:, :5], prefix)
-  np.testing.assert_array_equal(generate(system, text, text_mask, rng, prefix, top_k=1), ids)
+  np.testing.assert_array_equal(generate(system, text, text_mask, seeds, prefix, top_k=1), ids)
+
+
+def test_a_picture_is_a_function_of_its_seed_whatever_the_batch():
+  system, (text, text_mask) = DALLE(**SMALL), texts()
+  ids = generate(system, text, text_mask, jnp.array([3, 8, 3]))
+  np.testing.assert_array_equal(generate(system, text[1:2], text_mask[1:2], jnp.array([8])), ids[1:2])
+  assert (ids != generate(system, text, text_mask, jnp.array([4, 9, 4]))).any(axis=(1, 2)).all()
 
 
 def test_guidance_of_zero_forgets_the_text_and_of_two_goes_past_it():
-  system, rng, (text, text_mask) = DALLE(**SMALL), jax.random.key(0), texts()
+  system, seeds, (text, text_mask) = DALLE(**SMALL), jnp.arange(3), texts()
   nothing = jnp.zeros_like(text_mask)
-  found = generate(system, text, text_mask, rng, temperature=0.0, guidance_scale=0.0)
-  np.testing.assert_array_equal(found, generate(system, text, nothing, rng, temperature=0.0))
-  found = generate(system, text, text_mask, rng, temperature=0.0, guidance_scale=2.0)
+  found = generate(system, text, text_mask, seeds, temperature=0.0, guidance_scale=0.0)
+  np.testing.assert_array_equal(found, generate(system, text, nothing, seeds, temperature=0.0))
+  found = generate(system, text, text_mask, seeds, temperature=0.0, guidance_scale=2.0)
   with_text, without = (jax.jit(system.logits)(drawn(system), text, mask, found)[1] for mask in (text_mask, nothing))
   np.testing.assert_array_equal(found.reshape(3, CELLS), (2 * with_text - without).argmax(-1))
 
@@ -200,7 +207,7 @@ def test_guidance_of_zero_forgets_the_text_and_of_two_goes_past_it():
 def test_samples_follow_the_logits():
   logits = jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4]))
   draw = lambda **how: np.bincount(
-      dalle.sample(jnp.tile(logits, (20_000, 1)), jax.random.key(0), **how), minlength=4) / 20_000
+      dalle.sample(jnp.tile(logits, (20_000, 1)), jnp.arange(20_000), 7, **how), minlength=4) / 20_000
   np.testing.assert_allclose(draw(temperature=1.0, top_k=0), [0.1, 0.2, 0.3, 0.4], atol=0.015)
   np.testing.assert_allclose(draw(temperature=0.5, top_k=0), np.array([1, 4, 9, 16]) / 30, atol=0.015)
   np.testing.assert_allclose(draw(temperature=1.0, top_k=2), [0, 0, 3 / 7, 4 / 7], atol=0.015)

@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from vlx.models.generation import dvae, vqvae
+from vlx.models.generation import dalle, dvae, vqvae
 from vlx.pretrained import dvae as dvae_names, tables
 
 PARITY = pathlib.Path(__file__).parent
@@ -82,3 +82,47 @@ def test_vector_quantiser(case):
           averages, jnp.asarray(z), found.ids, jax.random.key(0), decay=config["decay"], restart_below=0.0
       )
       assert_parity(averages["codebook"], expected["codebook"])
+
+
+def test_dalle():
+  """The decoder's layers, of masks "full" and "column" in turn; the reference leaves out the last position."""
+  config = json.loads(metadata("dalle.safetensors")["tiny"])
+  tensors = load_file(PARITY / "dalle.safetensors")
+  weights = {k.removeprefix("tiny/weights/"): v for k, v in tensors.items() if k.startswith("tiny/weights/")}
+  heads, side = config["heads"], config["image_fmap_size"]
+  layout = dalle.Layout(config["text"], side, side, 3)
+  network = dalle.DALLENetwork(
+      layout, ("full", "column") * (config["depth"] // 2), 5, 5, config["dim"], heads, config["mlp_dim"], False, 1,
+      "float32",
+  )
+  text = jnp.zeros((1, layout.text), jnp.int32)
+  params = network.init(jax.random.key(0), text, text == 0, jnp.zeros((1, side**2), jnp.int32))["params"]
+  layer, block = "layers.{layer}", "params/blocks"
+  rows = [tables.Row(f"norm.{n}", f"params/final_norm/{ours}") for n, ours in (("weight", "scale"), ("bias", "bias"))]
+  for norm, ours in (("norm1", "attention_norm"), ("norm2", "mlp_norm")):
+    rows += [
+        tables.Row(f"{layer}.{norm}.weight", f"{block}/{ours}/scale"),
+        tables.Row(f"{layer}.{norm}.bias", f"{block}/{ours}/bias"),
+    ]
+  for name, ours in zip("qkv", ("query", "key", "value")):
+    rows.append(tables.Row(f"{layer}.{name}.weight", f"{block}/attention/{ours}/kernel", ("(h e) d -> d h e", {"h": heads})))
+  rows += [
+      tables.Row(f"{layer}.out.weight", f"{block}/attention/out/kernel", ("d (h e) -> h e d", {"h": heads})),
+      tables.Row(f"{layer}.out.bias", f"{block}/attention/out/bias"),
+  ]
+  for name in ("fc1", "fc2"):
+    rows += [
+        tables.Row(f"{layer}.{name}.weight", f"{block}/mlp/{name}/kernel", ("o i -> i o", {})),
+        tables.Row(f"{layer}.{name}.bias", f"{block}/mlp/{name}/bias"),
+    ]
+  attention = {n: dict(p) for n, p in params["blocks"]["attention"].items()}
+  for name in ("query", "key", "value"):  # zero, as the reference has none
+    np.testing.assert_array_equal(attention[name].pop("bias"), 0)
+  wanted = {"params": {"blocks": {**params["blocks"], "attention": attention}, "final_norm": params["final_norm"]}}
+  loaded = tables.load(rows, wanted, {n: x.shape for n, x in weights.items()}, weights.__getitem__)["params"]
+  for name in ("query", "key", "value"):
+    loaded["blocks"]["attention"][name]["bias"] = params["blocks"]["attention"][name]["bias"]
+  x = tensors["tiny/inputs/x"]
+  x = np.concatenate([x, np.ones_like(x[:, :1])], axis=1)
+  found, _ = jax.jit(lambda p, x: network.apply({"params": p}, x, method="decode"))({**params, **loaded}, x)
+  assert_parity(found[:, :-1], tensors["tiny/outputs/out"])

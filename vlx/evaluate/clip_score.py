@@ -61,8 +61,3 @@ def _prepared(ops: preprocess.Preprocess, image: np.ndarray) -> np.ndarray:
 def to_uint8(image: np.ndarray) -> np.ndarray:
   """[-1, 1] → 0 … 255."""
   return np.round(np.clip((image + 1) / 2, 0, 1) * 255).astype(np.uint8)
-
-
-def clip_score(cosines: np.ndarray) -> float:
-  """2.5 · max(cosine, 0), its mean (Hessel et al., "CLIPScore", 2021, eq. 1)."""
-  return float(np.mean(2.5 * np.maximum(cosines, 0)))

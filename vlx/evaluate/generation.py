@@ -6,7 +6,7 @@ import functools
 import jax
 import numpy as np
 
-from vlx.evaluate import clip_score, embed, pictures
+from vlx.evaluate import clip_score, embed, image_metrics, pictures
 from vlx.train.run import Run
 
 
@@ -46,7 +46,7 @@ class Generation:
     shown = [examples(int(i), None)[1] for i in chosen]
     text, text_mask = (np.repeat([e[n] for e in shown], self.samples, axis=0) for n in ("text", "text_mask"))
     images = sample_images(
-        run.system, variables, text, text_mask, jax.random.key(run.config.seed), temperature=self.temperature,
+        run.system, variables, text, text_mask, np.arange(len(text)), temperature=self.temperature,
         top_k=self.top_k, guidance_scale=self.guidance_scale,
     )
     images = images.reshape(self.prompts, self.samples, *images.shape[1:])
@@ -58,7 +58,7 @@ class Generation:
     if not self.clip:
       return {}
     judge = clip_score.open_judge(self.clip)
-    score = lambda images, texts: clip_score.clip_score(judge(images, texts))
+    score = lambda images, texts: image_metrics.clip_score(judge(images, texts))
     repeated = [caption for caption in captions for _ in range(self.samples)]
     return {
         "clip_score": score(images.reshape(-1, *images.shape[2:]), repeated),
@@ -68,17 +68,18 @@ class Generation:
 
 
 def sample_images(
-    system, variables, text: np.ndarray, text_mask: np.ndarray, rng: jax.Array, prefix: np.ndarray | None = None,
+    system, variables, text: np.ndarray, text_mask: np.ndarray, seeds: np.ndarray,
+    prefix: np.ndarray | None = None,
     *, batch_size: int = 64, **how,
 ) -> np.ndarray:
-  """Pictures `[N, H, W, 3]` in [-1, 1] of prompts `[N, T]`; `how` goes to the system's `generate`."""
+  """Pictures `[N, H, W, 3]` in [-1, 1] of prompts `[N, T]`, each by its seed; `how` goes to the system's `generate`."""
   make = _maker(system, tuple(sorted(how.items())))
   made = []
   size = min(batch_size, len(text))
   for first in range(0, len(text), size):
     rows = np.minimum(first + np.arange(size), len(text) - 1)
     part = None if prefix is None else prefix[rows]
-    made.append(np.asarray(make(variables, text[rows], text_mask[rows], jax.random.fold_in(rng, first), part)))
+    made.append(np.asarray(make(variables, text[rows], text_mask[rows], seeds[rows], part)))
   return np.clip(np.concatenate(made)[: len(text)], -1, 1)
 
 
@@ -87,7 +88,7 @@ def _maker(system, how):
   """Compiled once for a system and a way to sample."""
 
   @jax.jit
-  def make(variables, text, text_mask, rng, prefix):
-    return system.decode_image(variables, system.generate(variables, text, text_mask, rng, prefix, **dict(how)))
+  def make(variables, *inputs):
+    return system.decode_image(variables, system.generate(variables, *inputs, **dict(how)))
 
   return make

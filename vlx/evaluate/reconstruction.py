@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from vlx.evaluate import embed, pictures
+from vlx.evaluate import embed, image_metrics, pictures
 from vlx.train.run import Run
 
 
@@ -30,7 +30,7 @@ class Reconstruction:
       images, made = targets["image"], np.clip(made, -1, 1)
       ids, _ = over("encode_image")
       share = np.bincount(ids.ravel(), minlength=run.system.num_codes) / ids.size
-      measures[f"{split}/psnr"] = float(psnr(images, made).mean())
+      measures[f"{split}/psnr"] = float(image_metrics.psnr(images, made).mean())
       measures[f"{split}/codes_used"] = 100 * float((share > 0).mean())
       measures[f"{split}/perplexity"] = float(np.exp(-np.sum(share[share > 0] * np.log(share[share > 0]))))
       if draw:
@@ -40,8 +40,3 @@ class Reconstruction:
             [images[chosen], made[chosen]], f"{split}: pictures, and what their codes keep of them",
         )
     return measures
-
-
-def psnr(image: np.ndarray, other: np.ndarray) -> np.ndarray:
-  """10 log₁₀(2² / mean squared error) of each picture `[B, H, W, 3]`, of values in [-1, 1]."""
-  return 10 * np.log10(4 / np.maximum(np.mean((image - other) ** 2, axis=(1, 2, 3)), 1e-12))

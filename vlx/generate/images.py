@@ -29,7 +29,7 @@ def generate_images(
     rerank: the folder of a CLIP run; the pictures stand in the order of its cosines then.
     image: a picture whose upper part is kept.
     keep_rows: of `image`, in codes; 0: half.
-    seed: of the samples.
+    seed: of the first picture; the others' follow.
     temperature: of the codes' distribution.
     top_k: the likeliest codes to draw from; 0: all.
     guidance_scale: 1: none.
@@ -51,7 +51,7 @@ def generate_images(
   prefix = upper_part(run, variables, image, keep_rows) if image else None
   repeat = lambda x: np.repeat(x[None], num, axis=0)
   images = sample_images(
-      run.system, variables, repeat(text), repeat(text_mask), jax.random.key(seed),
+      run.system, variables, repeat(text), repeat(text_mask), seed + np.arange(num),
       None if prefix is None else repeat(prefix), temperature=temperature, top_k=top_k,
       guidance_scale=guidance_scale,
   )

@@ -24,6 +24,7 @@ import optax
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+from vlx.errors import UserError
 from vlx.models.layers.cache import Cache
 from vlx.models.layers.linear import flat_dot_general
 from vlx.models.layers.transformer import MlpBlock
@@ -272,6 +273,9 @@ class DALLE:
     )
 
   def init(self, rng, batch):
+    _, height, width, _ = batch["image"].shape
+    if (height, width) != (self.tokenizer.image_size,) * 2:
+      raise UserError(f"pictures of {height}x{width} pixels, and a tokenizer for {self.tokenizer.image_size}")
     tokenizer = self.tokenizer.init(rng, batch)
     rows, columns = self.tokenizer.grid
     ids = jnp.zeros((1, rows * columns), jnp.int32)
@@ -323,7 +327,7 @@ class DALLE:
       variables,
       text: Int[Array, "batch context"],
       text_mask: Bool[Array, "batch context"],
-      rng: jax.Array,
+      seeds: Int[Array, " batch"],
       prefix: Int[Array, "batch count"] | None = None,
       *,
       temperature: float = 1.0,
@@ -336,7 +340,7 @@ class DALLE:
       variables: of the system.
       text: prompts.
       text_mask: theirs.
-      rng: a key.
+      seeds: of each row: its picture is a function of its own, whatever the batch.
       prefix: the first codes of the pictures in raster order, which are kept (§3.3).
       temperature: divides the logits; 0 takes the most likely code.
       top_k: how many of the most likely codes to draw from; 0: all.
@@ -362,7 +366,7 @@ class DALLE:
 
     def one(carry, position):
       logits, cache = carry
-      code = sample(logits, jax.random.fold_in(rng, position), temperature, top_k)
+      code = sample(logits, seeds, position, temperature, top_k)
       x = network.apply(params, both(code[:, None]), position + 1, method="embed_codes")
       return read(x, cache), code
 
@@ -372,12 +376,14 @@ class DALLE:
 
 
 def sample(
-    logits: Float[Array, "batch codes"], rng: jax.Array, temperature: float, top_k: int
+    logits: Float[Array, "batch codes"], seeds: Int[Array, " batch"], position: int | Int[Array, ""],
+    temperature: float, top_k: int,
 ) -> Int[Array, " batch"]:
   """Of each row one index, drawn from the `top_k` likeliest (0: from all), or the likeliest at temperature 0."""
   if not temperature:
     return logits.argmax(axis=-1)
   if top_k:
-    least = jax.lax.top_k(logits, top_k)[0][:, -1:]
+    least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
     logits = jnp.where(logits < least, -jnp.inf, logits)
-  return jax.random.categorical(rng, logits / temperature, axis=-1)
+  draw = lambda row, seed: jax.random.categorical(jax.random.fold_in(jax.random.key(seed), position), row)
+  return jax.vmap(draw)(logits / temperature, seeds)
