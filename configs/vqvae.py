@@ -3,6 +3,12 @@
   python -m vlx.train --config=configs/vqvae.py:VARIANT --workdir=runs/vqvae
 
 Variants: smoke, emoji, paper.
+
+Of `emoji`, seed 0, stopped at step 1,525 of 1,800 (0.78 s a step on one CPU core):
+
+  split      PSNR in dB   codes used   perplexity
+  combo      22.3          99.5 %      731 of 1,024
+  concept    21.9         100.0 %      833 of 1,024
 """
 
 import ml_collections

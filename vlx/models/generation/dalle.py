@@ -70,15 +70,15 @@ class Layout:
     if kind != "column":
       return attention(queries, keys, values, mask=self.mask(kind))
     mask = Column(self.text, self.rows, self.columns, transposed=True)
-    by_column, by_row = ("b (r c) h d -> b (c r) h d", self.rows), ("b (c r) h d -> b (r c) h d", self.columns)
 
-    def turned(x, pattern, first):
-      axis = pattern.split("(")[1][0]
-      image = rearrange(x[:, self.text :], pattern, **{axis: first})
-      return jnp.concatenate([x[:, : self.text], image], axis=1)
+    def turned(pattern, **sizes):
+      return lambda x: jnp.concatenate(
+          [x[:, : self.text], rearrange(x[:, self.text :], pattern, **sizes)], axis=1
+      )
 
-    out = attention(*(turned(x, *by_column) for x in (queries, keys, values)), mask=mask)
-    return turned(out, *by_row)
+    by_column = turned("b (r c) h d -> b (c r) h d", r=self.rows)
+    by_row = turned("b (c r) h d -> b (r c) h d", c=self.columns)
+    return by_row(attention(*map(by_column, (queries, keys, values)), mask=mask))
 
 
 class SparseAttention(nn.Module):
@@ -116,9 +116,8 @@ class SparseAttention(nn.Module):
       cache = cache.write(layer, keys, values)
       keys, values = (held.astype(queries.dtype) for held in cache.layer(layer))
       run = lambda name: lambda *operands: attention(*operands, mask=At(self.layout.mask(name), positions))
-    branches = [run(name) for name in self.kinds]
-    y = jax.lax.switch(kind, branches, queries, keys, values) if len(branches) > 1 else branches[0](
-        queries, keys, values)
+    # One branch is no branch: `switch` then calls it.
+    y = jax.lax.switch(kind, [run(name) for name in self.kinds], queries, keys, values)
     return dense(width, self.out_std, "out", axis=(-2, -1))(y), cache
 
 
