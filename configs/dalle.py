@@ -1,7 +1,7 @@
 """DALL-E.
 
   python -m vlx.train --config=configs/vqvae.py:emoji --workdir=runs/vqvae
-  python -m vlx.train --config=configs/dalle.py:VARIANT --workdir=runs/dalle --config.model.tokenizer=runs/vqvae
+  python -m vlx.train --config=configs/dalle.py:VARIANT --workdir=runs/dalle
 
 Variants: smoke, emoji, paper.
 """
@@ -36,7 +36,10 @@ def _emoji(size: int, text_length: int, vocab_size: int) -> ml_collections.Confi
   config.evaluators = dict(
       generation=dict(
           type="vlx.evaluate.generation.Generation", splits=("combo", "concept"), text_length=text_length,
-          preprocess=f'{picture}|normalize|tokenize("caption", {text_length})|keep("image", "text", "text_mask", "caption")',
+          preprocess=(
+              f'{picture}|normalize|tokenize("caption", {text_length})|'
+              'keep("image", "text", "text_mask", "caption")'
+          ),
       ),
   )
   return config
@@ -61,8 +64,8 @@ def emoji() -> ml_collections.ConfigDict:
   text_length, vocab_size = 16, 4000
   config = _emoji(64, text_length, vocab_size)
   config.model = dict(
-      tokenizer="runs/vqvae", vocab_size=vocab_size, context_length=text_length, width=192, depth=6, num_heads=6,
-      mlp_dim=768, conv_size=5, text_dropout=0.1, unroll=6,
+      tokenizer="runs/vqvae", vocab_size=vocab_size, context_length=text_length, width=192, depth=6,
+      num_heads=6, mlp_dim=768, conv_size=5, text_dropout=0.1, unroll=6,
   )
   config.steps = 3500
   config.optim.update(dict(
@@ -75,10 +78,10 @@ def emoji() -> ml_collections.ConfigDict:
 def paper() -> ml_collections.ConfigDict:
   """Appendix B: 12 billion parameters, batch 1,024, 430,000 updates; name a source of your own.
 
-  The step size rises to 4.5e-4 over 5,000 updates and was halved five times, whenever the loss no longer fell:
-  here it falls along a cosine to 1/32. The published average decays by 0.99 every 25 updates. Captions are lower-cased
-  and encoded with 10 % BPE dropout. Listing 2's crop is taken as `random_resized_crop` of a near-square. The
-  tokenizer is named by its config, so that the step can be compiled: to train, name the run that has learned it.
+  The step size rises to 4.5e-4 over 5,000 updates and was halved five times, whenever the loss no longer
+  fell: here it falls along a cosine to 1/32. The published average decays by 0.99 every 25 updates. Listing
+  2's crop is taken as `random_resized_crop`. The tokenizer is named by its config, so that the step can be
+  compiled: to train, name the run that has learned it.
   """
   config = defaults.get_config()
   config.system = "vlx.models.generation.dalle.DALLE"

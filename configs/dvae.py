@@ -59,8 +59,9 @@ def emoji() -> ml_collections.ConfigDict:
 
 
 def paper() -> ml_collections.ConfigDict:
-  """Appendix A.2: 256x256 as 32x32 codes out of 8,192, batch 512, 3,000,000 updates; name a source of your own.
+  """Appendix A.2: 256x256 as 32x32 codes out of 8,192, batch 512, 3,000,000 updates.
 
+  Name a source of your own.
   The step size falls from 1e-4 to 1.25e-6 over the first 1,200,000 updates and stays; here it falls over all.
   Listing 1's crops are taken as `random_resized_crop`.
   """

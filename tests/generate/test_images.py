@@ -77,6 +77,10 @@ def test_bad_prompts_and_runs_are_told(runs, tmp_path):
   ):
     with pytest.raises(UserError, match=message):
       images.generate_images(*arguments)
+  (tmp_path / "config.json").write_text((runs["dalle"] / "config.json").read_text())
+  (tmp_path / "tokenizer.json").write_text((runs["dalle"] / "tokenizer.json").read_text())
+  with pytest.raises(UserError, match="holds no checkpoint yet"):
+    images.generate_images(str(tmp_path), "apple", 1)
   with pytest.raises(UserError, match="is no CLIP run"):
     images.generate_images(dalle, "apple", 1, rerank=dalle)
 

@@ -15,7 +15,8 @@ from vlx.models.generation.vqvae import VQVAE
 
 TOKENIZER = VQVAE(16, (4, 4), 1, 4, num_codes=20, code_dim=3)
 SMALL = dict(
-    tokenizer=TOKENIZER, vocab_size=15, context_length=6, width=16, depth=4, num_heads=2, mlp_dim=24, conv_size=3,
+    tokenizer=TOKENIZER, vocab_size=15, context_length=6, width=16, depth=4, num_heads=2, mlp_dim=24,
+    conv_size=3,
 )
 CELLS = 16
 
@@ -63,7 +64,7 @@ def test_published_parameters():
 
 
 def test_published_order_of_masks():
-  """Appendix B.1: layer i, from 1, is a column where (i − 2) mod 4 = 0, the last a convolution, the others rows."""
+  """Appendix B.1: layer i ≥ 1 is a column where (i − 2) mod 4 = 0; the last a convolution, the rest rows."""
   masks = DALLE(dvae.DVAE(**dvae.published_size()), **dalle.published_size()).masks
   assert len(masks) == 64 and masks[:4] == ("row", "column", "row", "row")
   for i, mask in enumerate(masks, 1):
@@ -114,7 +115,7 @@ def test_a_layer_reaches_what_its_mask_shows(kind):
 
 
 def test_causality_of_the_stack_by_gradient():
-  """Nothing comes from ahead; all that lies behind arrives after four layers, the whole text at every code."""
+  """Nothing comes from ahead; all that lies behind arrives after four layers."""
   np.testing.assert_array_equal(reach(DALLE(**SMALL)), np.tri(6 + CELLS, dtype=bool))
 
 
@@ -123,13 +124,15 @@ def test_loss_by_hand():
   system, batch = DALLE(**SMALL), batch_of()
   variables = drawn(system)
   loss, aux = jax.jit(lambda v, b: system.loss(v, b, jax.random.key(0), step=0, train=True))(variables, batch)
-  ids = np.asarray(jax.jit(TOKENIZER.encode_image)(variables["state"]["tokenizer"], batch["image"])).reshape(3, 16)
+  encode = jax.jit(TOKENIZER.encode_image)
+  ids = np.asarray(encode(variables["state"]["tokenizer"], batch["image"])).reshape(3, 16)
   words, cells = jax.jit(system.logits)(
       variables, batch["text"], batch["text_mask"], jnp.asarray(ids).reshape(3, 4, 4)
   )
   logp = lambda logits, i: logits[i] - np.log(np.exp(np.asarray(logits, np.float64)).sum())
   text = [
-      -logp(words[b, t - 1], batch["text"][b, t]) for b, length in enumerate((6, 4, 2)) for t in range(1, length)
+      -logp(words[b, t - 1], batch["text"][b, t])
+      for b, length in enumerate((6, 4, 2)) for t in range(1, length)
   ]
   image = [-logp(cells[b, p], ids[b, p]) for b in range(3) for p in range(CELLS)]
   np.testing.assert_allclose(aux.metrics["text"], np.mean(text), rtol=1e-5)
@@ -200,7 +203,8 @@ def test_guidance_of_zero_forgets_the_text_and_of_two_goes_past_it():
   found = generate(system, text, text_mask, seeds, temperature=0.0, guidance_scale=0.0)
   np.testing.assert_array_equal(found, generate(system, text, nothing, seeds, temperature=0.0))
   found = generate(system, text, text_mask, seeds, temperature=0.0, guidance_scale=2.0)
-  with_text, without = (jax.jit(system.logits)(drawn(system), text, mask, found)[1] for mask in (text_mask, nothing))
+  logits = jax.jit(system.logits)
+  with_text, without = (logits(drawn(system), text, mask, found)[1] for mask in (text_mask, nothing))
   np.testing.assert_array_equal(found.reshape(3, CELLS), (2 * with_text - without).argmax(-1))
 
 

@@ -102,7 +102,7 @@ def test_usage():
 
 
 def test_the_published_architecture():
-  """§4.1: two 4x4 convolutions of stride 2, two residual blocks of 3x3 and 1x1, all of 256 units; mirrored."""
+  """§4.1: two 4x4 convolutions of stride 2 of 256 units; mirrored."""
   system = VQVAE(128, (256, 256), 2, 256, 512, 256, codebook="loss")
   assert system.grid == (32, 32)
   batch = {"image": jax.ShapeDtypeStruct((1, 128, 128, 3), jnp.float32)}

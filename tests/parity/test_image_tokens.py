@@ -25,12 +25,15 @@ def metadata(file):
     return tensors.metadata()
 
 
+def part(tensors, prefix):
+  return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
 def test_dvae():
   config = json.loads(metadata("dvae.safetensors")["tiny"])
   tensors = load_file(PARITY / "dvae.safetensors")
-  part = lambda of: {k.removeprefix(f"tiny/{of}/"): v for k, v in tensors.items() if k.startswith(f"tiny/{of}/")}
-  weights, outputs = part("weights"), part("outputs")
-  image = jnp.asarray(2 * part("inputs")["image"] - 1)
+  weights, outputs = part(tensors, "tiny/weights/"), part(tensors, "tiny/outputs/")
+  image = jnp.asarray(2 * tensors["tiny/inputs/image"] - 1)
   system = dvae.DVAE(32, config["n_hid"], config["vocab_size"], config["code_dim"])
   wanted = jax.eval_shape(system.init, jax.random.key(0), {"image": image})
   wanted = {"params": wanted["params"]}
@@ -59,12 +62,12 @@ def test_dvae_table_is_that_of_the_public_files():
 
 @pytest.mark.parametrize("case", ["loss", "ema"])
 def test_vector_quantiser(case):
-  """Three steps: codes, losses, perplexity, the gradient past the codes, and the codebook where averages move it."""
+  """Three steps: codes, losses, perplexity, the gradient past the codes, and the averages' codebook."""
   config = json.loads(metadata("vqvae.safetensors")["config"])
   tensors = load_file(PARITY / "vqvae.safetensors")
   averages = vqvae.init_averages(jnp.asarray(tensors["codebook"]))
   for i, z in enumerate(tensors["inputs"]):
-    expected = {k.removeprefix(f"{case}/{i}/"): v for k, v in tensors.items() if k.startswith(f"{case}/{i}/")}
+    expected = part(tensors, f"{case}/{i}/")
 
     def total(z):
       found = vqvae.quantize(z, averages["codebook"])
@@ -85,27 +88,30 @@ def test_vector_quantiser(case):
 
 
 def test_dalle():
-  """The decoder's layers, of masks "full" and "column" in turn; the reference leaves out the last position."""
+  """The decoder's layers, masks "full" and "column" in turn; the reference leaves out the last position."""
   config = json.loads(metadata("dalle.safetensors")["tiny"])
   tensors = load_file(PARITY / "dalle.safetensors")
-  weights = {k.removeprefix("tiny/weights/"): v for k, v in tensors.items() if k.startswith("tiny/weights/")}
+  weights = part(tensors, "tiny/weights/")
   heads, side = config["heads"], config["image_fmap_size"]
   layout = dalle.Layout(config["text"], side, side, 3)
   network = dalle.DALLENetwork(
-      layout, ("full", "column") * (config["depth"] // 2), 5, 5, config["dim"], heads, config["mlp_dim"], False, 1,
-      "float32",
+      layout, ("full", "column") * (config["depth"] // 2), vocab_size=5, num_codes=5, width=config["dim"],
+      num_heads=heads, mlp_dim=config["mlp_dim"], remat=False, unroll=1, dtype="float32",
   )
   text = jnp.zeros((1, layout.text), jnp.int32)
   params = network.init(jax.random.key(0), text, text == 0, jnp.zeros((1, side**2), jnp.int32))["params"]
   layer, block = "layers.{layer}", "params/blocks"
-  rows = [tables.Row(f"norm.{n}", f"params/final_norm/{ours}") for n, ours in (("weight", "scale"), ("bias", "bias"))]
+  rows = [
+      tables.Row("norm.weight", "params/final_norm/scale"), tables.Row("norm.bias", "params/final_norm/bias")
+  ]
   for norm, ours in (("norm1", "attention_norm"), ("norm2", "mlp_norm")):
     rows += [
         tables.Row(f"{layer}.{norm}.weight", f"{block}/{ours}/scale"),
         tables.Row(f"{layer}.{norm}.bias", f"{block}/{ours}/bias"),
     ]
   for name, ours in zip("qkv", ("query", "key", "value")):
-    rows.append(tables.Row(f"{layer}.{name}.weight", f"{block}/attention/{ours}/kernel", ("(h e) d -> d h e", {"h": heads})))
+    kernel = ("(h e) d -> d h e", {"h": heads})
+    rows.append(tables.Row(f"{layer}.{name}.weight", f"{block}/attention/{ours}/kernel", kernel))
   rows += [
       tables.Row(f"{layer}.out.weight", f"{block}/attention/out/kernel", ("d (h e) -> h e d", {"h": heads})),
       tables.Row(f"{layer}.out.bias", f"{block}/attention/out/bias"),
@@ -118,7 +124,8 @@ def test_dalle():
   attention = {n: dict(p) for n, p in params["blocks"]["attention"].items()}
   for name in ("query", "key", "value"):  # zero, as the reference has none
     np.testing.assert_array_equal(attention[name].pop("bias"), 0)
-  wanted = {"params": {"blocks": {**params["blocks"], "attention": attention}, "final_norm": params["final_norm"]}}
+  blocks = {**params["blocks"], "attention": attention}
+  wanted = {"params": {"blocks": blocks, "final_norm": params["final_norm"]}}
   loaded = tables.load(rows, wanted, {n: x.shape for n, x in weights.items()}, weights.__getitem__)["params"]
   for name in ("query", "key", "value"):
     loaded["blocks"]["attention"][name]["bias"] = params["blocks"]["attention"][name]["bias"]

@@ -106,7 +106,7 @@ class Tokenizer:
 def merged(
     symbols: list[str], ranks: dict[tuple[str, str], int], dropout: float, rng: np.random.Generator
 ) -> list[str]:
-  """The symbols of a word merged by BPE, where at each merge every candidate is left out with this probability.
+  """The symbols of a word merged by BPE; at each merge every candidate is left out with this probability.
 
   Provilkov et al., "BPE-Dropout", 2020, Algorithm 1.
   """

@@ -12,10 +12,11 @@ from vlx.train.run import Run
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-  """Measures `SPLIT/image_nats`, the loss of the real pictures' codes, a code; draws `samples/generation_SPLIT.png`.
+  """Measures `SPLIT/image_nats`, the loss of a real picture's code; draws `samples/generation_SPLIT.png`.
 
-  A row of the drawing is a caption: its real picture, then samples. With `clip`, the folder of a CLIP run, the
-  samples' CLIPScore is measured too, and beside it those of the real pictures and of the captions' neighbours'.
+  A row of the drawing is a caption: its real picture, then samples. With `clip`, the folder of a CLIP run,
+  CLIPScores are measured too where it draws: `clip_score` of the samples, `clip_score_real` of the real
+  pictures, `clip_score_shuffled` of the real pictures with one another's captions.
   """
 
   splits: tuple[str, ...]
@@ -33,7 +34,8 @@ class Generation:
     measures = {}
     for split in self.splits:
       nats, _ = embed.over_split(
-          run, variables, split, self.preprocess, "image_nats", ("image", "text", "text_mask"), (), self.batch_size
+          run, variables, split, self.preprocess, "image_nats", ("image", "text", "text_mask"), (),
+          self.batch_size,
       )
       measures[f"{split}/image_nats"] = float(nats.mean())
       if draw:
@@ -53,7 +55,8 @@ class Generation:
     captions, real = [e["caption"] for e in shown], np.stack([e["image"] for e in shown])
     pictures.captioned(
         run.workdir / "samples" / f"generation_{split}.png", captions,
-        np.concatenate([real[:, None], images], axis=1), f"{split}: the real picture, and samples of its caption",
+        np.concatenate([real[:, None], images], axis=1),
+        f"{split}: the real picture, and samples of its caption",
     )
     if not self.clip:
       return {}
@@ -72,7 +75,7 @@ def sample_images(
     prefix: np.ndarray | None = None,
     *, batch_size: int = 64, **how,
 ) -> np.ndarray:
-  """Pictures `[N, H, W, 3]` in [-1, 1] of prompts `[N, T]`, each by its seed; `how` goes to the system's `generate`."""
+  """Pictures `[N, H, W, 3]` in [-1, 1] of prompts `[N, T]`, each by its seed; `how` goes to `generate`."""
   make = _maker(system, tuple(sorted(how.items())))
   made = []
   size = min(batch_size, len(text))

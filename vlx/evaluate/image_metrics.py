@@ -1,4 +1,4 @@
-"""How a set of pictures compares with another, by features of any extractor: pure functions of f64 arrays `[N, D]`."""
+"""How sets of pictures compare: pure functions, mostly of features `[N, D]`, f64, of any extractor."""
 
 import numpy as np
 
@@ -22,7 +22,7 @@ def _root(matrix: np.ndarray) -> np.ndarray:
 
 
 def kid(x: np.ndarray, y: np.ndarray) -> float:
-  """Squared maximum mean discrepancy with the kernel (⟨a, b⟩/D + 1)³, unbiased (Bińkowski et al., 2018, §3)."""
+  """Squared maximum mean discrepancy, kernel (⟨a, b⟩/D + 1)³, unbiased (Bińkowski et al., 2018, §3)."""
   kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3
   within = lambda z: (kernel(z, z).sum() - np.trace(kernel(z, z))) / (len(z) * (len(z) - 1))
   return float(within(x) + within(y) - 2 * kernel(x, y).mean())
@@ -31,7 +31,8 @@ def kid(x: np.ndarray, y: np.ndarray) -> float:
 def precision_recall(real: np.ndarray, made: np.ndarray, k: int = 3) -> tuple[float, float]:
   """(share of `made` that lies among the real, share of `real` that lies among the made).
 
-  Among: no further from some picture than that one's k-th neighbour of its own set (Kynkäänniemi et al., 2019, §2).
+  Among: no further from some picture than that one's k-th neighbour in its own set (Kynkäänniemi et al.,
+  2019, §2).
   """
   radius = lambda z: np.sort(_distances(z, z), axis=1)[:, k]  # the first is the picture itself
   between = _distances(real, made)

@@ -96,7 +96,7 @@ def grid(path: pathlib.Path, rows: list[np.ndarray], title: str) -> None:
 
 
 def captioned(path: pathlib.Path, captions: list[str], rows: np.ndarray, title: str) -> None:
-  """One row per caption of pictures `[rows, N, H, W, 3]` in [-1, 1]; the first of a row is framed: it is real."""
+  """Captions and their pictures `[rows, N, H, W, 3]` in [-1, 1]; the first of a row is framed: it is real."""
   retrieval_sheet(
       path,
       [

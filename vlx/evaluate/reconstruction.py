@@ -10,7 +10,7 @@ from vlx.train.run import Run
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-  """Measures `SPLIT/psnr`, in dB, the mean over pictures in [-1, 1]; `SPLIT/codes_used`, in percent; `SPLIT/perplexity`.
+  """Measures `SPLIT/psnr`, in dB, the mean over pictures; `SPLIT/codes_used`, in percent; `SPLIT/perplexity`.
 
   Draws `samples/reconstruction_SPLIT.png`: pictures over their reconstructions.
   """

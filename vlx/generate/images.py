@@ -17,8 +17,8 @@ COLUMNS = 8
 
 
 def generate_images(
-    workdir: str, prompt: str, num: int, *, rerank: str = "", image: str = "", keep_rows: int = 0, seed: int = 0,
-    temperature: float = 1.0, top_k: int = 0, guidance_scale: float = 1.0,
+    workdir: str, prompt: str, num: int, *, rerank: str = "", image: str = "", keep_rows: int = 0,
+    seed: int = 0, temperature: float = 1.0, top_k: int = 0, guidance_scale: float = 1.0,
 ) -> tuple[pathlib.Path, np.ndarray | None]:
   """Writes a grid of pictures to the run's samples/.
 
@@ -38,7 +38,7 @@ def generate_images(
     (the file, the cosines in the order of the pictures or None).
 
   Raises:
-    UserError: for a run of another kind, an empty prompt or one that is too long, a picture that cannot be read.
+    UserError: for a run of another kind, an empty prompt or one too long, a picture that cannot be read.
   """
   run = open_run(workdir)
   if not hasattr(run.system, "generate") or not hasattr(run.system, "decode_image"):

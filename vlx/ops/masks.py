@@ -240,8 +240,8 @@ class Column(_TextToImage):
 class Conv(_TextToImage):
   """An image position sees the `size` × `size` square around it, up to itself: Figure 11 (d).
 
-  In raster order, "with wraparound behavior (similar to the row attention)": what the square has beyond an edge
-  is the other end of the row before or after.
+  In raster order, "with wraparound behavior (similar to the row attention)": what the square has beyond an
+  edge is the other end of the row before or after.
   """
 
   text: int
@@ -324,7 +324,7 @@ class UpTo(Mask):
 
 @_mask(data=("queries",))
 class At(Mask):
-  """What `mask` shows a query at the position in its entry, where queries stand at positions of their own (a cache)."""
+  """What `mask` shows a query at the position in its entry: queries of positions of their own (a cache)."""
 
   mask: Mask
   queries: Int[Array, "batch length"]

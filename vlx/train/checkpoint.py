@@ -94,24 +94,20 @@ def restore_latest(
 
 
 def restore_variables(workdir: pathlib.Path, sharding: jax.sharding.Sharding) -> Any:
-  """A run's variables for inference, of its last checkpoint that can be read: averaged where it keeps an average.
+  """A run's variables for inference, of its last checkpoint: averaged where it keeps an average.
 
   Names and shapes are those of the checkpoint: neither the run's data nor its mesh need be there.
 
   Raises:
-    UserError: where there is none.
+    UserError: where there is no checkpoint, or none that can be read.
   """
-  folder = workdir / "checkpoints"
-  if folder.is_dir():
-    with open_manager(folder, read_only=True) as manager:
-      for step in sorted(manager.all_steps(), reverse=True):
-        like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), manager.item_metadata(step).tree
-        )
-        _, state = restore_latest(manager, like)
-        params = state["average"] or state["variables"]["params"]
-        return {"params": params, "state": state["variables"].get("state", {})}
-  raise UserError(f"{workdir} holds no checkpoint yet")
+  with open_manager(workdir / "checkpoints", read_only=True) as manager:
+    last = manager.latest_step() if (workdir / "checkpoints").is_dir() else None
+    if last is None:
+      raise UserError(f"{workdir} holds no checkpoint yet")
+    placed = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    _, state = restore_latest(manager, jax.tree.map(placed, manager.item_metadata(last).tree))
+  return {"params": state["average"] or state["variables"]["params"], "state": state["variables"]["state"]}
 
 
 def _put_aside(manager: ocp.CheckpointManager, steps) -> None:

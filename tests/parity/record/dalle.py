@@ -1,10 +1,10 @@
 """Records dalle-pytorch's transformer in the settings where it equals the paper's.
 
-`attn_types=("full", "axial_col")`, without rotary embeddings, shifted tokens and sandwich norms: its "axial_row" ends
-at the row's start and its "conv_like" has no right half, so those are not the paper's. Its layer scales are folded into
-what they scale, its gated MLP is an ungated one where the gate's partner is 1 (weights 0, bias 1), and its GELU is set
-to the tanh form. The final norm is the one before its logits. Its first text position is one more than the text is
-long (the start token), and the last code is never read.
+`attn_types=("full", "axial_col")`, without rotary embeddings, shifted tokens and sandwich norms: its
+"axial_row" ends at the row's start and its "conv_like" has no right half, so those are not the paper's. Its
+layer scales are folded into what they scale, its gated MLP is an ungated one where the gate's partner is 1
+(weights 0, bias 1), and its GELU is set to the tanh form. The final norm is the one before its logits. Its
+first text position is one more than the text is long (the start token), and the last code is never read.
 
     pip install torch==2.13.0 safetensors einops
     pip install --no-deps dalle-pytorch==1.6.6

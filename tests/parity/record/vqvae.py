@@ -1,4 +1,5 @@
-"""Records dm-haiku's vector quantisers: three steps of training each, of one codebook by its loss, of one by averages.
+"""Records dm-haiku's vector quantisers: three steps of training each, of one codebook by its loss, of one by
+averages.
 
     pip install dm-haiku==0.0.17 jax safetensors
     python tests/parity/record/vqvae.py
@@ -20,7 +21,9 @@ STEPS = 3
 def record(make, inputs, codebook):
   quantise = hk.transform_with_state(lambda z: make()(z, is_training=True))
   params, state = quantise.init(jax.random.key(0), inputs[0])
-  start = lambda tree: {m: {k: codebook.T if k == "embeddings" else v for k, v in d.items()} for m, d in tree.items()}
+  start = lambda tree: {
+      m: {k: codebook.T if k == "embeddings" else v for k, v in d.items()} for m, d in tree.items()
+  }
   params, state = start(params), start(state)
   outputs = {}
   for i, z in enumerate(inputs):

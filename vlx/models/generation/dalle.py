@@ -1,18 +1,19 @@
 """DALL-E.
 
-Ramesh et al., "Zero-Shot Text-to-Image Generation", 2021. Here: one decoder over the tokens of a text and of its
-picture (§2.2), with the sparse masks of Figure 11 in the order of appendix B.1, the embeddings of Figure 10, and the
-loss of §2.2; sampling with a cache, after a text and, if wanted, the upper part of a picture.
+Ramesh et al., "Zero-Shot Text-to-Image Generation", 2021. Here: one decoder over the tokens of a text and of
+its picture (§2.2), with the sparse masks of Figure 11 in the order of appendix B.1, the embeddings of Figure
+10, and the loss of §2.2; sampling with a cache, after a text and, if wanted, the upper part of a picture.
 
-The tokens: a text begins with its start token and is as long as the context; where it has ended, each position has a
-padding embedding of its own. The picture's positions are those of its grid; the first takes the start of the image,
-each other one the code before it, so a position's logits are of its own code. Text and picture have heads of their own,
-which is one softmax over both vocabularies with the other's tokens left out. Text beyond a caption's end is not among
-the text tokens that the loss is averaged over.
+The tokens: a text begins with its start token and is as long as the context; where it has ended, each
+position has a padding embedding of its own. The picture's positions are those of its grid; the first takes
+the start of the image, each other one the code before it, so a position's logits are of its own code. Text
+and picture have heads of their own, which is one softmax over both vocabularies with the other's tokens left
+out. Text beyond a caption's end is not among the text tokens that the loss is averaged over.
 
-The released code has no transformer: layers are pre-norm with a bias everywhere and tanh-GELU, initialised as GPT-2.
-Fields beyond the paper: `pattern` and `last_mask` (for other masks), `text_dropout`, which trains for classifier-free
-guidance at sampling, a later practice (Ho & Salimans, "Classifier-Free Diffusion Guidance", 2022).
+The released code has no transformer: layers are pre-norm with a bias everywhere and tanh-GELU, initialised as
+GPT-2. Fields beyond the paper: `pattern` and `last_mask` (for other masks), `text_dropout`, which trains for
+classifier-free guidance at sampling, a later practice (Ho & Salimans, "Classifier-Free Diffusion Guidance",
+2022).
 """
 
 import dataclasses
@@ -66,7 +67,7 @@ class Layout:
         return Conv(self.text, self.columns, self.conv_size)
 
   def attend(self, kind: str, queries, keys, values):
-    """Of the whole sequence to itself. A column's positions are put together, so that a kernel finds few tiles."""
+    """Of the whole sequence to itself. A column's positions are put together: a kernel then has few tiles."""
     if kind != "column":
       return attention(queries, keys, values, mask=self.mask(kind))
     mask = Column(self.text, self.rows, self.columns, transposed=True)
@@ -82,7 +83,7 @@ class Layout:
 
 
 class SparseAttention(nn.Module):
-  """Attention under the mask `kinds[kind]`, where `kind` is data: layers that are scanned share one program."""
+  """Attention under the mask `kinds[kind]`; `kind` is data, so that scanned layers share a program."""
 
   num_heads: int
   layout: Layout
@@ -183,7 +184,8 @@ class DALLENetwork(nn.Module):
     )(self.num_heads, self.mlp_dim, self.layout, self.kinds, 0.02 * (2 * depth) ** -0.5, self.dtype)
     self.final_norm = nn.LayerNorm(1e-5)
     # In f32, as appendix D asks of logits.
-    self.text_head, self.image_head = (nn.Dense(n, kernel_init=normal) for n in (self.vocab_size, self.num_codes))
+    self.text_head = nn.Dense(self.vocab_size, kernel_init=normal)
+    self.image_head = nn.Dense(self.num_codes, kernel_init=normal)
 
   @nn.nowrap
   def empty_cache(self, batch: int) -> Cache:
@@ -268,7 +270,8 @@ class DALLE:
   def network(self) -> DALLENetwork:
     return DALLENetwork(
         Layout(self.context_length, *self.tokenizer.grid, self.conv_size), self.masks, self.vocab_size,
-        self.tokenizer.num_codes, self.width, self.num_heads, self.mlp_dim, self.remat, self.unroll, self.dtype,
+        self.tokenizer.num_codes, self.width, self.num_heads, self.mlp_dim, self.remat, self.unroll,
+        self.dtype,
     )
 
   def init(self, rng, batch):
@@ -282,7 +285,7 @@ class DALLE:
     return {"params": params, "state": {"tokenizer": tokenizer}}
 
   def loss(self, variables, batch, rng, *, step, train):
-    """⅛ of the text's cross entropy and ⅞ of the image's, each the mean over its tokens; `step` is not used."""
+    """⅛ of the text's cross entropy and ⅞ of the image's, means over their tokens; `step` is not used."""
     del step
     ids = self.encode_image(variables, batch["image"])
     text_mask = batch["text_mask"]
@@ -300,7 +303,7 @@ class DALLE:
     return loss, Aux(metrics=metrics, state=variables["state"])
 
   def logits(self, variables, text, text_mask, ids: Int[Array, "batch rows columns"]):
-    """Of the text's tokens but the first `[B, context − 1, vocab]`, and of all codes `[B, rows · columns, codes]`."""
+    """Of the text's tokens but the first `[B, T − 1, vocab]`, and of all codes `[B, cells, codes]`."""
     codes = rearrange(ids, "b r c -> b (r c)")
     return self.network.apply({"params": variables["params"]}, text, text_mask, codes)
 
@@ -378,7 +381,7 @@ def sample(
     logits: Float[Array, "batch codes"], seeds: Int[Array, " batch"], position: int | Int[Array, ""],
     temperature: float, top_k: int,
 ) -> Int[Array, " batch"]:
-  """Of each row one index, drawn from the `top_k` likeliest (0: from all), or the likeliest at temperature 0."""
+  """Of each row one index, of the `top_k` likeliest (0: of all), or the likeliest at temperature 0."""
   if not temperature:
     return logits.argmax(axis=-1)
   if top_k:

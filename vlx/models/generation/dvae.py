@@ -1,11 +1,12 @@
 """The discrete VAE of DALL-E.
 
-Ramesh et al., "Zero-Shot Text-to-Image Generation", 2021, §2.1 and appendix A. Here: the encoder and decoder of the
-released code (openai/DALL-E, dall_e/encoder.py and decoder.py; vlx.pretrained.dvae has its names), the relaxation by
-Gumbel-softmax with its published schedules, and the evidence lower bound with the logit-Laplace likelihood.
+Ramesh et al., "Zero-Shot Text-to-Image Generation", 2021, §2.1 and appendix A. Here: the encoder and decoder
+of the released code (openai/DALL-E, dall_e/encoder.py and decoder.py; vlx.pretrained.dvae has its names), the
+relaxation by Gumbel-softmax with its published schedules, and the evidence lower bound with the logit-Laplace
+likelihood.
 
-The relaxed codes are those of training; `encode_image` takes the most likely code, without noise, as the paper's
-second stage does.
+The relaxed codes are those of training; `encode_image` takes the most likely code, without noise, as the
+paper's second stage does.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ def _conv(features: int, size: int, dtype: str, name: str) -> nn.Conv:
 
 
 class Block(nn.Module):
-  """id(x) + gain · four convolutions of these sizes, a ReLU before each; the first three are a fourth as wide."""
+  """id(x) + gain · four convolutions of these sizes, a ReLU before each; three are a fourth as wide."""
 
   features: int
   sizes: tuple[int, int, int, int]
@@ -53,7 +54,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Pixels in (ε, 1 − ε) → logits of each cell's code; groups of blocks, each but the first at half the size."""
+  """Pixels in (ε, 1 − ε) → logits of each cell's code; every group but the first is at half the size."""
 
   num_groups: int
   blocks_per_group: int
@@ -75,7 +76,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Codes, or weights of a mixture of them → μ and ln b of each pixel's three colors; nearest neighbors double."""
+  """Codes, or weights of a mixture of them → μ and ln b of each pixel's colors; copies double the size."""
 
   num_groups: int
   blocks_per_group: int

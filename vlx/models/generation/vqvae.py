@@ -1,14 +1,14 @@
 """VQ-VAE.
 
-van den Oord et al., "Neural Discrete Representation Learning", 2017. Here: the encoder and decoder of §4.1, the
-nearest code with its straight-through gradient, and the codebook moved by its loss (eq. 3) or by moving averages
-(appendix A.1; bias-corrected and smoothed as in DeepMind's sonnet and dm-haiku). The prior over the codes is
-DALL-E's transformer (vlx.models.generation.dalle) where the paper has a PixelCNN.
+van den Oord et al., "Neural Discrete Representation Learning", 2017. Here: the encoder and decoder of §4.1,
+the nearest code with its straight-through gradient, and the codebook moved by its loss (eq. 3) or by moving
+averages (appendix A.1; bias-corrected and smoothed as in DeepMind's sonnet and dm-haiku). The prior over the
+codes is DALL-E's transformer (vlx.models.generation.dalle) where the paper has a PixelCNN.
 
-As in DeepMind's example (sonnet, vqvae_example.ipynb): the reconstruction term is the squared error over the data's
-variance, averaged over pixels; a 1x1 convolution leads to the codes, a 3x3 one away from them; a ReLU follows the
-residual blocks. Field beyond the paper: `restart_below`, for codes that nothing is near to (Dhariwal et al.,
-"Jukebox", 2020, §3.1).
+As in DeepMind's example (sonnet, vqvae_example.ipynb): the reconstruction term is the squared error over the
+data's variance, averaged over pixels; a 1x1 convolution leads to the codes, a 3x3 one away from them; a ReLU
+follows the residual blocks. Field beyond the paper: `restart_below`, for codes that nothing is near to
+(Dhariwal et al., "Jukebox", 2020, §3.1).
 """
 
 import dataclasses
@@ -110,7 +110,7 @@ def init_codebook(rng: jax.Array, shape: tuple[int, int]) -> Float[Array, "codes
 
 
 def init_averages(codebook: Float[Array, "codes dim"]) -> dict[str, jax.Array]:
-  """The `state` of a codebook that moving averages move; `counts` and `sums` are not yet corrected for their start."""
+  """The `state` of a codebook that averages move; `counts` and `sums` are not corrected for their start."""
   return {
       "codebook": codebook, "counts": jnp.zeros(codebook.shape[0]), "sums": jnp.zeros_like(codebook),
       "updates": jnp.zeros((), jnp.int32),
@@ -151,7 +151,7 @@ def moved(
 
 
 class Quantized(NamedTuple):
-  """Of encodings: their codes with the straight-through gradient, the indices, and the two terms that tie both."""
+  """Codes of encodings with the straight-through gradient, their indices, the two terms that tie both."""
 
   codes: Float[Array, "batch rows columns dim"]
   ids: Int[Array, "batch rows columns"]
