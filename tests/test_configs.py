@@ -19,13 +19,20 @@ VARIANTS = [
     ),
     *(f"configs/show_attend_tell.py:{v}" for v in ("hard", "coco_hard")), "configs/show_and_tell.py:beams",
     *(f"configs/vit.py:{v}" for v in ("smoke", "emoji", "emoji_cnn", "b16", "l16", "h14", "paper")),
+    *(f"configs/{c}.py:{v}" for c in ("vqvae", "dvae") for v in ("smoke", "emoji", "paper")),
+    *(f"configs/dalle.py:{v}" for v in ("smoke", "emoji", "paper")),
 ]
 
 
 def batch_of(config):
-  tower = config.model.get("image") or config.model.get("encoder") or config.model.tower
-  size, shape = tower.get("image_size", 48), jax.ShapeDtypeStruct
-  length = config.model.text.context_length if "text" in config.model else 4
+  model, shape = config.model, jax.ShapeDtypeStruct
+  if isinstance(model.get("tokenizer"), str):  # the pictures are those of its own config
+    size = load_config(model.tokenizer).model.image_size
+  else:
+    tower = model.get("image") or model.get("encoder") or model.get("tower") or model
+    size = tower.get("image_size", 48)
+  text = model.get("text") or model
+  length = text.get("context_length", 4)
   return {
       "image": shape((2, size, size, 3), jnp.float32), "label": shape((2,), jnp.int32),
       "text": shape((2, length), jnp.int32), "text_mask": shape((2, length), jnp.bool_),
@@ -35,6 +42,8 @@ def batch_of(config):
 @pytest.mark.parametrize("path", VARIANTS)
 def test_variant_builds(path):
   config = load_config(path)
+  if config.model.get("tokenizer", "").startswith("runs/"):
+    config.model.tokenizer = "configs/vqvae.py:emoji"
   system = configs.build_system(config)
   params = jax.eval_shape(system.init, jax.random.key(0), batch_of(config))["params"]
   optimizers.make(config.optim, config.steps, params)

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import importlib
 import json
+import pathlib
 import types
 import typing
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from typing import Any
 import ml_collections
 
 from vlx.errors import UserError
+from vlx.models.system import System
 
 
 def import_path(path: str) -> Any:
@@ -44,8 +46,8 @@ def build(cls: type, section: Mapping[str, Any], where: str) -> Any:
   """An instance of a dataclass from a config section with its fields' names.
 
   A field that is itself a dataclass (a Linen module is one) is built from its nested section; of a union of
-  dataclasses, the one whose required fields are there. Lists become tuples, so that what is built can be
-  hashed.
+  dataclasses, the one whose required fields are there; one that is a system, from the config of the run (or
+  the config file) that its value names. Lists become tuples, so that what is built can be hashed.
 
   Args:
     cls: a dataclass.
@@ -64,7 +66,9 @@ def build(cls: type, section: Mapping[str, Any], where: str) -> Any:
   hints = typing.get_type_hints(cls)
   arguments = {}
   for name, value in section.items():
-    if (kind := _dataclass_of(hints[name], value)) is not None:
+    if _is_system(hints[name]):
+      value = build_system(_config_of(value, f"{where}.{name}"))
+    elif (kind := _dataclass_of(hints[name], value)) is not None:
       value = build(kind, value, f"{where}.{name}")
     arguments[name] = tuple(value) if isinstance(value, list) else value
   try:
@@ -81,6 +85,28 @@ def section_of(instance: Any) -> dict[str, Any]:
       value = getattr(instance, field.name)
       section[field.name] = section_of(value) if dataclasses.is_dataclass(value) else value
   return section
+
+
+def _is_system(kind: Any) -> bool:
+  return System in getattr(kind, "__mro__", ())
+
+
+def _config_of(place: str, where: str) -> ml_collections.ConfigDict:
+  """The config of a run's folder, or of "FILE:VARIANT"."""
+  from vlx.cli import load_config  # which imports this module
+
+  if ".py" in place:
+    return load_config(place)
+  path = pathlib.Path(place) / "config.json"
+  if not path.is_file():
+    raise UserError(f"{where}: {place} holds no run: there is no config.json")
+  return from_json(path.read_text())
+
+
+def parts(config: ml_collections.ConfigDict) -> dict[str, str]:
+  """The fields of the system that are systems of their own → the runs or configs that they name."""
+  hints = typing.get_type_hints(import_path(config.system))
+  return {name: place for name, place in config.model.items() if _is_system(hints[name])}
 
 
 def with_defaults(cls: type, section: Mapping[str, Any]) -> dict[str, Any]:

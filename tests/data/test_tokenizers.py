@@ -174,3 +174,18 @@ def test_a_config_chooses_words(tmp_path):
   config.tokenizer.kind = "wrods"
   with pytest.raises(UserError, match="'bpe' or 'words', not 'wrods'"):
     Run(config, tmp_path / "other").tokenizer
+
+
+def test_without_dropout_merging_is_the_same_and_with_it_texts_come_back_in_more_pieces(trained):
+  text = "A woman with a red hat, zebra"
+  plain, mask = trained.encode(text, 40)
+  np.testing.assert_array_equal(trained._dropped(text, 0.0, np.random.default_rng(0)), plain[mask][1:-1])
+  counts = set()
+  for seed in range(20):
+    ids, mask = trained.encode(text, 40, 0.3, np.random.default_rng(seed))
+    np.testing.assert_array_equal(trained.encode(text, 40, 0.3, np.random.default_rng(seed))[0], ids)
+    assert trained.decode(ids) == trained.decode(plain)
+    counts.add(mask.sum())
+  assert len(counts) > 3
+  letters, mask = trained.encode(text, 40, 1.0, np.random.default_rng(0))
+  assert mask.sum() == 2 + sum(map(str.isalpha, text)) + 1  # start, end; the comma

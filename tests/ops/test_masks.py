@@ -39,7 +39,7 @@ def written_out(rule):
     # Column-major: the quotient of a position is its column.
     (masks.Column(TEXT, SIDE, SIDE, transposed=True), written_out(lambda q, k: q[0] == k[0])),
     (masks.Conv(TEXT, SIDE, 3), written_out(
-        lambda q, k: q[0] - k[0] <= 1 and abs(q[1] - k[1]) <= 1)),
+        lambda q, k: (SIDE * q[0] + q[1]) - (SIDE * k[0] + k[1]) in (0, 1, SIDE - 1, SIDE, SIDE + 1))),
 ], ids=lambda x: str(x) if isinstance(x, masks.Mask) else "")
 def test_what_is_visible(mask, expected):
   np.testing.assert_array_equal(dense(mask)[0], expected)
@@ -68,6 +68,13 @@ def test_a_query_at_a_position_of_its_own_sees_the_keys_up_to_it():
   np.testing.assert_array_equal(seen, np.arange(8) <= positions[:, :, None])
 
 
+@pytest.mark.parametrize("mask", [masks.Row(TEXT, SIDE), masks.Conv(TEXT, SIDE, 3), masks.Causal()], ids=str)
+def test_a_query_at_a_position_of_its_own_sees_what_the_mask_shows_there(mask):
+  positions = np.array([[0, 7, 21], [4, 12, 3]])
+  seen = dense(masks.At(mask, jnp.asarray(positions)), 3, LENGTH)
+  np.testing.assert_array_equal(seen, dense(mask)[0][positions])
+
+
 def masks_of(length):
   side = int(np.sqrt(max(length - 3, 1)))
   ids = st.lists(st.integers(0, 3), min_size=2 * length, max_size=2 * length).map(
@@ -84,6 +91,7 @@ def masks_of(length):
       ids.map(masks.Segments.of),
       ids.map(masks.KeyPadding),
       st.integers(0, length).flatmap(lambda shift: ids.map(lambda ids: masks.UpTo(ids + shift))),
+      ids.map(lambda ids: masks.At(masks.Conv(1, side, 3), 5 * ids)),
   )
   pair = st.tuples(simple, simple, st.booleans()).map(lambda p: p[0] & p[1] if p[2] else p[0] | p[1])
   return st.one_of(simple, pair, st.tuples(pair, simple).map(lambda p: p[0] & p[1]))

@@ -295,16 +295,16 @@ def template(*templates: str, field: str = "caption") -> Op:
 
 
 @op
-def tokenize(field: str, length: int, tokenizer: Tokenizer) -> Op:
+def tokenize(field: str, length: int, tokenizer: Tokenizer, dropout: float = 0.0) -> Op:
   """The text in `field` → `text` ids i32 `[length]` and `text_mask` bool `[length]`.
 
-  A record whose text is empty is a bad one.
+  A record whose text is empty is a bad one. `dropout` is BPE's, of merges.
   """
 
   def apply(example, rng):
     if not example[field].strip():
       raise BadRecord(f"{field} is empty")
-    ids, mask = tokenizer.encode(example[field], length)
+    ids, mask = tokenizer.encode(example[field], length, dropout, rng)
     return {**example, "text": ids, "text_mask": mask}
 
   return apply

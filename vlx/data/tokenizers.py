@@ -60,15 +60,35 @@ class Tokenizer:
   def vocab_size(self) -> int:
     return self._backend.get_vocab_size()
 
-  def encode(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
+  def encode(
+      self, text: str, length: int, dropout: float = 0.0, rng: np.random.Generator | None = None
+  ) -> tuple[np.ndarray, np.ndarray]:
     """(ids i32 `[length]`, mask bool `[length]`): start, tokens, end, then zeros under a False mask.
 
-    A text that is too long loses its last tokens, never the end token.
+    A text that is too long loses its last tokens, never the end token. With `dropout`, merges are left out at
+    random (`merged`).
     """
-    tokens = self._tokens(text[: CHARACTERS_PER_TOKEN * length])[: length - 2]
+    text = text[: CHARACTERS_PER_TOKEN * length]
+    tokens = (self._dropped(text, dropout, rng) if dropout else self._tokens(text))[: length - 2]
     ids = np.zeros(length, np.int32)
     ids[: len(tokens) + 2] = [self.start_id, *tokens, self.end_id]
     return ids, np.arange(length) < len(tokens) + 2
+
+  @functools.cached_property
+  def _vocabulary(self) -> tuple[dict[str, int], dict[tuple[str, str], int]]:
+    """(token → id, merge → rank)."""
+    model = json.loads(self._backend.to_str())["model"]
+    merges = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
+    return model["vocab"], {tuple(merge): rank for rank, merge in enumerate(merges)}
+
+  def _dropped(self, text: str, dropout: float, rng: np.random.Generator) -> list[int]:
+    ids, ranks = self._vocabulary
+    normal = self._backend.normalizer.normalize_str(clean(text))
+    words = [word for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(normal)]
+    return [
+        ids[symbol] for word in words
+        for symbol in merged([*word[:-1], word[-1] + "</w>"], ranks, dropout, rng)
+    ]
 
   def encode_batch(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
     """(ids `[N, length]`, mask `[N, length]`)."""
@@ -98,6 +118,22 @@ class WordTokenizer(Tokenizer):
     if self.end_id in ids:
       ids = ids[: ids.index(self.end_id)]
     return " ".join(self._backend.id_to_token(i) for i in ids if i != self.start_id)
+
+
+def merged(
+    symbols: list[str], ranks: dict[tuple[str, str], int], dropout: float, rng: np.random.Generator
+) -> list[str]:
+  """The symbols of a word merged by BPE; at each merge every candidate is left out with this probability.
+
+  Provilkov et al., "BPE-Dropout", 2020, Algorithm 1.
+  """
+  while True:
+    pairs = [(ranks[pair], i) for i, pair in enumerate(zip(symbols, symbols[1:])) if pair in ranks]
+    kept = [pair for pair, drop in zip(pairs, rng.random(len(pairs)) < dropout) if not drop]
+    if not kept:
+      return symbols
+    _, i = min(kept)
+    symbols = [*symbols[:i], symbols[i] + symbols[i + 1], *symbols[i + 2 :]]
 
 
 def _with_clip_rules(bpe: models.BPE) -> tokenizers.Tokenizer:

@@ -134,3 +134,31 @@ def _lit(image: np.ndarray, light: np.ndarray, resampling: Image.Resampling) -> 
   large = Image.fromarray(light.astype(np.float32)).resize(image.shape[1::-1], resampling)
   light = 0.2 + 0.8 * np.clip(np.asarray(large), 0, 1)
   return (image * light[..., None]).astype(np.uint8)
+
+
+def grid(path: pathlib.Path, rows: list[np.ndarray], title: str) -> None:
+  """Pictures `[N, H, W, 3]` in [-1, 1], a row for each array."""
+  columns = max(map(len, rows))
+  figure, axes = plt.subplots(
+      len(rows), columns, figsize=(0.9 * columns, 0.9 * len(rows) + 0.4), squeeze=False, layout="constrained"
+  )
+  figure.suptitle(title, fontsize=9)
+  for axis in axes.flat:
+    axis.axis("off")
+  for row, found in zip(axes, rows):
+    for axis, image in zip(row, found):
+      axis.axis("on")
+      _show(axis, np.clip((image + 1) / 2, 0, 1))
+  _save(figure, path)
+
+
+def captioned(path: pathlib.Path, captions: list[str], rows: np.ndarray, title: str) -> None:
+  """Captions and their pictures `[rows, N, H, W, 3]` in [-1, 1]; the first of a row is framed: it is real."""
+  retrieval_sheet(
+      path,
+      [
+          (caption, [(np.clip((image + 1) / 2, 0, 1), i == 0) for i, image in enumerate(row)])
+          for caption, row in zip(captions, rows)
+      ],
+      title,
+  )

@@ -238,16 +238,22 @@ class Column(_TextToImage):
 
 @_mask
 class Conv(_TextToImage):
-  """An image position sees the `size` × `size` square around it, up to itself: Figure 11 (d)."""
+  """An image position sees the `size` × `size` square around it, up to itself: Figure 11 (d).
+
+  In raster order, "with wraparound behavior (similar to the row attention)": what the square has beyond an
+  edge is the other end of the row before or after.
+  """
 
   text: int
   width: int
   size: int = 11
 
   def sees(self, q, k):
-    (q_row, q_column), (k_row, k_column) = _row_and_column(q, self.width), _row_and_column(k, self.width)
     reach = self.size // 2
-    return (q_row - k_row <= reach) & (abs(q_column - k_column) <= reach)
+    rows, _ = _row_and_column(q - k + reach, self.width)
+    # Where the square is wider than the grid, its last row reaches further than one row would.
+    rows = (np if isinstance(rows, np.ndarray) else jnp).minimum(rows, reach)
+    return q - k - rows * self.width <= reach
 
 
 @_mask(data=("queries", "keys"))
@@ -314,6 +320,19 @@ class UpTo(Mask):
 
   def may_see(self, q_length, k_length, block_q, block_k):
     return np.arange(0, k_length, block_k) <= _blocks(self.queries, block_q).max(axis=2)[:, :, None]
+
+
+@_mask(data=("queries",))
+class At(Mask):
+  """What `mask` shows a query at the position in its entry: queries of positions of their own (a cache)."""
+
+  mask: Mask
+  queries: Int[Array, "batch length"]
+
+  depends_on_data = True
+
+  def visible(self, q, k):
+    return self.mask.visible(self.queries, k)
 
 
 def _blocks(ids: Int[Array, "batch length"], block: int) -> Int[Array, "batch blocks block"]:

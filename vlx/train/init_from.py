@@ -14,16 +14,16 @@ from flax import traverse_util
 
 from vlx.errors import UserError
 from vlx.models.system import Variables
-from vlx.train import checkpoint
+from vlx.train import checkpoint, partition
 
 
-def replace(variables: Variables, rules, open_run) -> Variables:
+def replace(variables: Variables, rules, mesh: jax.sharding.Mesh) -> Variables:
   """`variables` with what the rules name put in.
 
   Args:
     variables: fresh ones, placed on their devices.
     rules: (place, name there, name here), later ones over earlier ones.
-    open_run: from a folder to its run.
+    mesh: of these devices.
 
   Raises:
     UserError: where a name is missing on either side, or a shape differs; every one is named.
@@ -31,7 +31,9 @@ def replace(variables: Variables, rules, open_run) -> Variables:
   ours = traverse_util.flatten_dict(variables, sep="/")
   for place, there, here in rules:
     file = place.endswith(".npy")
-    theirs = {f"params/{there}": _read(place)} if file else _trained(place, open_run)
+    theirs = {f"params/{there}": _read(place)} if file else traverse_util.flatten_dict(
+        checkpoint.restore_variables(pathlib.Path(place), partition.replicated(mesh)), sep="/"
+    )
     found = {_moved(name, there, here): x for name, x in theirs.items() if _below(_path(name), there)}
     wanted = {name for name in ours if _below(_path(name), here)}
     lines = [f"{name} is not in {place}" for name in sorted(wanted - {*found})]
@@ -45,16 +47,6 @@ def replace(variables: Variables, rules, open_run) -> Variables:
     for name, x in found.items():
       ours[name] = jax.device_put(np.asarray(x, ours[name].dtype), ours[name].sharding)
   return traverse_util.unflatten_dict(ours, sep="/")
-
-
-def _trained(place: str, open_run) -> dict[str, jax.Array]:
-  """Path → array of a run's last checkpoint, averaged where the run keeps an average."""
-  run = open_run(place)
-  with jax.set_mesh(run.mesh), checkpoint.open_manager(run.workdir / "checkpoints", read_only=True) as manager:
-    restored = checkpoint.restore_latest(manager, run.state_shapes)
-  if restored is None:
-    raise UserError(f"init_from: {place} holds no checkpoint yet")
-  return traverse_util.flatten_dict(restored[1].for_inference, sep="/")
 
 
 def _read(place: str) -> np.ndarray:

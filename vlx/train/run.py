@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import pathlib
 
 import jax
@@ -16,7 +17,7 @@ from vlx.data import augment  # registers its ops  # pylint: disable=unused-impo
 from vlx.data import batches, preprocess, sources, tokenizers
 from vlx.errors import UserError
 from vlx.models.system import System
-from vlx.train import init_from, optimizer as optimizers, partition, state as states
+from vlx.train import checkpoint, init_from, optimizer as optimizers, partition, state as states
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +141,26 @@ class Run:
       return self.init_state(rng, zeros)
 
     state = jax.jit(init, out_shardings=shardings)(jax.random.key(self.config.seed))
+    variables = {**state.variables, "state": self._with_parts(state.variables["state"])}
     if not self.config.get("init_from"):
-      return state
-    variables = init_from.replace(state.variables, self.config.init_from, open_run)
+      return state.replace(variables=variables)
+    variables = init_from.replace(variables, self.config.init_from, self.mesh)
     copied = state.average and jax.tree.map(jnp.copy, variables["params"])
     return state.replace(variables=variables, average=copied)
+
+  def _with_parts(self, state):
+    """The system's `state` with the variables of the runs that its config names."""
+    state = dict(state)
+    for name, place in configs.parts(self.config).items():
+      if ".py" in place:
+        logging.warning("model.%s is %s: nothing has trained it", name, place)
+        continue
+      found = checkpoint.restore_variables(pathlib.Path(place), partition.replicated(self.mesh))
+      described = lambda tree: jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)
+      if described(found) != described(state[name]):
+        raise UserError(f"model.{name}: the checkpoint of {place} is not of the model in its config.json")
+      state[name] = found
+    return state
 
   def save_config(self) -> None:
     """Writes config.json, or compares with the one that is there.

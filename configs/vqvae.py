@@ -1,0 +1,89 @@
+"""VQ-VAE.
+
+  python -m vlx.train --config=configs/vqvae.py:VARIANT --workdir=runs/vqvae
+
+Variants: smoke, emoji, paper.
+
+Of `emoji`, seed 0, stopped at step 1,525 of 1,800 (0.78 s a step on one CPU core):
+
+  split      PSNR in dB   codes used   perplexity
+  combo      22.3          99.5 %      731 of 1,024
+  concept    21.9         100.0 %      833 of 1,024
+"""
+
+import ml_collections
+
+from vlx.config import choose, finish
+from vlx.train import defaults
+
+
+def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
+  return finish(choose(dict(smoke=smoke, emoji=emoji, paper=paper), variant)())
+
+
+def _emoji(size: int) -> ml_collections.ConfigDict:
+  config = defaults.get_config()
+  config.system = "vlx.models.generation.vqvae.VQVAE"
+  config.data.source = "tfds:emoji"
+  picture = f'decode|resize({size})'
+  config.data.preprocess = f'{picture}|cache|flip_lr|normalize|keep("image")'
+  config.evaluators = dict(
+      reconstruction=dict(
+          type="vlx.evaluate.reconstruction.Reconstruction", splits=("combo", "concept"),
+          preprocess=f'{picture}|normalize|keep("image")',
+      ),
+  )
+  return config
+
+
+def smoke() -> ml_collections.ConfigDict:
+  """Seconds; the tests use it."""
+  config = _emoji(size=16)
+  config.model = dict(
+      image_size=16, widths=(8, 8), num_blocks=1, residual_width=8, num_codes=32, code_dim=4,
+  )
+  config.steps = 4
+  config.log_every = 1
+  config.data.batch_size = 32
+  config.optim.lr = 1e-3
+  config.evaluators.reconstruction.splits = ("combo",)
+  return config
+
+
+def emoji() -> ml_collections.ConfigDict:
+  """64x64 pictures as 8x8 codes out of 1,024."""
+  config = _emoji(size=64)
+  config.model = dict(
+      image_size=64, widths=(32, 64, 128), num_blocks=2, residual_width=64, num_codes=1024, code_dim=32,
+      restart_below=0.2, data_variance=0.4,
+  )
+  config.steps = 1800
+  config.data.batch_size = 32
+  config.optim.update(dict(lr=1e-3, warmup_steps=50, final_lr_ratio=0.05))
+  return config
+
+
+def paper() -> ml_collections.ConfigDict:
+  """§4.1: ImageNet at 128x128 as 32x32 codes out of 512; Adam at 2e-4, batch 128, 250,000 steps.
+
+  The paper's experiments moved the codebook by its loss. Name a source of your own.
+  """
+  config = defaults.get_config()
+  config.system = "vlx.models.generation.vqvae.VQVAE"
+  config.model = dict(
+      image_size=128, widths=(256, 256), num_blocks=2, residual_width=256, num_codes=512, code_dim=256,
+      codebook="loss",
+  )
+  config.data.source = "folder:."
+  config.data.batch_size = 128
+  config.data.preprocess = 'decode|resize_small(128)|random_crop(128)|flip_lr|normalize|keep("image")'
+  config.data.update(threads=16)
+  config.steps = 250_000
+  config.optim.update(dict(lr=2e-4, schedule="constant", clip_norm=0.0, rules=((".*", {}),)))
+  config.evaluators = dict(
+      reconstruction=dict(
+          type="vlx.evaluate.reconstruction.Reconstruction", splits=("val",),
+          preprocess='decode|resize_small(128)|central_crop(128)|normalize|keep("image")',
+      ),
+  )
+  return config

@@ -1,0 +1,391 @@
+"""DALL-E.
+
+Ramesh et al., "Zero-Shot Text-to-Image Generation", 2021. Here: one decoder over the tokens of a text and of
+its picture (§2.2), with the sparse masks of Figure 11 in the order of appendix B.1, the embeddings of Figure
+10, and the loss of §2.2; sampling with a cache, after a text and, if wanted, the upper part of a picture.
+
+The tokens: a text begins with its start token and is as long as the context; where it has ended, each
+position has a padding embedding of its own. The picture's positions are those of its grid; the first takes
+the start of the image, each other one the code before it, so a position's logits are of its own code. Text
+and picture have heads of their own, which is one softmax over both vocabularies with the other's tokens left
+out. Text beyond a caption's end is not among the text tokens that the loss is averaged over.
+
+The released code has no transformer: layers are pre-norm with a bias everywhere and tanh-GELU, initialised as
+GPT-2. Fields beyond the paper: `pattern` and `last_mask` (for other masks), `text_dropout`, which trains for
+classifier-free guidance at sampling, a later practice (Ho & Salimans, "Classifier-Free Diffusion Guidance",
+2022).
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
+
+from vlx.errors import UserError
+from vlx.models.layers.cache import Cache
+from vlx.models.layers.linear import flat_dot_general
+from vlx.models.layers.transformer import MlpBlock
+from vlx.models.system import Aux, ImageTokenizer
+from vlx.ops.attention import attention
+from vlx.ops.axes import split_batch
+from vlx.ops.masks import At, Causal, Column, Conv, Mask, Row
+
+MASKS = ("full", "row", "column", "conv")
+
+
+def published_size() -> dict:
+  """Fields of the 12-billion-parameter model (appendix B.1)."""
+  return dict(vocab_size=16_384, context_length=256, width=3968, depth=64, num_heads=62, mlp_dim=4 * 3968)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Where the text ends and how the picture is laid out; what a layer's kind of mask is there."""
+
+  text: int
+  rows: int
+  columns: int
+  conv_size: int
+
+  @property
+  def length(self) -> int:
+    return self.text + self.rows * self.columns
+
+  def mask(self, kind: str) -> Mask:
+    match kind:
+      case "full":
+        return Causal()
+      case "row":
+        return Row(self.text, self.columns)
+      case "column":
+        return Column(self.text, self.rows, self.columns)
+      case _:
+        return Conv(self.text, self.columns, self.conv_size)
+
+  def attend(self, kind: str, queries, keys, values):
+    """Of the whole sequence to itself. A column's positions are put together: a kernel then has few tiles."""
+    if kind != "column":
+      return attention(queries, keys, values, mask=self.mask(kind))
+    mask = Column(self.text, self.rows, self.columns, transposed=True)
+
+    def turned(pattern, **sizes):
+      return lambda x: jnp.concatenate(
+          [x[:, : self.text], rearrange(x[:, self.text :], pattern, **sizes)], axis=1
+      )
+
+    by_column = turned("b (r c) h d -> b (c r) h d", r=self.rows)
+    by_row = turned("b (c r) h d -> b (r c) h d", c=self.columns)
+    return by_row(attention(*map(by_column, (queries, keys, values)), mask=mask))
+
+
+class SparseAttention(nn.Module):
+  """Attention under the mask `kinds[kind]`; `kind` is data, so that scanned layers share a program."""
+
+  num_heads: int
+  layout: Layout
+  kinds: tuple[str, ...]
+  out_std: float
+  dtype: str
+
+  @nn.compact
+  def __call__(
+      self,
+      x: Float[Array, "batch length width"],
+      kind: Int[Array, ""],
+      cache: Cache | None,
+      layer: Int[Array, ""],
+  ) -> tuple[Float[Array, "batch length width"], Cache | None]:
+    width = x.shape[-1]
+
+    def dense(features, std, name, axis=-1):
+      return nn.DenseGeneral(
+          features, axis=axis, dtype=self.dtype, kernel_init=nn.initializers.normal(std),
+          dot_general=flat_dot_general, name=name,
+      )
+
+    queries, keys, values = (
+        dense((self.num_heads, width // self.num_heads), 0.02, name)(x) for name in ("query", "key", "value")
+    )
+    if cache is None:
+      run = lambda name: lambda *operands: self.layout.attend(name, *operands)
+    else:
+      positions = cache.positions(x.shape[1])
+      cache = cache.write(layer, keys, values)
+      keys, values = (held.astype(queries.dtype) for held in cache.layer(layer))
+      run = lambda name: lambda *operands: attention(*operands, mask=At(self.layout.mask(name), positions))
+    # One branch is no branch: `switch` then calls it.
+    y = jax.lax.switch(kind, [run(name) for name in self.kinds], queries, keys, values)
+    return dense(width, self.out_std, "out", axis=(-2, -1))(y), cache
+
+
+class Block(nn.Module):
+  """One layer, for `nn.scan`: ((x, cache), layer, kind) → ((x, cache), None)."""
+
+  num_heads: int
+  mlp_dim: int
+  layout: Layout
+  kinds: tuple[str, ...]
+  out_std: float
+  dtype: str
+
+  @nn.compact
+  def __call__(self, carry, layer, kind):
+    x, cache = carry
+    x = split_batch(x)
+    norm = lambda name: nn.LayerNorm(1e-5, dtype=self.dtype, name=name)
+    attend = SparseAttention(
+        self.num_heads, self.layout, self.kinds, self.out_std, self.dtype, name="attention"
+    )
+    y, cache = attend(norm("attention_norm")(x), kind, cache, layer)
+    x = x + y
+    normal = nn.initializers.normal
+    x = x + MlpBlock(
+        self.mlp_dim, "gelu_tanh", kernel_init=normal(0.02), out_init=normal(self.out_std),
+        bias_init=nn.initializers.zeros, dtype=self.dtype, name="mlp",
+    )(norm("mlp_norm")(x))
+    return (x, cache), None
+
+
+class DALLENetwork(nn.Module):
+  """The decoder over `layout.text` text tokens and the picture's codes."""
+
+  layout: Layout
+  masks: tuple[str, ...]  # a layer's each
+  vocab_size: int
+  num_codes: int
+  width: int
+  num_heads: int
+  mlp_dim: int
+  remat: bool
+  unroll: int
+  dtype: str
+
+  def setup(self):
+    normal = nn.initializers.normal(0.02)
+    embed = lambda count: nn.Embed(count, self.width, embedding_init=normal)
+    self.text_embedding, self.image_embedding = embed(self.vocab_size), embed(self.num_codes)
+    vectors = lambda name, *shape: self.param(name, normal, (*shape, self.width))
+    self.text_position = vectors("text_position", self.layout.text)
+    self.padding = vectors("padding", self.layout.text)
+    self.image_start = vectors("image_start")
+    self.row_position = vectors("row_position", self.layout.rows)
+    self.column_position = vectors("column_position", self.layout.columns)
+    self.kinds = tuple(sorted(set(self.masks)))
+    depth = len(self.masks)
+    # prevent_cse is for remat outside of a loop; inside one it only costs speed.
+    block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+    self.blocks = nn.scan(
+        block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=0, length=depth,
+        unroll=self.unroll,
+    )(self.num_heads, self.mlp_dim, self.layout, self.kinds, 0.02 * (2 * depth) ** -0.5, self.dtype)
+    self.final_norm = nn.LayerNorm(1e-5)
+    # In f32, as appendix D asks of logits.
+    self.text_head = nn.Dense(self.vocab_size, kernel_init=normal)
+    self.image_head = nn.Dense(self.num_codes, kernel_init=normal)
+
+  @nn.nowrap
+  def empty_cache(self, batch: int) -> Cache:
+    head_dim = self.width // self.num_heads
+    return Cache.empty(len(self.masks), batch, self.layout.length, self.num_heads, head_dim, self.dtype)
+
+  def embed(
+      self, text: Int[Array, "batch context"], text_mask: Bool[Array, "batch context"],
+      ids: Int[Array, "batch count"],
+  ) -> Float[Array, "batch length width"]:
+    """The text, the start of the image and `count` codes (Figure 10)."""
+    words = self.text_embedding(text) + self.text_position
+    words = jnp.where(text_mask[..., None], words, self.padding)
+    start = self.image_start + self.row_position[0] + self.column_position[0]
+    start = jnp.broadcast_to(start, (len(text), 1, self.width))
+    return jnp.concatenate([words, start, self.embed_codes(ids, 1)], axis=1)
+
+  def embed_codes(
+      self, ids: Int[Array, "batch count"], position: int | Int[Array, ""]
+  ) -> Float[Array, "batch count width"]:
+    """Codes as the inputs of the grid's positions from `position` on."""
+    row, column = jnp.divmod(position + jnp.arange(ids.shape[1]), self.layout.columns)
+    return self.image_embedding(ids) + self.row_position[row] + self.column_position[column]
+
+  def decode(
+      self, x: Float[Array, "batch length width"], cache: Cache | None = None
+  ) -> tuple[Float[Array, "batch length width"], Cache | None]:
+    """Embeddings of the whole sequence, or of what follows that in a cache → normed output, f32."""
+    kinds = jnp.array([self.kinds.index(mask) for mask in self.masks])
+    carry = (x.astype(self.dtype), cache)
+    (x, cache), _ = self.blocks(carry, jnp.arange(len(self.masks)), kinds)
+    if cache is not None:
+      cache = cache.advance(jnp.ones(x.shape[:2], bool))
+    return self.final_norm(x.astype(jnp.float32)), cache
+
+  def image_logits(self, x: Float[Array, "*axes width"]) -> Float[Array, "*axes codes"]:
+    return self.image_head(x)
+
+  def __call__(
+      self, text: Int[Array, "batch context"], text_mask: Bool[Array, "batch context"],
+      ids: Int[Array, "batch cells"],
+  ) -> tuple[Float[Array, "batch text_targets vocab"], Float[Array, "batch cells codes"]]:
+    """Logits of the text's tokens but the first, and of all codes."""
+    x, _ = self.decode(self.embed(text, text_mask, ids[:, :-1]))
+    words, cells = jnp.split(x, [self.layout.text], axis=1)
+    return self.text_head(words[:, :-1]), self.image_head(cells)
+
+
+@dataclasses.dataclass(frozen=True)
+class DALLE:
+  """The system. Batches hold `image`, `text` and `text_mask`; the tokenizer is a part that is not trained."""
+
+  tokenizer: ImageTokenizer
+  vocab_size: int
+  context_length: int
+  width: int
+  depth: int
+  num_heads: int
+  mlp_dim: int
+  pattern: tuple[str, ...] = ("row", "column", "row", "row")  # of the layers' masks, repeated
+  last_mask: str = "conv"  # instead of the pattern's, in the last layer
+  conv_size: int = 11
+  text_weight: float = 1 / 8  # §2.2; the image's is 7/8
+  text_dropout: float = 0.0  # how often a text is hidden whole in training
+  remat: bool = False
+  unroll: int = 1
+  dtype: str = "float32"
+
+  def __post_init__(self):
+    for kind in (*self.pattern, self.last_mask):
+      if kind not in MASKS:
+        raise ValueError(f"a layer's mask is one of {', '.join(MASKS)}, not {kind!r}")
+    if self.width % self.num_heads:
+      raise ValueError(f"width {self.width} does not divide into {self.num_heads} heads")
+
+  @property
+  def masks(self) -> tuple[str, ...]:
+    """Of each layer, in order."""
+    return (*(self.pattern[i % len(self.pattern)] for i in range(self.depth - 1)), self.last_mask)
+
+  @property
+  def network(self) -> DALLENetwork:
+    return DALLENetwork(
+        Layout(self.context_length, *self.tokenizer.grid, self.conv_size), self.masks, self.vocab_size,
+        self.tokenizer.num_codes, self.width, self.num_heads, self.mlp_dim, self.remat, self.unroll,
+        self.dtype,
+    )
+
+  def init(self, rng, batch):
+    _, height, width, _ = batch["image"].shape
+    if (height, width) != (self.tokenizer.image_size,) * 2:
+      raise UserError(f"pictures of {height}x{width} pixels, and a tokenizer for {self.tokenizer.image_size}")
+    tokenizer = self.tokenizer.init(rng, batch)
+    rows, columns = self.tokenizer.grid
+    ids = jnp.zeros((1, rows * columns), jnp.int32)
+    params = self.network.init(rng, batch["text"][:1], batch["text_mask"][:1], ids)["params"]
+    return {"params": params, "state": {"tokenizer": tokenizer}}
+
+  def loss(self, variables, batch, rng, *, step, train):
+    """⅛ of the text's cross entropy and ⅞ of the image's, means over their tokens; `step` is not used."""
+    del step
+    ids = self.encode_image(variables, batch["image"])
+    text_mask = batch["text_mask"]
+    if train and self.text_dropout:
+      kept = jax.random.bernoulli(rng, 1 - self.text_dropout, (len(text_mask), 1))
+      text_mask = text_mask & kept
+    words, cells = self.logits(variables, batch["text"], text_mask, ids)
+    entropy = optax.softmax_cross_entropy_with_integer_labels
+    weight = text_mask[:, 1:].astype(jnp.float32)
+    text = (entropy(words, batch["text"][:, 1:]) * weight).sum() / jnp.maximum(weight.sum(), 1)
+    codes = rearrange(ids, "b r c -> b (r c)")
+    image = entropy(cells, codes).mean()
+    metrics = {"text": text, "image": image, "accuracy": (cells.argmax(-1) == codes).mean()}
+    loss = self.text_weight * text + (1 - self.text_weight) * image
+    return loss, Aux(metrics=metrics, state=variables["state"])
+
+  def logits(self, variables, text, text_mask, ids: Int[Array, "batch rows columns"]):
+    """Of the text's tokens but the first `[B, T − 1, vocab]`, and of all codes `[B, cells, codes]`."""
+    codes = rearrange(ids, "b r c -> b (r c)")
+    return self.network.apply({"params": variables["params"]}, text, text_mask, codes)
+
+  def image_nats(self, variables, image, text, text_mask) -> Float[Array, " batch"]:
+    """Of each picture the mean −ln p of its codes after the text."""
+    ids = self.encode_image(variables, image)
+    cells = self.logits(variables, text, text_mask, ids)[1]
+    codes = rearrange(ids, "b r c -> b (r c)")
+    return optax.softmax_cross_entropy_with_integer_labels(cells, codes).mean(axis=1)
+
+  def encode_image(
+      self, variables, image: Float[Array, "batch height width 3"]
+  ) -> Int[Array, "batch rows columns"]:
+    return jax.lax.stop_gradient(self.tokenizer.encode_image(variables["state"]["tokenizer"], image))
+
+  def decode_image(
+      self, variables, ids: Int[Array, "batch rows columns"]
+  ) -> Float[Array, "batch height width 3"]:
+    return self.tokenizer.decode_image(variables["state"]["tokenizer"], ids)
+
+  def generate(
+      self,
+      variables,
+      text: Int[Array, "batch context"],
+      text_mask: Bool[Array, "batch context"],
+      seeds: Int[Array, " batch"],
+      prefix: Int[Array, "batch count"] | None = None,
+      *,
+      temperature: float = 1.0,
+      top_k: int = 0,
+      guidance_scale: float = 1.0,
+  ) -> Int[Array, "batch rows columns"]:
+    """Codes of pictures, one after another.
+
+    Args:
+      variables: of the system.
+      text: prompts.
+      text_mask: theirs.
+      seeds: of each row: its picture is a function of its own, whatever the batch.
+      prefix: the first codes of the pictures in raster order, which are kept (§3.3).
+      temperature: divides the logits; 0 takes the most likely code.
+      top_k: how many of the most likely codes to draw from; 0: all.
+      guidance_scale: s in ℓ(no text) + s · (ℓ(text) − ℓ(no text)); 1 is no guidance.
+    """
+    network, params = self.network, {"params": variables["params"]}
+    batch, cells = len(text), network.layout.length - network.layout.text
+    prefix = jnp.zeros((batch, 0), jnp.int32) if prefix is None else prefix
+    guided = guidance_scale != 1.0
+    both = lambda x: jnp.concatenate([x, x]) if guided else x
+
+    def read(x, cache):
+      x, cache = network.apply(params, x, cache, method="decode")
+      logits = network.apply(params, x[:, -1], method="image_logits")
+      if guided:
+        with_text, without = jnp.split(logits, 2)
+        logits = without + guidance_scale * (with_text - without)
+      return logits, cache
+
+    seen = jnp.concatenate([text_mask, jnp.zeros_like(text_mask)]) if guided else text_mask
+    x = network.apply(params, both(text), seen, both(prefix), method="embed")
+    start = read(x, network.empty_cache(len(x)))
+
+    def one(carry, position):
+      logits, cache = carry
+      code = sample(logits, seeds, position, temperature, top_k)
+      x = network.apply(params, both(code[:, None]), position + 1, method="embed_codes")
+      return read(x, cache), code
+
+    _, codes = jax.lax.scan(one, start, jnp.arange(prefix.shape[1], cells))
+    ids = jnp.concatenate([prefix, codes.T], axis=1)
+    return rearrange(ids, "b (r c) -> b r c", r=network.layout.rows)
+
+
+def sample(
+    logits: Float[Array, "batch codes"], seeds: Int[Array, " batch"], position: int | Int[Array, ""],
+    temperature: float, top_k: int,
+) -> Int[Array, " batch"]:
+  """Of each row one index, of the `top_k` likeliest (0: of all), or the likeliest at temperature 0."""
+  if not temperature:
+    return logits.argmax(axis=-1)
+  if top_k:
+    least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
+    logits = jnp.where(logits < least, -jnp.inf, logits)
+  draw = lambda row, seed: jax.random.categorical(jax.random.fold_in(jax.random.key(seed), position), row)
+  return jax.vmap(draw)(logits / temperature, seeds)

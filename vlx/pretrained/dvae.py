@@ -1,0 +1,40 @@
+"""Names of OpenAI's discrete VAE: those of the modules in encoder.pkl and decoder.pkl, set apart by a prefix.
+
+The two files hold equal names, "blocks.input.w"; a reader puts "encoder." and "decoder." before them.
+"""
+
+from vlx.pretrained.tables import Row
+
+_KERNEL = ("o i h w -> h w i o", {})
+
+
+def rows(num_groups: int = 4, blocks_per_group: int = 2) -> list[Row]:
+  """Of `dall_e.Encoder`, `dall_e.Decoder` and `vlx.models.generation.dvae.DVAE`."""
+  return [
+      *half_rows("encoder", num_groups, blocks_per_group), *half_rows("decoder", num_groups, blocks_per_group)
+  ]
+
+
+def half_rows(half: str, num_groups: int, blocks_per_group: int) -> list[Row]:
+  """Of the "encoder" or the "decoder"."""
+  out = _convolution(half, "input", "input")
+  if half == "decoder":
+    out = [
+        Row("decoder.blocks.input.w", "params/decoder/codebook", ("o i 1 1 -> i o", {})),
+        Row("decoder.blocks.input.b", "params/decoder/codebook_bias"),
+    ]
+  for group in range(num_groups):
+    for block in range(blocks_per_group):
+      public, ours = f"group_{group + 1}.block_{block + 1}", f"group{group}_block{block}"
+      for i in range(1, 5):
+        out += _convolution(half, f"{public}.res_path.conv_{i}", f"{ours}/conv{i}")
+      if block == 0 and (group > 0 or half == "decoder"):  # where the width changes
+        out += _convolution(half, f"{public}.id_path", f"{ours}/shortcut")
+  return out + _convolution(half, "output.conv", "output")
+
+
+def _convolution(half: str, public: str, ours: str) -> list[Row]:
+  return [
+      Row(f"{half}.blocks.{public}.w", f"params/{half}/{ours}/kernel", _KERNEL),
+      Row(f"{half}.blocks.{public}.b", f"params/{half}/{ours}/bias"),
+  ]
