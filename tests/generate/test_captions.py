@@ -37,7 +37,7 @@ def test_the_loss_falls_below_the_entropy_of_single_words(trained):
 def test_a_picture_is_described(trained, tmp_path):
   picture = tmp_path / "a picture.png"
   Image.new("RGBA", (50, 70), (200, 30, 30, 128)).save(picture)
-  captions = describe(str(trained.workdir), str(picture), beam_size=4, max_length=6, count=3)
+  captions, sheet = describe(str(trained.workdir), str(picture), beam_size=4, max_length=6, count=3)
   assert len(captions) == 3 and all(isinstance(text, str) and score <= 0 for text, score in captions)
   sheet = trained.workdir / "samples" / "a picture_words.png"
   assert sheet.exists() == hasattr(trained.system, "attend")

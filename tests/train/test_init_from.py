@@ -7,6 +7,7 @@ import pytest
 from vlx.errors import UserError
 from vlx.train import init_from
 
+MESH = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
 THEIRS = {
     "params": {"tower": {"a": np.full(2, 3.0), "b": {"c": np.full((2, 2), 4.0)}}, "head": np.ones(5)},
     "state": {"batch_stats": {"tower": {"mean": np.full(2, 5.0)}}},
@@ -22,15 +23,14 @@ def ours():
 
 @pytest.fixture(autouse=True)
 def trained(monkeypatch):
-  flat = init_from.traverse_util.flatten_dict(THEIRS, sep="/")
-  monkeypatch.setattr(init_from, "_trained", lambda place, open_run: flat)
+  monkeypatch.setattr(init_from.checkpoint, "restore_variables", lambda place, sharding: THEIRS)
 
 
 def test_a_part_of_another_run_and_an_array_of_a_file(tmp_path):
   vectors = tmp_path / "vectors.npy"
   np.save(vectors, np.arange(6.0).reshape(3, 2))
   rules = (("run", "tower", "encoder"), (str(vectors), "", "words"))
-  found = init_from.replace(ours(), rules, open_run=None)
+  found = init_from.replace(ours(), rules, MESH)
   assert (found["params"]["encoder"]["b"]["c"] == 4).all() and (found["params"]["encoder"]["a"] == 3).all()
   assert (found["state"]["batch_stats"]["encoder"]["mean"] == 5).all()
   np.testing.assert_array_equal(found["params"]["words"], np.arange(6).reshape(3, 2))
@@ -47,4 +47,4 @@ def test_a_part_of_another_run_and_an_array_of_a_file(tmp_path):
 ])
 def test_what_does_not_fit_is_told(rule, message):
   with pytest.raises(UserError, match=message):
-    init_from.replace(ours(), (rule,), open_run=None)
+    init_from.replace(ours(), (rule,), MESH)

@@ -17,11 +17,12 @@ from vlx.train.run import open_run
 def describe(
     workdir: str, image: str, *, beam_size: int = 20, max_length: int = 30, length_penalty: float = 0.0,
     count: int = 5,
-) -> list[tuple[str, float]]:
+) -> tuple[list[tuple[str, float]], pathlib.Path | None]:
   """The likeliest captions of a picture and their log-probabilities (by the length where that is asked for).
 
-  A system with attention also writes `WORKDIR/samples/IMAGE_words.png`: the picture once for each word of the
-  best caption, attention laid over it, above its expectation, below its likeliest place.
+  A system with attention also writes `WORKDIR/samples/IMAGE_words.png`, and its path is returned beside them:
+  the picture once for each word of the best caption, attention laid over it, above its expectation, below its
+  likeliest place.
 
   Args:
     workdir: of a captioner's run.
@@ -50,16 +51,17 @@ def describe(
         run.system.caption, beam_size=beam_size, max_length=max_length, length_penalty=length_penalty
     )
     ids, scores = (np.asarray(x)[0] for x in jax.jit(search)(variables, pixels))
+    sheet = None
     if hasattr(run.system, "attend"):
       text = np.pad(ids[:1], ((0, 0), (1, 0)), constant_values=run.system.start_id)
       said = list(ids[0]).index(run.system.end_id) if run.system.end_id in ids[0] else len(ids[0])
       mask = np.arange(text.shape[1])[None] <= said
       maps = np.asarray(jax.jit(run.system.attend)(variables, pixels, text, mask))[0, 1 : said + 1]
-      path = run.workdir / "samples" / f"{pathlib.Path(image).stem}_words.png"
+      sheet = run.workdir / "samples" / f"{pathlib.Path(image).stem}_words.png"
       shown = _prepared(encoded, pictures.before_normalize(ops))
-      pictures.words_sheet(path, shown, [run.tokenizer.decode([i]) for i in ids[0, :said]], maps)
+      pictures.words_sheet(sheet, shown, [run.tokenizer.decode([i]) for i in ids[0, :said]], maps)
   captions = [(run.tokenizer.decode(i), float(s)) for i, s in zip(ids, scores) if np.isfinite(s)]
-  return captions[:count]
+  return captions[:count], sheet
 
 
 def _read(image: str) -> bytes:

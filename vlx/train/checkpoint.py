@@ -104,13 +104,13 @@ def restore_variables(workdir: pathlib.Path, sharding: jax.sharding.Sharding) ->
   folder = workdir / "checkpoints"
   if folder.is_dir():
     with open_manager(folder, read_only=True) as manager:
-      for step in sorted(manager.all_steps(), reverse=True):
-        like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), manager.item_metadata(step).tree
-        )
-        _, state = restore_latest(manager, like)
-        params = state["average"] or state["variables"]["params"]
-        return {"params": params, "state": state["variables"].get("state", {})}
+      if (last := manager.latest_step()) is not None:
+        placed = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        _, state = restore_latest(manager, jax.tree.map(placed, manager.item_metadata(last).tree))
+        return {
+            "params": state["average"] or state["variables"]["params"],
+            "state": state["variables"].get("state", {}),
+        }
   raise UserError(f"{workdir} holds no checkpoint yet")
 
 
