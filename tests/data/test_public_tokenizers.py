@@ -88,7 +88,7 @@ def test_a_folder_of_hugging_face(saved):
   assert tokenizer.chat(message) == [0, 2, 4, 3, 6, 2, 5, 3]
   (saved / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
   assert public_tokenizers.load(saved).render(message) == " hi "
-  assert public_tokenizers.load(saved.parent / saved.name / "tokenizer.json").stop_ids == (1, 7)
+  assert public_tokenizers.load(saved / "tokenizer.json").stop_ids == (1, 7)
 
 
 @pytest.mark.parametrize("template, told", [
@@ -119,7 +119,8 @@ def test_where_there_is_none(tmp_path):
 
 
 @pytest.mark.parametrize("name, content", [
-    ("tokenizer.json", b"{}"), ("tokenizer.json", b"\xff"), ("vocab.txt", b"a\nb\n"), ("vocab.txt", b"\xff\xfe"),
+    ("tokenizer.json", b"{}"), ("tokenizer.json", b"\xff"), ("vocab.txt", b"a\nb\n"),
+    ("vocab.txt", b"\xff\xfe"),
     ("tokenizer.model", b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\x0f"), ("tokenizer.model", b"hello"),
     ("tokenizer.model", b""), ("tokenizer.bin", b""),
 ])
@@ -143,8 +144,8 @@ def test_a_model_cut_off_anywhere_is_told_or_read(llama_like, tmp_path):
     (dict(model="gpt2", pre="something"), "something"), (dict(bos_token_id=99), "damaged"),
 ])
 def test_damaged_metadata_of_gguf_are_told(changed, told):
-  pieces = [public_tokenizers.Piece(*p) for p in (("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), ("a", -1.0, 1))]
-  metadata = gguf_of(pieces) | {"tokenizer.ggml.merges": ["a a"]}
+  metadata = gguf_of([("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), ("a", -1.0, 1)])
+  metadata["tokenizer.ggml.merges"] = ["a a"]
   assert public_tokenizers.from_gguf(metadata).vocab_size == 4
   with pytest.raises(UserError, match=told):
-    public_tokenizers.from_gguf(metadata | {f"tokenizer.ggml.{name}": value for name, value in changed.items()})
+    public_tokenizers.from_gguf(metadata | {f"tokenizer.ggml.{name}": x for name, x in changed.items()})

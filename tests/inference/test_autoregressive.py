@@ -11,9 +11,8 @@ from vlx.inference.autoregressive import generate
 from vlx.inference.sampling import Sampling
 from vlx.models.language.llama import LLaMA, LanguageModel
 
-WORDS = 40
 SYSTEM = LanguageModel(LLaMA(
-    vocab_size=WORDS, width=16, depth=2, num_heads=4, num_groups=2, mlp_dim=24, context_length=64, epsilon=1e-5,
+    vocab_size=40, width=16, depth=2, num_heads=4, num_groups=2, mlp_dim=24, context_length=64, epsilon=1e-5,
     tie_embeddings=True,
 ))
 PROMPTS = [[5, 9, 2, 30, 7], [11], [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]]

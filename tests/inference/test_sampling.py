@@ -63,7 +63,8 @@ def test_top_p_holds_among_what_top_k_left():
 
 
 @pytest.mark.parametrize("settings", [
-    dict(temperature=1.0), dict(temperature=0.5), dict(temperature=1.5, top_k=3), dict(temperature=1.0, top_p=0.6),
+    dict(temperature=1.0), dict(temperature=0.5), dict(temperature=1.5, top_k=3),
+    dict(temperature=1.0, top_p=0.6),
 ], ids=str)
 def test_the_distribution_is_that_of_the_adjusted_logits(settings):
   """40,000 draws: each frequency within five standard deviations."""

@@ -86,7 +86,9 @@ def test_how_the_stack_is_run_changes_no_value_and_no_gradient():
   )
 
 
-@pytest.mark.parametrize("fields", [{}, dict(tie_embeddings=True, scanned=False), dict(num_groups=4)], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{}, dict(tie_embeddings=True, scanned=False), dict(num_groups=4)], ids=str
+)
 def test_logits_are_the_same_with_a_cache_and_without(fields):
   """Prompts of 6, 3 and 1 tokens, four tokens one by one, of which row 1 takes two, and another text."""
   network = LLaMA(**{**TINY, **fields})
@@ -160,7 +162,10 @@ def test_loss_is_the_mean_surprise_at_real_next_tokens():
   variables, text = {"params": drawn(system.decoder)["params"], "state": {}}, texts(3, 6)
   real = np.arange(6) < np.array([6, 3, 1])[:, None]
   surprise = -jax.nn.log_softmax(system.logits(variables, text))
-  expected = [float(surprise[r, t, text[r, t + 1]]) for r, count in enumerate((6, 3, 1)) for t in range(count - 1)]
+  expected = [
+      float(surprise[row, t, text[row, t + 1]])
+      for row, count in enumerate((6, 3, 1)) for t in range(count - 1)
+  ]
   loss = lambda text: system.loss(
       variables, {"text": text, "text_mask": jnp.asarray(real)}, None, step=0, train=True
   )

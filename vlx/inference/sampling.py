@@ -30,7 +30,7 @@ def keep_top_k(logits: Logits, k: int) -> Logits:
 
 
 def keep_top_p(logits: Logits, p: float) -> Logits:
-  """The fewest tokens that hold a probability of p (Holtzman et al., 2020), and what is as likely as the last."""
+  """The fewest tokens that hold a probability of p (Holtzman et al., 2020), and ties of the last."""
   ordered = -jnp.sort(-logits, axis=-1)
   probabilities = jax.nn.softmax(ordered, axis=-1)
   before = jnp.cumsum(probabilities, axis=-1) - probabilities

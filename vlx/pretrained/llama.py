@@ -153,8 +153,8 @@ def to_hugging_face(system: LanguageModel) -> tuple[dict[str, Any], Layout]:
 def from_meta(params: Mapping[str, Any]) -> Layout:
   """Of the `params.json` beside `consolidated.*.pth`.
 
-  It says neither how many words there are (-1) nor how long texts may be: 32,000, and what the published model
-  of these sizes reads, else LLaMA 1's 2,048.
+  It says neither how many words there are (-1) nor how long texts may be: 32,000, and what the published
+  model of these sizes reads, else LLaMA 1's 2,048.
 
   Raises:
     UserError: for a missing or absurd field.

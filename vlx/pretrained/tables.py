@@ -21,7 +21,6 @@ import jax
 import numpy as np
 
 from vlx.errors import UserError
-from vlx.models.system import System
 from vlx.train.partition import names
 
 Pattern = tuple[str, Mapping[str, int]]
@@ -34,15 +33,6 @@ class Row(NamedTuple):
   public: str  # as in the public file: "encoder.layer.{layer}.output.dense.weight"
   name: str | tuple[str, ...] | None  # the variable's path, or several: "params/encoder/blocks/mlp/fc2/kernel"
   pattern: Pattern = AS_IT_IS
-
-
-class Layout(NamedTuple):
-  """How a family's public file fits a vlx system."""
-
-  system: System
-  rows: Sequence[Row]
-  aliases: Sequence[tuple[str, str]] = ()
-  copies: Mapping[str, str] = {}
 
 
 class _Piece(NamedTuple):

@@ -13,8 +13,8 @@ import sentencepiece
 
 MODEL = "data/tokenizer.model.v1"
 TEXTS = (
-    "Hello world", "  two  spaces ", "don't stop\n\n\tnow", "naïve café 東京 🦊🦊", "1234567 apples, 3.14", "a", "",
-    "def f(x):\n    return x ** 2", "Ünïcödé ﬁn ½", "internationalization of antidisestablishmentarianism",
+    "Hello world", "  two  spaces ", "don't stop\n\n\tnow", "naïve café 東京 🦊🦊", "1234567 apples, 3.14", "a",
+    "", "def f(x):\n    return x ** 2", "Ünïcödé ﬁn ½", "internationalization of antidisestablishmentarianism",
 )
 
 if __name__ == "__main__":

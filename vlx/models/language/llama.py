@@ -128,8 +128,8 @@ class LLaMA(nn.Module):
   """The decoder. Texts are padded on the right, where no real token sees the padding.
 
   Parameters stand under `blocks/…` with a leading depth axis, or under `blocks_0/…`, `blocks_1/…` where the
-  layers are not `scanned`: for decoding, where a layer's slice of the stack would be copied at every token.
-  A system that puts something else among the words' embeddings calls `embed`, `decode` and `logits` by itself.
+  layers are not `scanned`: for decoding, where a layer's slice of the stack would be copied at every token. A
+  system that puts something else among the words' embeddings calls `embed`, `decode` and `logits` by itself.
   """
 
   vocab_size: int

@@ -14,15 +14,16 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 # Of all layers: one array for layers that are scanned, an array each for those that stand one by one. A slice
-# of the one is a copy of the layer, on CPU, at every token.
-Layers = Float[Array, "depth batch groups slots head_dim"] | tuple[Float[Array, "batch groups slots head_dim"], ...]
+# of the one would be a copy of the layer, on CPU, at every token.
+_OfLayer = Float[Array, "batch groups slots head_dim"]
+OfLayers = Float[Array, "depth batch groups slots head_dim"] | tuple[_OfLayer, ...]
 
 
 class Cache(NamedTuple):
   """Of all layers. `lengths` counts the positions of each row that are read."""
 
-  keys: Layers
-  values: Layers
+  keys: OfLayers
+  values: OfLayers
   lengths: Int[Array, " batch"]
 
   @classmethod
@@ -30,10 +31,13 @@ class Cache(NamedTuple):
       cls, depth: int, batch: int, slots: int, groups: int, head_dim: int, dtype: str, scanned: bool = True
   ) -> "Cache":
     shape = batch, groups, slots, head_dim
-    make = lambda: (
-        jnp.zeros((depth, *shape), dtype) if scanned else tuple(jnp.zeros(shape, dtype) for _ in range(depth))
-    )
-    return cls(make(), make(), jnp.zeros(batch, jnp.int32))
+
+    def zeros():
+      if scanned:
+        return jnp.zeros((depth, *shape), dtype)
+      return tuple(jnp.zeros(shape, dtype) for _ in range(depth))
+
+    return cls(zeros(), zeros(), jnp.zeros(batch, jnp.int32))
 
   def positions(self, count: int) -> Int[Array, "batch count"]:
     """Of the next `count` tokens of each row."""
@@ -47,16 +51,16 @@ class Cache(NamedTuple):
   ) -> "Cache":
     """With the keys and values of the next tokens in a layer; what goes beyond the last slot is dropped."""
     rows, slots = jnp.arange(len(self.lengths))[:, None], self.positions(keys.shape[1])
-    of_layers = {}
-    for name, held, new in (("keys", self.keys, keys), ("values", self.values, values)):
+
+    def put(held, new, *at):
+      return held.at[*at, rows, :, slots].set(new.astype(held.dtype), mode="drop", unique_indices=True)
+
+    def written(held, new):
       if isinstance(held, tuple):
-        written = held[layer].at[rows, :, slots].set(new.astype(held[layer].dtype), mode="drop", unique_indices=True)
-        of_layers[name] = (*held[:layer], written, *held[layer + 1 :])
-      else:
-        of_layers[name] = held.at[layer, rows, :, slots].set(
-            new.astype(held.dtype), mode="drop", unique_indices=True
-        )
-    return self._replace(**of_layers)
+        return (*held[:layer], put(held[layer], new), *held[layer + 1 :])
+      return put(held, new, layer)
+
+    return self._replace(keys=written(self.keys, keys), values=written(self.values, values))
 
   def layer(self, layer: Int[Array, ""] | int) -> tuple[
       Float[Array, "batch slots groups head_dim"], Float[Array, "batch slots groups head_dim"]
