@@ -128,21 +128,24 @@ def test_bf16_values_as_they_stand():
 
 
 def test_a_hundred_thousand_rows():
-  _many(100_000)
+  _many(100_000, "auto")
 
 
 @pytest.mark.slow
-def test_a_million_rows():
-  _many(1_000_000)
+@pytest.mark.parametrize("total, implementation", [
+    (1_000_000, "auto"), (100_000, "pallas_tpu"), (100_000, "pallas_gpu"),
+])
+def test_many_rows(total, implementation):
+  _many(total, implementation)
 
 
-def _many(total):
+def _many(total, implementation):
   """Codes once, duplicated and nearly duplicated; the true distances by float64 products."""
   rng = np.random.default_rng(0)
   codes = rng.normal(size=(171, 16))
   codebook = np.concatenate([codes, codes, codes + 1e-5 * rng.normal(size=codes.shape)]).astype(np.float32)
   exact = codebook.astype(np.float64)
-  find = jax.jit(nearest_code)
+  find = jax.jit(functools.partial(nearest_code, implementation=implementation))
   for start in range(0, total, 50_000):
     x = np.random.default_rng([1, start]).normal(size=(50_000, 16)).astype(np.float32)
     ids = np.asarray(find(x, codebook))
