@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from vlx import config as configs
-from vlx.data import tokenizers
+from vlx.data import public_tokenizers, tokenizers
 from vlx.errors import UserError
 from vlx.models.system import System, Variables
 from vlx.pretrained import tables
@@ -93,7 +93,7 @@ def load(
       place=_placer(shapes, mesh, partition),
   )
   if path.suffix == ".gguf":
-    tokenizer = public_tokenizers().from_gguf(file.metadata)
+    tokenizer = public_tokenizers.from_gguf(file.metadata)
   else:
     tokenizer = _tokenizer(path, family)
   return Pretrained(layout.system, variables, tokenizer, _preprocess(path, family, layout.system))
@@ -184,14 +184,10 @@ def _of_meta(folder: pathlib.Path) -> _Found:
   return _Found("llama", layout, open_joined([open_torch(file) for file in files], llama.META_SHARD_AXES))
 
 
-def public_tokenizers() -> ModuleType:
-  return importlib.import_module("vlx.data.public_tokenizers")
-
-
 def _tokenizer(path: pathlib.Path, family: str) -> Any:
   """Of the files beside the weights; CLIP's text is mended by rules of its own first."""
   if family != "clip":
-    return public_tokenizers().load(path) if path.is_dir() else None
+    return public_tokenizers.load(path) if path.is_dir() else None
   folder = path if path.is_dir() else path.parent
   if any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json")):
     return tokenizers.load_clip(folder)
@@ -242,7 +238,8 @@ def _picture_ops(config) -> str:
   if "preprocess" in config:
     return config.preprocess
   for section in config.get("evaluators", {}).values():
-    ops, found, _ = section.get("preprocess", "").partition("|normalize")
-    if found:
-      return ops + found
+    ops = section.get("preprocess", "").split("|")
+    last = next((i for i, op in enumerate(ops) if op.startswith("normalize")), None)
+    if last is not None:
+      return "|".join(ops[: last + 1])
   return ""

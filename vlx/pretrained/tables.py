@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from vlx.errors import UserError
+from vlx.models.system import System
 from vlx.train.partition import names
 
 Pattern = tuple[str, Mapping[str, int]]
@@ -33,6 +34,15 @@ class Row(NamedTuple):
   public: str  # as in the public file: "encoder.layer.{layer}.output.dense.weight"
   name: str | tuple[str, ...] | None  # the variable's path, or several: "params/encoder/blocks/mlp/fc2/kernel"
   pattern: Pattern = AS_IT_IS
+
+
+class Layout(NamedTuple):
+  """How a family's public file fits a vlx system."""
+
+  system: System  # frozen dataclass with init/loss
+  rows: Sequence[Row]
+  aliases: Sequence[tuple[str, str]] = ()
+  copies: Mapping[str, str] = {}
 
 
 class _Piece(NamedTuple):
