@@ -28,8 +28,8 @@ OUTPUT = flags.DEFINE_string("output", None, "A folder that is not there yet.")
 
 # What stands beside the weights and is taken along.
 COMPANIONS = (
-    "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
+    "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
     CLIP_VOCABULARY,
 )
 

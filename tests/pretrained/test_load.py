@@ -1,0 +1,125 @@
+"""Folders and files as people have them on disk: read right, or refused in a line with nothing run."""
+
+import json
+import os
+import pickle
+import struct
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+
+from vlx import convert, pretrained
+from vlx.errors import UserError
+from vlx.pretrained import bert, tables
+from vlx.pretrained.formats.safetensors import open_safetensors, write_safetensors
+from vlx.pretrained.formats.torch_files import open_torch
+from vlx.pretrained.load import variable_shapes
+
+CONFIG = dict(
+    model_type="bert", vocab_size=30, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+    intermediate_size=16, max_position_embeddings=12, type_vocab_size=2, hidden_act="gelu", layer_norm_eps=1e-12,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A BERT in Hugging Face's form, and the variables that it was written from."""
+  layout = bert.from_hugging_face(CONFIG)
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(
+      lambda x: rng.normal(size=x.shape).astype(np.float32), variable_shapes(layout.system)
+  )
+  write_safetensors(
+      tmp_path / "model.safetensors", tables.public_shapes(layout.rows, variables),
+      tables.export(layout.rows, variables),
+  )
+  (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+  return tmp_path, variables
+
+
+def test_a_folder_gives_the_variables_it_was_written_from(folder):
+  path, variables = folder
+  found = pretrained.load(path)
+  jax.tree.map(np.testing.assert_array_equal, found.variables, variables)
+  assert found.tokenizer is None and found.preprocess == ""
+
+
+@pytest.mark.parametrize("change,message", [
+    ({"hidden_size": None}, "hidden_size"), ({"num_attention_heads": 3}, "num_attention_heads"),
+    ({"num_hidden_layers": -1}, "num_hidden_layers"), ({"model_type": "gpt5"}, "gpt5"),
+    ({"num_hidden_layers": 3}, "missing: bert.encoder.layer.2"),
+    ({"num_hidden_layers": 1}, "surplus: bert.encoder.layer.1"),
+    ({"vocab_size": 31}, "misshapen: bert.embeddings.word_embeddings.weight"),
+])
+def test_a_config_that_does_not_fit_is_told(folder, change, message):
+  path, _ = folder
+  (path / "config.json").write_text(json.dumps({**CONFIG, **change}))
+  with pytest.raises(UserError, match=message):
+    pretrained.load(path)
+
+
+def with_header(path, header, data=b"\0" * 8, length=None):
+  text = json.dumps(header).encode()
+  path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
+
+
+A = dict(dtype="F32", shape=[1], data_offsets=[0, 4])
+
+
+@pytest.mark.parametrize("header,length,message", [
+    ({"a": A}, 2**60, "its header has 1152921504606846976 bytes"),
+    ({"a": A, "b": A}, None, "inside of another tensor"),
+    ({"a": {**A, "dtype": "F31"}}, None, "of the type 'F31'"),
+    ({"a": {**A, "shape": [2**40]}}, None, "but lies at"),
+    ({"a": A}, None, "cut off or damaged"),
+    ([], None, "names no tensors"),
+])
+def test_a_header_that_lies_is_told(tmp_path, header, length, message):
+  with_header(tmp_path / "x.safetensors", header, length=length)
+  with pytest.raises(UserError, match=message):
+    open_safetensors(tmp_path / "x.safetensors")
+
+
+def test_a_file_cut_short_anywhere_is_told(folder):
+  path, _ = folder
+  whole = (path / "model.safetensors").read_bytes()
+  for size in (0, 7, 100, len(whole) // 2, len(whole) - 1):
+    (path / "model.safetensors").write_bytes(whole[:size])
+    with pytest.raises(UserError):
+      pretrained.load(path)
+
+
+class Evil:
+  def __init__(self, trace):
+    self.trace = str(trace)
+
+  def __reduce__(self):
+    return os.system, (f"touch {self.trace}",)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_pickle_that_calls_the_system_runs_nothing(tmp_path, protocol):
+  trace, file = tmp_path / "trace", tmp_path / "model.pth"
+  with zipfile.ZipFile(file, "w") as archive:
+    archive.writestr("archive/data.pkl", pickle.dumps({"a": Evil(trace)}, protocol=protocol))
+  with pytest.raises(UserError, match="posix.system"):
+    open_torch(file)
+  file.write_bytes(pickle.dumps({"a": Evil(trace)}, protocol=protocol))
+  with pytest.raises(UserError):
+    open_torch(file)
+  assert not trace.exists()
+
+
+def test_converted_and_back_it_is_the_same_file(folder, tmp_path):
+  path, variables = folder
+  convert.to_vlx(path, tmp_path / "vlx")
+  jax.tree.map(np.testing.assert_array_equal, pretrained.load(tmp_path / "vlx").variables, variables)
+  convert.to_hugging_face(tmp_path / "vlx", tmp_path / "back")
+  one, other = (open_safetensors(f / "model.safetensors") for f in (path, tmp_path / "back"))
+  assert one.shapes == other.shapes
+  for name in one.shapes:
+    np.testing.assert_array_equal(one.fetch(name), other.fetch(name), err_msg=name)
+  again = json.loads((tmp_path / "back" / "config.json").read_text())
+  assert {name: again[name] for name in CONFIG} == CONFIG
