@@ -135,11 +135,12 @@ def test_boxes_hold_the_sprites_pixels_tightly(size):
     painted = np.abs(image - ground).max(axis=-1) > 0
     for box in (o["box"] for o in record["objects"]):
       x1, y1, x2, y2 = np.array(box) * size
-      inside = painted[int(np.ceil(y1 - 1e-6)) : int(y2 + 1e-6), int(np.ceil(x1 - 1e-6)) : int(x2 + 1e-6)]
+      whole = np.s_[int(np.ceil(y1 - 1e-6)) : int(y2 + 1e-6), int(np.ceil(x1 - 1e-6)) : int(x2 + 1e-6)]
+      inside = painted[whole]
       # Something in each of the outer two rows and columns: the box is not larger than its sprite.
       for edge in (inside[:2], inside[-2:], inside[:, :2], inside[:, -2:]):
         assert edge.any(), (i, box)
-      painted[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))] &= False
+      painted[whole] = False
     assert not painted.any()
 
 
