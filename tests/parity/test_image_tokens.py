@@ -99,7 +99,8 @@ def test_dalle():
       num_heads=heads, mlp_dim=config["mlp_dim"], remat=False, unroll=1, dtype="float32",
   )
   text = jnp.zeros((1, layout.text), jnp.int32)
-  params = network.init(jax.random.key(0), text, text == 0, jnp.zeros((1, side**2), jnp.int32))["params"]
+  ids = jnp.zeros((1, side**2), jnp.int32)
+  params = jax.jit(network.init)(jax.random.key(0), text, text == 0, ids)["params"]
   layer, block = "layers.{layer}", "params/blocks"
   rows = [
       tables.Row("norm.weight", "params/final_norm/scale"), tables.Row("norm.bias", "params/final_norm/bias")
