@@ -63,7 +63,9 @@ def to_hugging_face(source: pathlib.Path, output: pathlib.Path) -> None:
   family = next((name for name, system in FAMILIES.items() if system == kind), None)
   if family is None:
     raise UserError(f"{source} holds a {kind}; Hugging Face has a place for {', '.join(FAMILIES.values())}")
-  config, layout = module(family).to_hugging_face(found.system)
+  # CLIPModel takes a text's feature where its config says that texts end.
+  ends = dict(end_id=found.tokenizer.end_id) if family == "clip" and found.tokenizer else {}
+  config, layout = module(family).to_hugging_face(found.system, **ends)
   output.mkdir(parents=True, exist_ok=True)
   shapes = tables.public_shapes(layout.rows, found.variables)
   write_safetensors(output / "model.safetensors", shapes, tables.export(layout.rows, found.variables))

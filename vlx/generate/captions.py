@@ -10,7 +10,7 @@ from PIL import Image
 from vlx.data import preprocess
 from vlx.errors import UserError
 from vlx.evaluate import pictures
-from vlx.train import checkpoint
+from vlx.train import checkpoint, partition
 from vlx.train.run import open_run
 
 
@@ -40,13 +40,8 @@ def describe(
     raise UserError(f"{workdir} holds a {type(run.system).__name__}, which makes no captions")
   encoded, ops = _read(image), run.config.data.picture
   pixels = _prepared(encoded, ops)[None]
-  with jax.set_mesh(run.mesh), checkpoint.open_manager(
-      run.workdir / "checkpoints", read_only=True
-  ) as manager:
-    restored = checkpoint.restore_latest(manager, run.state_shapes)
-    if restored is None:
-      raise UserError(f"{workdir} holds no checkpoint yet")
-    variables = restored[1].for_inference
+  variables = checkpoint.restore_variables(run.workdir, partition.replicated(run.mesh))
+  with jax.set_mesh(run.mesh):
     search = functools.partial(
         run.system.caption, beam_size=beam_size, max_length=max_length, length_penalty=length_penalty
     )

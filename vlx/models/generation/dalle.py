@@ -26,6 +26,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from vlx.errors import UserError
+from vlx.inference.sampling import Sampling
 from vlx.models.layers.cache import Cache
 from vlx.models.layers.linear import flat_dot_general
 from vlx.models.layers.transformer import MlpBlock
@@ -352,6 +353,7 @@ class DALLE:
     batch, cells = len(text), network.layout.length - network.layout.text
     prefix = jnp.zeros((batch, 0), jnp.int32) if prefix is None else prefix
     guided = guidance_scale != 1.0
+    sampling, unseen = Sampling(temperature, top_k), jnp.zeros((batch, 0), bool)
     both = lambda x: jnp.concatenate([x, x]) if guided else x
 
     def read(x, cache):
@@ -368,24 +370,10 @@ class DALLE:
 
     def one(carry, position):
       logits, cache = carry
-      code = sample(logits, seeds, position, temperature, top_k)
+      code = sampling.draw(logits, unseen, seeds, jnp.full(batch, position))
       x = network.apply(params, both(code[:, None]), position + 1, method="embed_codes")
       return read(x, cache), code
 
     _, codes = jax.lax.scan(one, start, jnp.arange(prefix.shape[1], cells))
     ids = jnp.concatenate([prefix, codes.T], axis=1)
     return rearrange(ids, "b (r c) -> b r c", r=network.layout.rows)
-
-
-def sample(
-    logits: Float[Array, "batch codes"], seeds: Int[Array, " batch"], position: int | Int[Array, ""],
-    temperature: float, top_k: int,
-) -> Int[Array, " batch"]:
-  """Of each row one index, of the `top_k` likeliest (0: of all), or the likeliest at temperature 0."""
-  if not temperature:
-    return logits.argmax(axis=-1)
-  if top_k:
-    least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
-    logits = jnp.where(logits < least, -jnp.inf, logits)
-  draw = lambda row, seed: jax.random.categorical(jax.random.fold_in(jax.random.key(seed), position), row)
-  return jax.vmap(draw)(logits / temperature, seeds)

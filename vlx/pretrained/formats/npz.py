@@ -43,7 +43,7 @@ def _shape(path, archive, name) -> tuple[int, ...]:
   with archive.open(name) as f:
     shape, _, dtype = _HEADERS[np.lib.format.read_magic(f)](f)
   if dtype.hasobject:
-    raise UserError(f"{path}: {name} holds Python objects, which vlx does not run")
+    raise UserError(f"{path}: {name.removesuffix('.npy')} holds Python objects, which vlx does not run")
   return shape
 
 
