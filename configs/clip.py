@@ -21,7 +21,7 @@ import ml_collections
 
 from vlx.config import choose, finish
 from vlx.models.contrastive import clip
-from vlx.train import defaults
+from vlx.train import captioning, defaults
 
 EVAL = 'decode|resize({size})|normalize|keep("image", "caption")'
 # Towards what another hand would draw: other colors and backgrounds, outlines, lines alone.
@@ -40,7 +40,7 @@ BASELINES = {"combo": (21.0, 71.2), "concept": (3.3, 17.3), "style": (6.9, 11.8)
 
 def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
   variants = dict(
-      smoke=smoke, demo=demo, emoji=emoji, folder=folder, paper=lambda: paper("L/14@336"),
+      smoke=smoke, demo=demo, emoji=emoji, scenes=scenes, folder=folder, paper=lambda: paper("L/14@336"),
       b32=lambda: paper("B/32"), b16=lambda: paper("B/16"), l14=lambda: paper("L/14"),
       l14_336=lambda: paper("L/14@336"), rn50=lambda: paper("RN50"),
   )
@@ -136,6 +136,38 @@ def emoji() -> ml_collections.ConfigDict:
   }
   for key, value in list(config.baselines.items()):
     config.baselines[key.replace("retrieval", "normalized")] = value
+  return config
+
+
+def scenes() -> ml_collections.ConfigDict:
+  """Scenes and their captions, above the tower of a run of configs/vit.py:objects.
+
+  Captions of the nearest training pictures are a baseline of captioners.
+  """
+  config = captioning.scenes()
+  config.system = "vlx.models.contrastive.clip.CLIP"
+  captions, text_length = config.evaluators.captions, 32
+  config.model = dict(
+      image=captioning.SCENES_ENCODER,
+      text=dict(
+          vocab_size=config.tokenizer.vocab_size, context_length=text_length, width=128, depth=2, num_heads=4,
+          mlp_dim=512, unroll=2,
+      ),
+      embed_dim=128,
+  )
+  config.init_from = (("runs/objects", "tower", "image/backbone"),)
+  config.steps = 500
+  config.optim.update(dict(rules=((r"image/backbone/.*", dict(lr_scale=0.2)), *config.optim.rules[1:]), b2=0.98))
+  config.evaluators = dict(
+      retrieval=dict(
+          type="vlx.evaluate.retrieval.Retrieval", splits=("val", "combo"), gallery=("val", "combo"),
+          preprocess=captions.preprocess, text_length=text_length,
+      ),
+      neighbours=dict(
+          type="vlx.evaluate.captions.NearestNeighbour", splits=captions.splits, preprocess=captions.preprocess,
+          tokenizer=captions.tokenizer,
+      ),
+  )
   return config
 
 

@@ -14,8 +14,8 @@ from vlx.train import captioning
 
 def get_config(variant: str = "scenes") -> ml_collections.ConfigDict:
   variants = dict(
-      smoke=smoke, emoji=emoji, scenes=scenes, ablation=ablation, beams=beams, flickr8k=flickr8k, coco=coco,
-      finetune=finetune, paper=coco,
+      smoke=smoke, emoji=emoji, scenes=scenes, language_model=language_model, ablation=ablation, beams=beams,
+      flickr8k=flickr8k, coco=coco, finetune=finetune, paper=coco,
   )
   return finish(choose(variants, variant)())
 
@@ -29,7 +29,8 @@ def _model(config, encoder, **fields):
 def smoke() -> ml_collections.ConfigDict:
   """Seconds; the tests use it."""
   config = _model(
-      captioning.emoji(32), dict(captioning.SMALL_ENCODER, image_size=32, stem=(8, 16), width=32, depth=1, mlp_dim=64),
+      captioning.emoji(32),
+      dict(captioning.SMALL_ENCODER, image_size=32, stem=(8, 16), width=32, depth=1, mlp_dim=64),
       embed_dim=32, hidden_dim=32, dropout=0.0,
   )
   config.steps = 100
@@ -40,7 +41,9 @@ def smoke() -> ml_collections.ConfigDict:
 
 
 def emoji() -> ml_collections.ConfigDict:
-  config = _model(captioning.emoji(40), dict(captioning.SMALL_ENCODER, image_size=40), embed_dim=128, hidden_dim=256)
+  config = _model(
+      captioning.emoji(40), dict(captioning.SMALL_ENCODER, image_size=40), embed_dim=128, hidden_dim=256
+  )
   config.steps = 1500
   config.data.batch_size = 128
   config.optim.update(dict(lr=2e-3, warmup_steps=50, weight_decay=0.02, ema_decay=0.99))
@@ -48,12 +51,19 @@ def emoji() -> ml_collections.ConfigDict:
 
 
 def scenes() -> ml_collections.ConfigDict:
+  return _model(captioning.scenes(), captioning.SCENES_ENCODER, embed_dim=128, hidden_dim=256, dropout=0.1)
+
+
+def language_model() -> ml_collections.ConfigDict:
+  """What can be said of a scene without seeing it: the baseline of `scenes`."""
   config = _model(
-      captioning.scenes(64, 20_000), dict(captioning.SMALL_ENCODER, image_size=64), embed_dim=128, hidden_dim=256, dropout=0.1
+      captioning.scenes(), dict(captioning.SMALL_ENCODER, image_size=64, stem=(8, 8, 8), width=16, depth=1, mlp_dim=16),
+      embed_dim=128, hidden_dim=256, dropout=0.1,
   )
-  config.steps = 2000
-  config.data.batch_size = 64
-  config.optim.update(dict(lr=2e-3, warmup_steps=100, weight_decay=0.02, ema_decay=0.99))
+  config.init_from = ()
+  for section in (config.data, config.evaluators.captions):
+    section.preprocess = section.preprocess.replace("|normalize", "|hide|normalize")
+  config.optim.rules = config.optim.rules[1:]
   return config
 
 

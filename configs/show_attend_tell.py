@@ -30,17 +30,20 @@ def _model(config, encoder, **fields):
   return config
 
 
-def _small(config, size: int, **fields):
+def _small(config, encoder, **fields):
   return _model(
-      config, dict(captioning.SMALL_ENCODER, image_size=size), finetune=True, initialization="lecun",
+      config, encoder, finetune=True, initialization="lecun",
       **{**dict(embed_dim=128, hidden_dim=256, attention_dim=128, dropout=0.1), **fields},
   )
 
 
 def smoke() -> ml_collections.ConfigDict:
   """Seconds; the tests use it."""
-  config = _small(captioning.emoji(32), 32, embed_dim=32, hidden_dim=32, attention_dim=16, dropout=0.0)
-  config.model.encoder.update(dict(stem=(8, 16), width=32, depth=1, mlp_dim=64))
+  config = _small(
+      captioning.emoji(32),
+      dict(captioning.SMALL_ENCODER, image_size=32, stem=(8, 16), width=32, depth=1, mlp_dim=64),
+      embed_dim=32, hidden_dim=32, attention_dim=16, dropout=0.0,
+  )
   config.steps = 100
   config.data.batch_size = 32
   config.log_every = 1
@@ -49,7 +52,7 @@ def smoke() -> ml_collections.ConfigDict:
 
 
 def emoji() -> ml_collections.ConfigDict:
-  config = _small(captioning.emoji(40), 40)
+  config = _small(captioning.emoji(40), dict(captioning.SMALL_ENCODER, image_size=40))
   config.steps = 1500
   config.data.batch_size = 128
   config.optim.update(dict(lr=2e-3, warmup_steps=50, weight_decay=0.02, ema_decay=0.99))
@@ -57,14 +60,11 @@ def emoji() -> ml_collections.ConfigDict:
 
 
 def scenes() -> ml_collections.ConfigDict:
-  config = _small(captioning.scenes(64, 20_000), 64, doubly_stochastic=0.0)
+  config = _small(captioning.scenes(), captioning.SCENES_ENCODER, doubly_stochastic=0.0)
   config.evaluators.named_boxes = dict(
       type="vlx.evaluate.named_boxes.NamedBoxes", splits=("val", "combo", "concept"),
       preprocess=f'{config.data.picture}|keep("image", "caption", "objects")', text_length=32,
   )
-  config.steps = 2000
-  config.data.batch_size = 64
-  config.optim.update(dict(lr=2e-3, warmup_steps=100, weight_decay=0.02, ema_decay=0.99))
   return config
 
 

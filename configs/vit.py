@@ -19,14 +19,16 @@ transformer on a hand never seen.
 import ml_collections
 
 from vlx.config import choose, finish
+from vlx.data import scenes_pictures
 from vlx.data.emoji import GROUPS
 from vlx.models.vision import vit
-from vlx.train import defaults
+from vlx.train import captioning, defaults
 
 
 def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
   variants = dict(
       smoke=smoke, emoji=emoji, emoji_cnn=emoji_cnn, paper=lambda: paper("B/16"),
+      objects=objects,
       b16=lambda: paper("B/16"), l16=lambda: paper("L/16"), h14=lambda: paper("H/14"),
   )
   return finish(choose(variants, variant)())
@@ -78,6 +80,25 @@ def emoji_cnn() -> ml_collections.ConfigDict:
       tower=dict(stage_sizes=(2, 2, 2), bottleneck=False, width=48),
       num_classes=len(GROUPS), label_smoothing=0.1,
   )
+  return config
+
+
+def objects() -> ml_collections.ConfigDict:
+  """Single objects of scenes into their nouns: what the tower of a captioner learns first."""
+  config = defaults.get_config()
+  config.system = "vlx.models.vision.resnet.ResNet"
+  config.model = dict(tower=captioning.BACKBONE, num_classes=len(scenes_pictures.ALL_NOUNS))
+  config.data.source = "scenes:20000?size=64"
+  config.data.batch_size = 128
+  config.data.preprocess = 'decode|cache|cut_object(32)|normalize|keep("image", "label")'
+  config.evaluators = dict(
+      classification=dict(
+          type="vlx.evaluate.classification.Classification", splits=("val", "combo"),
+          preprocess='decode|cut_object(32)|normalize|keep("image", "label")',
+      ),
+  )
+  config.steps = 1000
+  config.optim.update(dict(lr=2e-3, warmup_steps=50, weight_decay=0.05))
   return config
 
 

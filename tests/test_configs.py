@@ -11,14 +11,15 @@ from vlx.models.contrastive.clip import CLIP
 from vlx.train import optimizer as optimizers, partition
 
 VARIANTS = [
-    *(f"configs/clip.py:{v}" for v in ("smoke", "demo", "emoji", "folder", "b32", "b16", "l14", "rn50")),
+    *(f"configs/clip.py:{v}" for v in ("smoke", "demo", "emoji", "scenes", "folder", "b32", "b16", "l14", "rn50")),
     "configs/clip.py:paper",
     *(
         f"configs/{system}.py:{v}" for system in ("show_and_tell", "show_attend_tell")
         for v in ("smoke", "emoji", "scenes", "ablation", "flickr8k", "coco", "finetune", "paper")
     ),
-    *(f"configs/show_attend_tell.py:{v}" for v in ("hard", "coco_hard")), "configs/show_and_tell.py:beams",
-    *(f"configs/vit.py:{v}" for v in ("smoke", "emoji", "emoji_cnn", "b16", "l16", "h14", "paper")),
+    *(f"configs/show_attend_tell.py:{v}" for v in ("hard", "coco_hard")),
+    *(f"configs/show_and_tell.py:{v}" for v in ("language_model", "beams")),
+    *(f"configs/vit.py:{v}" for v in ("smoke", "emoji", "emoji_cnn", "objects", "b16", "l16", "h14", "paper")),
     *(f"configs/{c}.py:{v}" for c in ("vqvae", "dvae") for v in ("smoke", "emoji", "paper")),
     *(f"configs/dalle.py:{v}" for v in ("smoke", "emoji", "paper")),
 ]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vlx.data import augment, preprocess
+from vlx.data import augment, preprocess, scenes_pictures
 
 
 def apply(ops, example, seed=0):
@@ -89,3 +89,25 @@ def test_shuffled_words_are_the_same_words():
   shuffled = {apply("shuffle_words(1.0)", {"caption": text}, seed)["caption"] for seed in range(5)}
   assert len(shuffled) > 1
   assert all(sorted(s.split()) == sorted(text.split()) for s in shuffled)
+
+
+def test_an_object_is_cut_out_in_the_middle_of_its_window():
+  """A sprite of one color in a picture of row numbers: the window's rows, its middle, its class."""
+  image = np.tile(np.arange(40, dtype=np.uint8)[:, None, None], (1, 40, 3))
+  image[8:12, 20:26] = 200
+  objects = ({"name": "wolf", "box": (0.5, 0.2, 0.65, 0.3)}, {"name": "cat", "box": (0.0, 0.9, 0.1, 1.0)})
+  example = {"image": image, "objects": objects}
+  first = preprocess.parse("cut_object(8)").finish(example, None)
+  assert scenes_pictures.ALL_NOUNS[first["label"]] == "wolf"
+  np.testing.assert_array_equal(first["image"], image[6:14, 19:27])
+  # Beyond the lower edge its last row goes on; a shift moves the window, not what is shown.
+  seen = [apply("cut_object(8, 0.0)", example, seed) for seed in range(20)]
+  corners = [e["image"] for e in seen if scenes_pictures.ALL_NOUNS[e["label"]] == "cat"]
+  assert 0 < len(corners) < 20
+  np.testing.assert_array_equal(corners[0][:, -1, 0], [34, 35, 36, 37, 38, 39, 39, 39])
+  moved = [apply("cut_object(8, 0.12)", example, seed)["image"] for seed in range(40)]
+  assert {int((m == 200).all(-1).sum()) for m in moved if (m == 200).any()} == {24}
+
+
+def test_a_hidden_picture_is_black():
+  assert not apply("hide", {"image": np.full((4, 4, 3), 9, np.uint8)})["image"].any()

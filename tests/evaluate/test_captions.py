@@ -93,6 +93,32 @@ def test_nearest_neighbour_takes_the_captions_of_the_most_alike():
 
 
 @dataclasses.dataclass(frozen=True)
+class Brightness:
+  """A system whose feature is the picture's mean color."""
+
+  def encode_image(self, variables, image):
+    return image.mean(axis=(1, 2))
+
+
+def test_nearest_neighbour_of_a_whole_split(tmp_path, monkeypatch):
+  """Of pictures that are in the bank the captions are their own: one of the references."""
+  monkeypatch.setattr(metrics, "has_java_parts", lambda: False)
+  config = cli.load_config("configs/clip.py:smoke")
+  config.data.source = "scenes:12?size=32&held_out=12"
+  config.tokenizer.fields = ("caption",)
+  run = Run(config, tmp_path)
+  run.__dict__["system"] = Brightness()
+  evaluator = captions.NearestNeighbour(
+      splits=("train", "val"), preprocess='decode|normalize|keep("image", "caption")', tokenizer="words", batch_size=8,
+  )
+  with jax.set_mesh(run.mesh):
+    measures = evaluator(run, {}, draw=False)
+  assert measures["train/equal"] == measures["train/objects_right"] == 100
+  assert measures["train/bleu4"] == pytest.approx(100)
+  assert measures["val/equal"] < 50
+
+
+@dataclasses.dataclass(frozen=True)
 class Teller:
   """A system that says first what the brightness of the picture's first pixel tells it, then nonsense."""
 

@@ -105,6 +105,7 @@ def batch():
 @pytest.mark.parametrize("system", [
     ViT(VisionTransformer(**TINY), 5),
     ResNet(ResNetTower((1, 1), False, 8, stem="cifar"), 5),
+    ViT(VisionTransformer(**TINY, backbone=ResNetTower((1, 1), False, 8, stem="cifar")), 5),
 ])
 def test_classifiers_fit_a_batch(system):
   """A few steps of gradient descent on one batch classify it: the gradient is that of the loss."""
@@ -138,6 +139,21 @@ def test_batch_statistics_are_state_and_move_only_in_training():
     same = jax.tree.map(lambda a, b: bool((a == b).all()), aux.state, variables["state"])
     moved[train] = not all(jax.tree.leaves(same))
   assert moved == {False: False, True: True}
+
+
+def test_the_hybrids_patches_are_of_the_backbones_map():
+  """Its tokens are those of a plain transformer whose picture is that map; rollout finds its statistics."""
+  backbone = ResNetTower((1,), False, 3, stem="cifar")  # a map of three channels, as a picture's
+  system = ViT(VisionTransformer(**TINY, backbone=backbone), 5)
+  variables, image = jax.jit(system.init)(jax.random.key(0), batch()), batch()["image"]
+  own = {"params": variables["params"]["tower"], **{k: v["tower"] for k, v in variables["state"].items()}}
+  _, features = backbone.apply({k: v["backbone"] for k, v in own.items()}, image)
+  plain = VisionTransformer(**TINY)
+  rest = {k: v for k, v in own["params"].items() if k != "backbone"}
+  np.testing.assert_allclose(
+      system.tower.apply(own, image)[1], plain.apply({"params": rest}, features)[1], atol=1e-6
+  )
+  assert system.attention_map(variables, image).shape == (8, 4, 4)
 
 
 def test_label_smoothing_has_its_known_value():

@@ -8,7 +8,8 @@ import math
 import numpy as np
 from PIL import Image
 
-from vlx.data.preprocess import image_op, op
+from vlx.data import scenes_pictures
+from vlx.data.preprocess import Op, image_op, op
 
 LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601
 
@@ -176,5 +177,41 @@ def shuffle_words(probability=0.2, field="caption"):
     if rng.random() >= probability:
       return example
     return {**example, field: " ".join(rng.permutation(example[field].split()))}
+
+  return apply
+
+
+@image_op
+def hide(image, rng):
+  """Black: what a system makes of a picture's text alone."""
+  return np.zeros_like(image)
+
+
+# Scenes.
+
+
+@op
+def cut_object(size: int, shift: float = 0.1) -> Op:
+  """One of a scene's objects at random: `image` is the window around it, `label` its noun's number.
+
+  Without randomness, the first object. Beyond the picture's edge its outermost pixels go on.
+
+  Args:
+    size: of the window, in pixels of the scene.
+    shift: of the window from the object's middle, in units of the window, either way.
+  """
+
+  def apply(example, rng):
+    objects, image = example["objects"], example["image"]
+    shown = objects[0 if rng is None else rng.integers(len(objects))]
+    x1, y1, x2, y2 = shown["box"]
+    moved = np.zeros(2) if rng is None else size * rng.uniform(-shift, shift, 2)
+    middle = np.array([y1 + y2, x1 + x2]) / 2 * image.shape[:2] + moved
+    top, left = np.round(middle - size / 2).astype(int)
+    rows, columns = (
+        np.clip(np.arange(first, first + size), 0, n - 1) for first, n in zip((top, left), image.shape)
+    )
+    label = scenes_pictures.ALL_NOUNS.index(shown["name"])
+    return {**example, "image": image[rows[:, None], columns], "label": label}
 
   return apply

@@ -92,6 +92,8 @@ class ScenesSource:
     return f"scenes/{self._split}#{index}"
 
   def texts(self, fields):
+    if unknown := sorted({*fields} - {*TEXTS}):
+      raise UserError(f"no texts {unknown[0]!r} in scenes: {nearest(unknown[0], TEXTS)}")
     for index in range(len(self)):
       shown = self.scene(index)
       for field in fields:

@@ -57,8 +57,6 @@ class Captions:
 
   def __call__(self, run: Run, variables, *, draw: bool) -> dict[str, float]:
     """Measures; with `draw`, also writes `samples/captions_SPLIT.png`."""
-    if not metrics.has_java_parts():
-      logging.warning("METEOR is left out: it needs %s", metrics.JAVA_PARTS)
     measures = {}
     for split in self.splits:
       (ids, _), targets = embed.over_split(
@@ -67,10 +65,7 @@ class Captions:
       )
       made = [run.tokenizer.decode(best) for best in ids[:, 0]]
       references = [strings(c) for c in targets["caption"]]
-      source = run.source(split)
-      scenes = source if isinstance(source, ScenesSource) else None
-      for name, value in measure(made, references, self.tokenizer, scenes).items():
-        measures[f"{split}/{name}"] = value
+      measures |= _of_split(run, split, made, references, self.tokenizer)
       if draw:
         self._draw(run, split, made, references)
     return measures
@@ -83,6 +78,44 @@ class Captions:
         [(examples(i, None)[1]["image"], made[i], references[i][0]) for i in chosen],
         f"{split}: captions by a beam of {self.beam_size}; in gray a reference",
     )
+
+
+def _of_split(run, split, made, references, tokenizer) -> dict[str, float]:
+  if not metrics.has_java_parts():
+    logging.warning("METEOR is left out: it needs %s", metrics.JAVA_PARTS)
+  source = run.source(split)
+  scenes = source if isinstance(source, ScenesSource) else None
+  return {f"{split}/{k}": v for k, v in measure(made, references, tokenizer, scenes).items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class NearestNeighbour:
+  """Measures `SPLIT/…` as `Captions`, of captions that are those of the training pictures most alike.
+
+  Alike to a CLIP, the run's system: what a captioner should do better than.
+  """
+
+  splits: tuple[str, ...]
+  preprocess: str  # must keep "image" and "caption"
+  tokenizer: str  # "words" or "ptb"
+  k: int = 1
+  batch_size: int = 64
+
+  def __call__(self, run: Run, variables, *, draw: bool) -> dict[str, float]:
+    del draw
+
+    def features(split):
+      x, targets = embed.over_split(
+          run, variables, split, self.preprocess, "encode_image", ("image",), ("caption",), self.batch_size
+      )
+      return x, [strings(c) for c in targets["caption"]]
+
+    measures, (bank, known) = {}, features("train")
+    for split in self.splits:
+      queries, references = features(split)
+      made = nearest_neighbour(queries, bank, known, self.k)
+      measures |= _of_split(run, split, made, references, self.tokenizer)
+    return measures
 
 
 def nearest_neighbour(

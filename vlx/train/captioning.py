@@ -9,6 +9,13 @@ SMALL_ENCODER = dict(
     patch_size=8, stem=(32, 64, 128), width=128, depth=2, num_heads=4, mlp_dim=512, pool="mean",
     activation="gelu_tanh", initialization="clip", unroll=2,
 )
+# What learns to tell the objects of scenes apart (configs/vit.py:objects): its map has a cell for 8x8 pixels.
+BACKBONE = dict(stage_sizes=(1, 1, 1, 1), bottleneck=False, width=24, stem="cifar")
+# The hybrid of ViT's §3.1: above that map, two layers of attention that know where each cell is.
+SCENES_ENCODER = dict(
+    image_size=64, patch_size=8, backbone=BACKBONE, width=128, depth=2, num_heads=4, mlp_dim=512, pool="mean",
+    activation="gelu_tanh", initialization="clip", unroll=2,
+)
 IMAGENET = "normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))"  # of torchvision's weights
 FREEZE = ((r"encoder/.*", None), (".*", {}))  # optimizer rules
 
@@ -43,13 +50,23 @@ def emoji(size: int) -> ml_collections.ConfigDict:
   )
 
 
-def scenes(size: int, count: int, held_out: int = 1000) -> ml_collections.ConfigDict:
-  """Scenes; evaluated on others of the same kind, on combinations and on nouns never seen."""
-  return _captioning(
-      f"scenes:{count}?size={size}&held_out={held_out}", f"decode|resize({size})|normalize",
-      "decode|cache|normalize", vocab_size=480, min_count=5, text_length=32,
-      splits=("val", "combo", "concept"), tokenizer="words", beam_size=3,
+def scenes() -> ml_collections.ConfigDict:
+  """Scenes; evaluated on others of the same kind, on combinations and on nouns never seen.
+
+  The tower's lower part starts at that of a run of configs/vit.py:objects.
+  """
+  config = _captioning(
+      "scenes:20000?size=64", "decode|resize(64)|normalize", "decode|cache|normalize", vocab_size=480, min_count=5,
+      text_length=32, splits=("val", "combo", "concept"), tokenizer="words", beam_size=3,
   )
+  config.init_from = (("runs/objects", "tower", "encoder/backbone"),)
+  config.steps = 1200
+  config.data.batch_size = 64
+  config.optim.update(dict(
+      lr=2e-3, warmup_steps=100, weight_decay=0.02, ema_decay=0.99,
+      rules=((r"encoder/backbone/.*", dict(lr_scale=0.2)), *config.optim.rules),
+  ))
+  return config
 
 
 def photographs(source: str, vocab_size: int, min_count: int, crop: str) -> ml_collections.ConfigDict:
@@ -64,7 +81,7 @@ def photographs(source: str, vocab_size: int, min_count: int, crop: str) -> ml_c
 
 
 def ablation(config: ml_collections.ConfigDict, run: str) -> ml_collections.ConfigDict:
-  """A scenes config cut to three minutes on one core: above the frozen tower of a finished run."""
+  """A scenes config cut to two minutes on one core: above the frozen tower of a finished run."""
   config.init_from = ((run, "encoder", "encoder"),)
   config.model.finetune = False
   config.data.source = "scenes:3000?size=64&held_out=300"

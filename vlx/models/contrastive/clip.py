@@ -245,4 +245,4 @@ class CLIP:
 
   def attention_map(self, variables, image) -> Float[Array, "batch rows columns"]:
     """Rollout of the attention of a ViT (`vlx.models.vision.vit.attention_map`)."""
-    return attention_map(self.image, variables["params"]["image"], image)
+    return attention_map(self.image, variables, "image", image)

@@ -23,6 +23,7 @@ from vlx.models.layers.convolution import Downsample
 from vlx.models.layers.position import resample_positions
 from vlx.models.layers.transformer import Transformer
 from vlx.models.vision.classifier import Classifier
+from vlx.models.vision.resnet import ResNetTower
 
 # Table 1 (B, L, H); Ti and S from the appendix's successor, Steiner et al., 2021, Table 2.
 SIZES = {
@@ -54,6 +55,7 @@ class VisionTransformer(nn.Module):
   mlp_dim: int
   pool: str = "cls"  # "cls" (a class token) or "mean" (of all tokens)
   stem: tuple[int, ...] = ()  # channels of 3x3 stride-2 convolutions before the patch embedding
+  backbone: ResNetTower | None = None  # whose map is cut into patches: the hybrid of §3.1
   patch_bias: bool = True
   pre_norm: bool = False
   activation: str = "gelu_tanh"
@@ -78,7 +80,9 @@ class VisionTransformer(nn.Module):
       x = Downsample(channels, self.dtype, name=f"stem_{i}")(x)
       x = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name=f"stem_norm_{i}")(x)
       x = jax.nn.relu(x)
-    patch = self._stemmed(self.patch_size)
+    if self.backbone is not None:
+      _, x = self.backbone(x, train=train)
+    patch = self.patch_size * x.shape[1] // image.shape[1]
     if x.shape[1] % patch or x.shape[2] % patch:
       raise ValueError(
           f"patches of {self.patch_size} do not tile an image of {image.shape[1]}x{image.shape[2]}"
@@ -120,10 +124,6 @@ class VisionTransformer(nn.Module):
     cls, x = transformer.pooled(x, jnp.zeros(len(x), jnp.int32), train=train)
     return final_norm(cls), final_norm(x)
 
-  def _stemmed(self, pixels: int) -> int:
-    """A length in pixels, in units of the stem's output."""
-    return pixels // 2 ** len(self.stem)
-
 
 def attention_rollout(
     weights: Float[Array, "depth batch heads tokens tokens"],
@@ -140,13 +140,20 @@ def attention_rollout(
 
 
 def attention_map(
-    tower: VisionTransformer, params, image: Float[Array, "batch height width 3"]
+    tower: VisionTransformer, variables, name: str, image: Float[Array, "batch height width 3"]
 ) -> Float[Array, "batch rows columns"]:
   """Where the pooled output looks: rollout from the class token (or the mean) to the patches.
 
   The class token's own share is dropped, as in the paper's Figure 6. Needs a square image.
+
+  Args:
+    tower: the transformer.
+    variables: of the system that it is the part `name` of.
+    name: of the part.
+    image: in [-1, 1].
   """
-  _, collections = tower.apply({"params": params}, image, mutable=["intermediates"])
+  own = {kind: x[name] for kind, x in {"params": variables["params"], **variables["state"]}.items() if name in x}
+  _, collections = tower.apply(own, image, mutable=["intermediates"])
   weights, = collections["intermediates"]["transformer"]["blocks"]["attention"]["attention"]
   rollout = attention_rollout(weights)
   pooled = rollout[:, 0, 1:] if tower.pool == "cls" else rollout.mean(axis=1)
@@ -189,4 +196,4 @@ class ViT(Classifier):
 
   def attention_map(self, variables, image):
     """Rollout of the tower's attention, `[B, rows, columns]`."""
-    return attention_map(self.tower, variables["params"]["tower"], image)
+    return attention_map(self.tower, variables, "tower", image)
