@@ -29,8 +29,8 @@ def _model(config, encoder, **fields):
 def smoke() -> ml_collections.ConfigDict:
   """Seconds; the tests use it."""
   config = _model(
-      captioning.emoji(32),
-      dict(captioning.SMALL_ENCODER, image_size=32, stem=(8, 16), width=32, depth=1, mlp_dim=64),
+      captioning.small_emoji(),
+      dict(captioning.SMALL_ENCODER, stem=(8, 16), width=32, depth=1, mlp_dim=64),
       embed_dim=32, hidden_dim=32, dropout=0.0,
   )
   config.steps = 100
@@ -41,13 +41,7 @@ def smoke() -> ml_collections.ConfigDict:
 
 
 def emoji() -> ml_collections.ConfigDict:
-  config = _model(
-      captioning.emoji(40), dict(captioning.SMALL_ENCODER, image_size=40), embed_dim=128, hidden_dim=256
-  )
-  config.steps = 1500
-  config.data.batch_size = 128
-  config.optim.update(dict(lr=2e-3, warmup_steps=50, weight_decay=0.02, ema_decay=0.99))
-  return config
+  return _model(captioning.emoji(), captioning.SMALL_ENCODER, embed_dim=128, hidden_dim=256, dropout=0.1)
 
 
 def scenes() -> ml_collections.ConfigDict:
@@ -56,10 +50,8 @@ def scenes() -> ml_collections.ConfigDict:
 
 def language_model() -> ml_collections.ConfigDict:
   """What can be said of a scene without seeing it: the baseline of `scenes`."""
-  config = _model(
-      captioning.scenes(), dict(captioning.SMALL_ENCODER, image_size=64, stem=(8, 8, 8), width=16, depth=1, mlp_dim=16),
-      embed_dim=128, hidden_dim=256, dropout=0.1,
-  )
+  config = scenes()
+  config.model.encoder = dict(captioning.SMALL_ENCODER, image_size=64, stem=(8, 8, 8), width=16, depth=1, mlp_dim=16)
   config.init_from = ()
   for section in (config.data, config.evaluators.captions):
     section.preprocess = section.preprocess.replace("|normalize", "|hide|normalize")

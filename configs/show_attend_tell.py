@@ -40,8 +40,8 @@ def _small(config, encoder, **fields):
 def smoke() -> ml_collections.ConfigDict:
   """Seconds; the tests use it."""
   config = _small(
-      captioning.emoji(32),
-      dict(captioning.SMALL_ENCODER, image_size=32, stem=(8, 16), width=32, depth=1, mlp_dim=64),
+      captioning.small_emoji(),
+      dict(captioning.SMALL_ENCODER, stem=(8, 16), width=32, depth=1, mlp_dim=64),
       embed_dim=32, hidden_dim=32, attention_dim=16, dropout=0.0,
   )
   config.steps = 100
@@ -52,11 +52,7 @@ def smoke() -> ml_collections.ConfigDict:
 
 
 def emoji() -> ml_collections.ConfigDict:
-  config = _small(captioning.emoji(40), dict(captioning.SMALL_ENCODER, image_size=40))
-  config.steps = 1500
-  config.data.batch_size = 128
-  config.optim.update(dict(lr=2e-3, warmup_steps=50, weight_decay=0.02, ema_decay=0.99))
-  return config
+  return _small(captioning.emoji(), captioning.SMALL_ENCODER)
 
 
 def scenes() -> ml_collections.ConfigDict:

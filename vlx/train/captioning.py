@@ -4,9 +4,9 @@ import ml_collections
 
 from vlx.train import defaults
 
-# Two layers of attention above a convolutional stem: what learns in minutes on a CPU.
+# The image tower of configs/clip.py:demo.
 SMALL_ENCODER = dict(
-    patch_size=8, stem=(32, 64, 128), width=128, depth=2, num_heads=4, mlp_dim=512, pool="mean",
+    image_size=32, patch_size=8, stem=(32, 64, 128), width=128, depth=2, num_heads=4, mlp_dim=512, pool="mean",
     activation="gelu_tanh", initialization="clip", unroll=2,
 )
 # What learns to tell the objects of scenes apart (configs/vit.py:objects): its map has a cell for 8x8 pixels.
@@ -40,14 +40,28 @@ def _captioning(
   return config
 
 
-def emoji(size: int) -> ml_collections.ConfigDict:
+def small_emoji() -> ml_collections.ConfigDict:
   """Names of emoji; evaluated on tones never seen with them, and in another hand."""
+  size = 32
   return _captioning(
       "tfds:emoji", f"decode|resize({size})|normalize",
       f'decode("RGBA")|resize({size * 5 // 4})|cache|random_affine({size}, 0.85, 1.15, 8)|background|'
       'color_jitter(0.3)|normalize',
       vocab_size=3000, min_count=1, text_length=16, splits=("combo", "style"), tokenizer="words", beam_size=3,
   )
+
+
+def emoji() -> ml_collections.ConfigDict:
+  """The tower starts at that of the CLIP of `make demo`."""
+  config = small_emoji()
+  config.init_from = (("runs/demo", "image", "encoder"),)
+  config.steps = 800
+  config.data.batch_size = 128
+  config.optim.update(dict(
+      lr=2e-3, warmup_steps=50, weight_decay=0.02, ema_decay=0.99,
+      rules=((r"encoder/.*", dict(lr_scale=0.2)), *config.optim.rules),
+  ))
+  return config
 
 
 def scenes() -> ml_collections.ConfigDict:
@@ -85,6 +99,7 @@ def ablation(config: ml_collections.ConfigDict, run: str) -> ml_collections.Conf
   config.init_from = ((run, "encoder", "encoder"),)
   config.model.finetune = False
   config.data.source = "scenes:3000?size=64&held_out=300"
+  config.data.batch_size = 32
   config.steps = 250
   config.optim.update(dict(rules=FREEZE, warmup_steps=20))
   return config
