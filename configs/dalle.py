@@ -1,9 +1,17 @@
 """DALL-E.
 
   python -m vlx.train --config=configs/vqvae.py:emoji --workdir=runs/vqvae
-  python -m vlx.train --config=configs/dalle.py:VARIANT --workdir=runs/dalle
+  python -m vlx.train --config=configs/dalle.py:emoji --workdir=runs/dalle
 
-Variants: smoke, emoji, paper.
+Variants: smoke, emoji, judged, paper. `judged` is `emoji` measured by other models as well: a CLIP that picks
+the best of many samples, another that scores them, and classifiers of the emoji's group and skin tone:
+
+  python -m vlx.train --config=configs/clip.py:demo --workdir=runs/clip
+  python -m vlx.train --config=configs/clip.py:demo --workdir=runs/clip_judge --config.seed=1
+  python -m vlx.train --config=configs/vit.py:emoji_cnn --workdir=runs/groups --config.steps=300
+  python -m vlx.train --config=configs/vit.py:tones --workdir=runs/tones
+  python -m vlx.evaluate --workdir=runs/dalle --config=configs/dalle.py:judged
+  python -m vlx.generate --workdir=runs/dalle --prompt="red apple" --num=64 --rerank=runs/clip
 
 `emoji` cut to 1,500 steps (--config.steps=1500), seed 0, 37 pictures a second on one CPU core: the loss of a real
 picture's code, in nats, is 2.6 of `combo` and 4.7 of `concept`; a guess has 6.9. Samples have the colors and
@@ -24,7 +32,7 @@ PARTITION = (
 
 
 def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
-  return finish(choose(dict(smoke=smoke, emoji=emoji, paper=paper), variant)())
+  return finish(choose(dict(smoke=smoke, emoji=emoji, judged=judged, paper=paper), variant)())
 
 
 def _emoji(size: int, text_length: int, vocab_size: int) -> ml_collections.ConfigDict:
@@ -39,11 +47,13 @@ def _emoji(size: int, text_length: int, vocab_size: int) -> ml_collections.Confi
   config.tokenizer = dict(vocabulary="", vocab_size=vocab_size, fields=("caption",))
   config.evaluators = dict(
       generation=dict(
-          type="vlx.evaluate.generation.Generation", splits=("combo", "concept"), text_length=text_length,
+          type="vlx.evaluate.generation.Generation", splits=("train", "combo", "concept"),
+          text_length=text_length,
           preprocess=(
               f'{picture}|normalize|tokenize("caption", {text_length})|'
               'keep("image", "text", "text_mask", "caption")'
           ),
+          prompts=8, samples=8, clip="", classifiers=(), nearest_in="train",
       ),
   )
   return config
@@ -76,6 +86,22 @@ def emoji() -> ml_collections.ConfigDict:
       lr=1.5e-3, warmup_steps=100, final_lr_ratio=0.05, b2=0.96, weight_decay=0.045, ema_decay=0.995,
       rules=((r"(bias|scale|padding|image_start|.*_position)$", dict(weight_decay=0.0)), (".*", {})),
   ))
+  return config
+
+
+def judged() -> ml_collections.ConfigDict:
+  """`emoji` beside what runs of other systems say of its pictures; each is trained by a command above."""
+  config = emoji()
+  generation = config.evaluators.generation
+  generation.update(dict(prompts=64, clip="runs/clip_judge", classifiers=("runs/groups", "runs/tones")))
+  common = dict(splits=("combo", "concept"), preprocess=generation.preprocess)
+  config.evaluators.reranking = dict(
+      common, type="vlx.evaluate.reranking.Reranking", rerank="runs/clip", clip="runs/clip_judge",
+      classifiers=generation.classifiers, prompts=16, samples=64,
+  )
+  config.evaluators.fidelity = dict(
+      common, type="vlx.evaluate.fidelity.Fidelity", features="runs/clip_judge", count=1000
+  )
   return config
 
 

@@ -1,7 +1,6 @@
 """Measures of pictures against their closed forms."""
 
 import numpy as np
-import pytest
 
 from vlx.evaluate import image_metrics as metrics
 
@@ -51,7 +50,7 @@ def test_precision_and_recall():
 
 
 def test_clip_score_and_psnr():
-  assert metrics.clip_score(np.array([0.4, -0.2])) == pytest.approx(0.5)
+  np.testing.assert_allclose(metrics.clip_score(np.array([0.4, -0.2])), [1.0, 0.0])
   image = np.zeros((2, 4, 4, 3))
   other = image + np.array([0.2, 0.02])[:, None, None, None]
   np.testing.assert_allclose(metrics.psnr(image, other), [20, 40])

@@ -137,7 +137,7 @@ def test_pictures_of_several_captions_are_not_classified(model_folder, tmp_path)
 @pytest.mark.parametrize("change, message", [
     (dict(tokenizer=None), "without a tokenizer"),
     (dict(tokenizer=types.SimpleNamespace(vocab_size=WORDS + 1)), "it has 601 tokens, the model 600"),
-    (dict(system=object()), "only a CLIP can be measured so"),
+    (dict(system=object()), "a CLIP is needed here"),
 ])
 def test_what_cannot_be_measured_is_told(model_folder, change, message):
   model = types.SimpleNamespace(**{**vars(load(model_folder)), **change})

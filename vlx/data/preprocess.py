@@ -314,6 +314,20 @@ def tokenize(field: str, length: int, tokenizer: Tokenizer, dropout: float = 0.0
 
 
 @op
+def skin_tone() -> Op:
+  """`label` of an emoji by its `sequence`: 0 without a skin tone, 1 to 5 from light to dark, 6 with two of them."""
+  from vlx.data import emoji  # which imports tensorflow_datasets, and that takes a second
+
+  def apply(example, rng):
+    tones = set(emoji.tones_of(example["sequence"]))
+    if len(tones) > 1:
+      return {**example, "label": 6}
+    return {**example, "label": 1 + emoji.TONES.index(*tones) if tones else 0}
+
+  return apply
+
+
+@op
 def keep(*names: str) -> Op:
   """Drops every other field."""
 

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 from einops import reduce
 from jax.experimental import multihost_utils
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh, PartitionSpec as P
 
 from vlx.data import batches
 from vlx.evaluate.subject import Subject
+from vlx.models.system import System
 from vlx.train import partition
 
 
@@ -42,13 +43,22 @@ def over_split(
   Returns:
     (outputs `[N, …]`, {target: values `[N, …]`}), in the source's order, padding removed.
   """
-  sharding = partition.batch_sharding(run.mesh)
+  return over_examples(
+      run.system, run.mesh, variables, run.examples(split, ops), method, inputs, targets, batch_size, **options
+  )
+
+
+def over_examples(
+    system: System, mesh: Mesh, variables, examples: batches.Examples, method: str, inputs: tuple[str, ...],
+    targets: tuple[str, ...], batch_size: int, **options,
+) -> tuple[Any, dict[str, np.ndarray]]:
+  """`over_split` of examples that need not be a split's."""
+  sharding = partition.batch_sharding(mesh)
   rows = partition.own_rows(sharding, batch_size)
-  examples = run.examples(split, ops)
   outputs, found = [], {t: [] for t in targets}
   for batch in batches.one_pass(examples, batch_size, rows):
     arrays = partition.to_devices({n: batch[n] for n in inputs}, sharding, batch_size)
-    result = apply(run.system, method, variables, *arrays.values(), options=tuple(options.items()))
+    result = apply(system, method, variables, *arrays.values(), options=tuple(options.items()))
     outputs.append(jax.tree.map(np.asarray, result))
     for target in targets:
       found[target].append(_gather_rows(batch[target], rows, batch_size))

@@ -44,6 +44,11 @@ def table(results: Mapping[str, float], baselines: Mapping[str, float], title: s
   lines: dict[str, list[str]] = {}
   for key, value in results.items():
     group, measure = key.rsplit("/", 1)
-    beside = f" (baseline {baselines[key]:.1f})" if key in baselines else ""
-    lines.setdefault(group, []).append(f"{measure} {value:.1f}{beside}")
+    beside = f" (baseline {number(baselines[key])})" if key in baselines else ""
+    lines.setdefault(group, []).append(f"{measure} {number(value)}{beside}")
   return "\n".join([title, *(f"  {group}: {', '.join(found)}" for group, found in lines.items())])
+
+
+def number(value: float) -> str:
+  """With one decimal, where it is below one with three digits."""
+  return f"{value:.1f}" if abs(value) >= 1 or not value else f"{value:.3g}"

@@ -46,9 +46,9 @@ def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
   return np.sqrt(np.maximum(squares, 0))
 
 
-def clip_score(cosines: np.ndarray) -> float:
-  """2.5 · max(cosine, 0), its mean (Hessel et al., "CLIPScore", 2021, eq. 1)."""
-  return float(np.mean(2.5 * np.maximum(cosines, 0)))
+def clip_score(cosines: np.ndarray) -> np.ndarray:
+  """2.5 · max(cosine, 0) of each picture (Hessel et al., "CLIPScore", 2021, eq. 1)."""
+  return 2.5 * np.maximum(cosines, 0)
 
 
 def psnr(image: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import pathlib
 import re
 import textwrap
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 
@@ -136,7 +137,7 @@ def _lit(image: np.ndarray, light: np.ndarray, resampling: Image.Resampling) -> 
   return (image * light[..., None]).astype(np.uint8)
 
 
-def grid(path: pathlib.Path, rows: list[np.ndarray], title: str) -> None:
+def grid(path: pathlib.Path, rows: list[Sequence[np.ndarray]], title: str) -> None:
   """Pictures `[N, H, W, 3]` in [-1, 1], a row for each array."""
   columns = max(map(len, rows))
   figure, axes = plt.subplots(
@@ -162,3 +163,23 @@ def captioned(path: pathlib.Path, captions: list[str], rows: np.ndarray, title: 
       ],
       title,
   )
+
+
+def curves(
+    path: pathlib.Path, panels: Mapping[str, Mapping[str, Sequence[float]]], x: Sequence[int], label: str, title: str
+) -> None:
+  """A panel per measure, a line in it for each of its series over `x`, which doubles from point to point."""
+  figure, axes = plt.subplots(
+      1, len(panels), figsize=(3.6 * len(panels), 3), squeeze=False, layout="constrained"
+  )
+  figure.suptitle(title, fontsize=9)
+  for axis, (name, series) in zip(axes.flat, panels.items()):
+    for split, values in series.items():
+      axis.plot(x, values, marker="o", markersize=3, linewidth=1, label=split)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(x, labels=map(str, x))
+    axis.set_xlabel(label, fontsize=8)
+    axis.set_title(name, fontsize=8)
+    axis.tick_params(labelsize=7)
+  axes.flat[0].legend(fontsize=7)
+  _save(figure, path)

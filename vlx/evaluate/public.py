@@ -31,16 +31,8 @@ def measure(model: Any, data: str, split: str, mesh: jax.sharding.Mesh) -> dict[
   Raises:
     UserError: where the model is no CLIP, or has no tokenizer or another model's.
   """
+  check_clip(model)
   system = model.system
-  if not isinstance(system, CLIP):
-    raise UserError(f"only a CLIP can be measured so, and this is a {type(system).__name__}")
-  if model.tokenizer is None:
-    raise UserError("the model comes without a tokenizer: vocab.json with merges.txt, or tokenizer.json")
-  if model.tokenizer.vocab_size > system.text.vocab_size:
-    raise UserError(
-        f"the tokenizer is another model's: it has {model.tokenizer.vocab_size} tokens,"
-        f" the model {system.text.vocab_size}"
-    )
   subject = Loaded(system, model.tokenizer, mesh, data)
   source = subject.source(split)
   try:
@@ -61,3 +53,16 @@ def measure(model: Any, data: str, split: str, mesh: jax.sharding.Mesh) -> dict[
         f"{name}/{measure}": value for name, evaluator in evaluators.items()
         for measure, value in evaluator(subject, variables, draw=False).items()
     }
+
+
+def check_clip(model: Any) -> None:
+  """Raises `UserError` where the model is no CLIP, or has no tokenizer or another model's."""
+  if not isinstance(model.system, CLIP):
+    raise UserError(f"a CLIP is needed here, and this is a {type(model.system).__name__}")
+  if model.tokenizer is None:
+    raise UserError("the model comes without a tokenizer: vocab.json with merges.txt, or tokenizer.json")
+  if model.tokenizer.vocab_size > model.system.text.vocab_size:
+    raise UserError(
+        f"the tokenizer is another model's: it has {model.tokenizer.vocab_size} tokens,"
+        f" the model {model.system.text.vocab_size}"
+    )

@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 
 from vlx import config as configs
 from vlx import distributed, files
+from vlx.evaluate.evaluators import number
 from vlx.train.logging import read_metrics
 from vlx.train.run import Run
 
@@ -33,7 +34,7 @@ def write(run: Run) -> pathlib.Path:
   if not distributed.is_first():
     return path
   metrics = read_metrics(run.workdir)
-  results = {k: v for line in metrics for k, v in line.items() if k.count("/") == 2}
+  results = {k: v for line in metrics for k, v in line.items() if k.count("/") >= 2}
   if (finished := run.workdir / "results.json").exists():
     results = json.loads(finished.read_text())
   config = run.config
@@ -78,10 +79,10 @@ def _figures(results, baselines) -> str:
   rows = []
   for key, value in sorted(results.items()):
     baseline = baselines.get(key)
-    beside = "" if baseline is None else f"{baseline:.1f}"
+    beside = "" if baseline is None else number(baseline)
     better = " class=better" if baseline is not None and value > baseline else ""
     rows.append(
-        f"<tr><td>{html.escape(key)}</td><td{better}>{value:.1f}</td><td>{beside}</td></tr>"
+        f"<tr><td>{html.escape(key)}</td><td{better}>{number(value)}</td><td>{beside}</td></tr>"
     )
   return f"<table><tr><th>measure</th><th>run</th><th>baseline</th></tr>{''.join(rows)}</table>"
 

@@ -28,7 +28,7 @@ CHAT = flags.DEFINE_bool("chat", None, "By the model's chat template; where it h
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "The longest answer.", lower_bound=1)
 BEAM_SIZE = flags.DEFINE_integer("beam_size", 20, "Captions: sequences that beam search follows.", lower_bound=1)
 NUM = flags.DEFINE_integer("num", 8, "How many pictures to draw.", lower_bound=1)
-RERANK = flags.DEFINE_string("rerank", "", "The folder of a CLIP run, by which the best picture comes first.")
+RERANK = flags.DEFINE_string("rerank", "", "A CLIP run or a public CLIP, by which the best picture comes first.")
 GUIDANCE = flags.DEFINE_float("guidance_scale", 1.0, "Pictures: classifier-free guidance; 1: none.")
 
 

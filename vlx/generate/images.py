@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from vlx.errors import UserError
-from vlx.evaluate import clip_score, pictures
+from vlx.evaluate import judges, pictures
 from vlx.evaluate.generation import sample_images
 from vlx.train import checkpoint, partition
 from vlx.train.run import Run, open_run
@@ -26,7 +26,7 @@ def generate_images(
     workdir: of a run that makes pictures of texts.
     prompt: what to draw.
     num: how many pictures.
-    rerank: the folder of a CLIP run; the pictures stand in the order of its cosines then.
+    rerank: a CLIP run or a public CLIP; the pictures stand in the order of its cosines then.
     image: a picture whose upper part is kept.
     keep_rows: of `image`, in codes; 0: half.
     seed: of the first picture; the others' follow.
@@ -38,7 +38,8 @@ def generate_images(
     (the file, the cosines in the order of the pictures or None).
 
   Raises:
-    UserError: for a run of another kind, an empty prompt or one too long, a picture that cannot be read.
+    UserError: for a run of another kind, an empty prompt or one too long, a picture that cannot be read, or a
+      tokenizer that the run was not trained with.
   """
   run = open_run(workdir)
   if not hasattr(run.system, "generate") or not hasattr(run.system, "decode_image"):
@@ -46,8 +47,9 @@ def generate_images(
   if num < 1:
     raise UserError(f"--num is at least 1, not {num}")
   text, text_mask = encode_prompt(run, prompt)
-  judge = clip_score.open_judge(rerank) if rerank else None
+  judge = judges.open_clip(rerank, run.mesh) if rerank else None
   variables = checkpoint.restore_variables(run.workdir, partition.replicated(run.mesh))
+  check_variables(run, variables)
   prefix = upper_part(run, variables, image, keep_rows) if image else None
   repeat = lambda x: np.repeat(x[None], num, axis=0)
   images = sample_images(
@@ -57,7 +59,8 @@ def generate_images(
   )
   cosines = None
   if judge:
-    cosines = judge(images, [prompt] * num)
+    with jax.set_mesh(run.mesh):
+      cosines = judge.cosines([judges.with_picture({"caption": prompt}, image) for image in images])
     order = np.argsort(-cosines, kind="stable")
     images, cosines = images[order], cosines[order]
   name = re.sub(r"\W+", "_", prompt).strip("_")[:60] or "prompt"
@@ -65,6 +68,20 @@ def generate_images(
   rows = [images[i : i + COLUMNS] for i in range(0, num, COLUMNS)]
   pictures.grid(path, rows, prompt + (", best first" if judge else ""))
   return path, cosines
+
+
+def check_variables(run: Run, variables) -> None:
+  """Raises `UserError` where the tokenizer's folder holds another than the one that the run was trained with."""
+  size, text = run.system.tokenizer.image_size, (1, run.config.model.context_length)
+  shapes = jax.eval_shape(run.system.init, jax.random.key(0), dict(
+      image=jax.ShapeDtypeStruct((1, size, size, 3), np.float32),
+      text=jax.ShapeDtypeStruct(text, np.int32), text_mask=jax.ShapeDtypeStruct(text, np.bool_),
+  ))
+  described = lambda tree: jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)
+  if described(shapes) != described(variables):
+    raise UserError(
+        f"{run.config.model.tokenizer} is a tokenizer of other sizes than the one {run.workdir} was trained with"
+    )
 
 
 def encode_prompt(run: Run, prompt: str) -> tuple[np.ndarray, np.ndarray]:

@@ -54,6 +54,13 @@ class Classifier:
   def logits(self, variables, image) -> Float[Array, "batch classes"]:
     return self.network.apply({"params": variables["params"], **variables["state"]}, image)
 
+  def encode_image(self, variables, image) -> Float[Array, "batch features"]:
+    """The tower's pooled output, which the last layers make logits of."""
+    return self.network.apply(
+        {"params": variables["params"], **variables["state"]}, image,
+        method=lambda network, image: network.tower(image)[0],
+    )
+
   def features(self, variables, image) -> Float[Array, "batch ... features"]:
     """The tower's last map `[B, rows, columns, D]`, or ViT's tokens `[B, N, D]`."""
     return self.network.apply(
