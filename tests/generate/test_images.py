@@ -94,7 +94,7 @@ def test_bad_prompts_and_runs_are_told(runs, tmp_path):
   (tmp_path / "tokenizer.json").write_text((runs["dalle"] / "tokenizer.json").read_text())
   with pytest.raises(UserError, match="holds no checkpoint yet"):
     images.generate_images(str(tmp_path), "apple", 1)
-  with pytest.raises(UserError, match="is no CLIP run"):
+  with pytest.raises(UserError, match="a CLIP is needed here, and this is a DALLE"):
     images.generate_images(dalle, "apple", 1, rerank=dalle)
 
 
