@@ -2,9 +2,9 @@
 
   python -m vlx.train --config=configs/vit.py:VARIANT --workdir=runs/vit
 
-Variants: smoke, emoji, emoji_cnn (a residual network trained the same way), tones, and the paper's b16,
-l16, h14 (paper = b16) on ImageNet. `tones` tells an emoji's skin tone; with emoji_cnn it judges what
-configs/dalle.py makes.
+Variants: smoke, emoji, emoji_cnn (a residual network trained the same way), and the paper's b16, l16, h14
+(paper = b16) on ImageNet; groups and tones, which tell an emoji's group and its skin tone, to judge what
+configs/dalle.py draws; objects, which tells single objects of scenes, for the towers of captioners.
 
 Emoji into Unicode's ten groups, 600 steps of 128, accuracy in percent (one seed; 6 to 9 minutes on two
 CPU cores that had other work too):
@@ -28,7 +28,8 @@ from vlx.train import captioning, defaults
 
 def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
   variants = dict(
-      smoke=smoke, emoji=emoji, emoji_cnn=emoji_cnn, tones=tones, objects=objects, paper=lambda: paper("B/16"),
+      smoke=smoke, emoji=emoji, emoji_cnn=emoji_cnn, groups=groups, tones=tones, objects=objects,
+      paper=lambda: paper("B/16"),
       b16=lambda: paper("B/16"), l16=lambda: paper("L/16"), h14=lambda: paper("H/14"),
   )
   return finish(choose(variants, variant)())
@@ -102,20 +103,28 @@ def objects() -> ml_collections.ConfigDict:
   return config
 
 
-def tones() -> ml_collections.ConfigDict:
-  """Without a skin tone, five of them, two in one picture: a small residual network, minutes on one CPU core."""
+def groups() -> ml_collections.ConfigDict:
+  """`emoji_cnn` at half its width, in minutes on one CPU core: a judge of what others draw."""
   config = emoji_cnn()
   config.model.tower.width = 24
+  config.evaluators.classification.splits = ("combo", "concept", "style")
+  config.steps = 300
+  config.optim.lr = 3e-3
+  return config
+
+
+def tones() -> ml_collections.ConfigDict:
+  """Without a skin tone, five of them, two in one picture: `groups` with other labels."""
+  config = groups()
   config.model.num_classes = 7
   # Colors are what it is about, so they stay.
   config.data.preprocess = (
       'decode("RGBA")|skin_tone|resize(60)|cache|random_affine(48, 0.8, 1.2)|background|normalize|'
       'keep("image", "label")'
   )
-  config.evaluators.classification.update(dict(
-      splits=("combo", "concept", "style"), preprocess='decode|skin_tone|resize(48)|normalize|keep("image", "label")',
-  ))
-  config.steps = 300
+  config.evaluators.classification.preprocess = (
+      'decode|skin_tone|resize(48)|normalize|keep("image", "label")'
+  )
   return config
 
 

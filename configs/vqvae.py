@@ -2,7 +2,7 @@
 
   python -m vlx.train --config=configs/vqvae.py:VARIANT --workdir=runs/vqvae
 
-Variants: smoke, emoji, paper.
+Variants: smoke, emoji, paper; ablation (what experiments/vqvae_codebook.py varies).
 
 Of `emoji`, seed 0 (0.78 s a step on one CPU core):
 
@@ -18,7 +18,7 @@ from vlx.train import defaults
 
 
 def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
-  return finish(choose(dict(smoke=smoke, emoji=emoji, paper=paper), variant)())
+  return finish(choose(dict(smoke=smoke, emoji=emoji, ablation=ablation, paper=paper), variant)())
 
 
 def _emoji(size: int) -> ml_collections.ConfigDict:
@@ -58,6 +58,19 @@ def emoji() -> ml_collections.ConfigDict:
       restart_below=0.2, data_variance=0.4,
   )
   config.steps = 1800
+  config.data.batch_size = 32
+  config.optim.update(dict(lr=1e-3, warmup_steps=50, final_lr_ratio=0.05))
+  return config
+
+
+def ablation() -> ml_collections.ConfigDict:
+  """32x32 pictures as 8x8 codes out of 512: a minute on one core; also the tokenizer of configs/dalle.py:ablation."""
+  config = _emoji(size=32)
+  config.model = dict(
+      image_size=32, widths=(32, 64), num_blocks=2, residual_width=32, num_codes=512, code_dim=32,
+      codebook="ema", restart_below=0.2, data_variance=0.4,
+  )
+  config.steps = 250
   config.data.batch_size = 32
   config.optim.update(dict(lr=1e-3, warmup_steps=50, final_lr_ratio=0.05))
   return config

@@ -19,9 +19,10 @@ VARIANTS = [
     ),
     *(f"configs/show_attend_tell.py:{v}" for v in ("hard", "coco_hard")),
     *(f"configs/show_and_tell.py:{v}" for v in ("language_model", "beams")),
-    *(f"configs/vit.py:{v}" for v in ("smoke", "emoji", "emoji_cnn", "objects", "b16", "l16", "h14", "paper")),
-    *(f"configs/{c}.py:{v}" for c in ("vqvae", "dvae") for v in ("smoke", "emoji", "paper")),
-    *(f"configs/dalle.py:{v}" for v in ("smoke", "emoji", "paper")),
+    *(f"configs/vit.py:{v}" for v in ("smoke", "emoji", "emoji_cnn", "groups", "tones", "objects")),
+    *(f"configs/vit.py:{v}" for v in ("b16", "l16", "h14", "paper")),
+    *(f"configs/{c}.py:{v}" for c in ("vqvae", "dvae") for v in ("smoke", "emoji", "ablation", "paper")),
+    *(f"configs/dalle.py:{v}" for v in ("smoke", "emoji", "judged", "ablation", "paper")),
 ]
 
 
