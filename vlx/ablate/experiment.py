@@ -25,7 +25,7 @@ class Experiment:
     common: overrides of it for all arms, dotted name → value.
     arms: name → overrides.
     seeds: each arm is run once with each.
-    measures: keys of results.json; higher is better.
+    measures: keys of results.json.
   """
 
   claim: str
