@@ -45,7 +45,12 @@ def emoji() -> ml_collections.ConfigDict:
 
 
 def scenes() -> ml_collections.ConfigDict:
-  return _model(captioning.scenes(), captioning.SCENES_ENCODER, embed_dim=128, hidden_dim=256, dropout=0.1)
+  """Above the image tower of a run of configs/clip.py:scenes: what is pooled has to tell pictures apart."""
+  config = _model(
+      captioning.scenes(), captioning.SCENES_ENCODER, embed_dim=128, hidden_dim=256, dropout=0.1, init_range=0.2
+  )
+  config.init_from = (("runs/clip_scenes", "image", "encoder"),)
+  return config
 
 
 def language_model() -> ml_collections.ConfigDict:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import pickle
 import struct
 import zipfile
@@ -9,10 +10,11 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from vlx import convert, pretrained
 from vlx.errors import UserError
-from vlx.pretrained import bert, tables
+from vlx.pretrained import bert, dvae, tables
 from vlx.pretrained.formats.safetensors import open_safetensors, write_safetensors
 from vlx.pretrained.formats.torch_files import open_torch
 from vlx.pretrained.load import variable_shapes
@@ -44,6 +46,25 @@ def test_a_folder_gives_the_variables_it_was_written_from(folder):
   found = pretrained.load(path)
   jax.tree.map(np.testing.assert_array_equal, found.variables, variables)
   assert found.tokenizer is None and found.preprocess == ""
+
+
+def test_whole_modules_of_openais_dvae_are_read_as_data():
+  """One half as torch saves it today, one as before 1.6 (recorded by tests/parity/record/dvae.py)."""
+  folder = pathlib.Path(__file__).parents[1] / "parity" / "dvae"
+  found = pretrained.load(folder)
+  weights = load_file(folder / "weights.safetensors")
+  returned = dict(tables.export(dvae.rows(blocks_per_group=1), found.variables))
+  assert returned.keys() == weights.keys() and found.system.grid == (32, 32)
+  for name, tensor in weights.items():
+    np.testing.assert_array_equal(returned[name], tensor, err_msg=name)
+
+
+def test_half_a_dvae_is_told(tmp_path):
+  folder = pathlib.Path(__file__).parents[1] / "parity" / "dvae"
+  for half in ("encoder", "decoder"):
+    (tmp_path / f"{half}.pkl").write_bytes((folder / "decoder.pkl").read_bytes())
+  with pytest.raises(UserError, match="OpenAI's dVAE|does not fit"):
+    pretrained.load(tmp_path)
 
 
 @pytest.mark.parametrize("change,message", [

@@ -3,9 +3,31 @@
 The two files hold equal names, "blocks.input.w"; a reader puts "encoder." and "decoder." before them.
 """
 
-from vlx.pretrained.tables import Row
+import re
+from collections.abc import Mapping
+
+from vlx.models.generation.dvae import DVAE
+from vlx.pretrained import fields
+from vlx.pretrained.tables import Layout, Row
 
 _KERNEL = ("o i h w -> h w i o", {})
+
+
+def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
+  """Of both files together, by their names; None for another family's."""
+  found = [m for name in shapes if (m := re.match(r"encoder\.blocks\.group_(\d+)\.block_(\d+)\.", name))]
+  if not found:
+    return None
+  groups, blocks = (max(int(m[i]) for m in found) for i in (1, 2))
+  width, *_ = fields.shape(shapes, "encoder.blocks.input.w", 4)
+  code_dim, num_codes, *_ = fields.shape(shapes, "decoder.blocks.input.w", 4)
+  return Layout(DVAE(256, width, num_codes, code_dim, groups, blocks), rows(groups, blocks))
+
+
+def preprocess(system: DVAE, config: Mapping | None = None) -> str:
+  """Ops on pictures of the authors' notebook; the shorter side there is no longer than the picture's own."""
+  del config
+  return f"decode|resize_small({system.image_size})|central_crop({system.image_size})|normalize"
 
 
 def rows(num_groups: int = 4, blocks_per_group: int = 2) -> list[Row]:

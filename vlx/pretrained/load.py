@@ -1,8 +1,8 @@
 """`vlx.pretrained.load`: whatever people have on disk → a system and its variables, tokenizer and preprocessing.
 
 A folder of Hugging Face's (`config.json` beside safetensors or torch's files, in one or many), of Meta's
-(`params.json` beside `consolidated.*.pth`), or of vlx (a run, or what `vlx.convert` wrote); a single file of
-safetensors, torch, numpy or llama.cpp; or the name of a repository on Hugging Face's hub.
+(`params.json` beside `consolidated.*.pth`), of OpenAI's dVAE (`encoder.pkl` and `decoder.pkl`), or of vlx (a run, or
+what `vlx.convert` wrote); a single file of safetensors, torch, numpy or llama.cpp; or the name of a repository on Hugging Face's hub.
 """
 
 import importlib
@@ -24,7 +24,7 @@ from vlx.pretrained.formats import TensorFile
 from vlx.pretrained.formats.files import read_json
 from vlx.pretrained.formats.npz import open_npz
 from vlx.pretrained.formats.safetensors import open_safetensors
-from vlx.pretrained.formats.shards import open_index, open_joined
+from vlx.pretrained.formats.shards import open_index, open_joined, open_parts
 from vlx.pretrained.formats.torch_files import open_torch
 from vlx.pretrained.hub import download
 from vlx.pretrained.tables import Layout
@@ -37,6 +37,7 @@ FAMILIES = {
     "llama": "vlx.models.language.llama.LanguageModel",
     "vit": "vlx.models.vision.vit.ViT",
 }
+DVAE_HALVES = ("encoder", "decoder")  # of OpenAI's, files of their own
 # Those whose files also come bare, and are known by their names and shapes.
 BARE = ("vgg", "resnet", "googlenet", "vit", "clip")
 
@@ -118,7 +119,7 @@ def is_vlx(path: pathlib.Path) -> bool:
 def variable_shapes(system: System) -> Variables:
   """Of a system's variables; no array is made."""
   tower = getattr(system, "image", None) or getattr(system, "tower", None)
-  size = getattr(tower, "image_size", 224)
+  size = getattr(tower or system, "image_size", 224)
   batch = dict(
       image=jax.ShapeDtypeStruct((1, size, size, 3), np.float32),
       text=jax.ShapeDtypeStruct((1, 2), np.int32),
@@ -132,6 +133,9 @@ def _find(path: pathlib.Path) -> _Found:
     return _of_file(path)
   if (path / "params.json").is_file():
     return _of_meta(path)
+  halves = {half: path / f"{half}.pkl" for half in DVAE_HALVES}
+  if all(file.is_file() for file in halves.values()):
+    return _of_dvae(path, halves)
   weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
   if weights is None:
     files = sorted(f for f in path.iterdir() if f.suffix in (*OPENERS, ".gguf"))
@@ -182,6 +186,14 @@ def _of_meta(folder: pathlib.Path) -> _Found:
   llama = module("llama")
   layout = llama.from_meta(read_json(folder / "params.json"))
   return _Found("llama", layout, open_joined([open_torch(file) for file in files], llama.META_SHARD_AXES))
+
+
+def _of_dvae(folder: pathlib.Path, halves: dict[str, pathlib.Path]) -> _Found:
+  file = open_parts({half: open_torch(path) for half, path in halves.items()})
+  layout = module("dvae").from_shapes(file.shapes)
+  if layout is None:
+    raise UserError(f"{folder}: encoder.pkl and decoder.pkl are not those of OpenAI's dVAE")
+  return _Found("dvae", layout, file)
 
 
 def _tokenizer(path: pathlib.Path, family: str) -> Any:

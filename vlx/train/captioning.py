@@ -67,7 +67,7 @@ def emoji() -> ml_collections.ConfigDict:
 def scenes() -> ml_collections.ConfigDict:
   """Scenes; evaluated on others of the same kind, on combinations and on nouns never seen.
 
-  The tower's lower part starts at that of a run of configs/vit.py:objects.
+  The tower's lower part is that of a run of configs/vit.py:objects.
   """
   config = _captioning(
       "scenes:20000?size=64", "decode|resize(64)|normalize", "decode|cache|normalize", vocab_size=480, min_count=5,
@@ -78,7 +78,7 @@ def scenes() -> ml_collections.ConfigDict:
   config.data.batch_size = 64
   config.optim.update(dict(
       lr=2e-3, warmup_steps=100, weight_decay=0.02, ema_decay=0.99,
-      rules=((r"encoder/backbone/.*", dict(lr_scale=0.2)), *config.optim.rules),
+      rules=((r"encoder/backbone/.*", None), *config.optim.rules),
   ))
   return config
 

@@ -6,8 +6,9 @@
 """
 
 import torch
-from common import redrawn, save, save_names
+from common import PARITY, redrawn, save, save_names
 from dall_e import Decoder, Encoder, map_pixels, unmap_pixels
+from safetensors.torch import save_file
 
 TINY = dict(n_hid=8, vocab_size=20)
 CODE_DIM = 12
@@ -40,3 +41,11 @@ if __name__ == "__main__":
       ),
   )})
   save_names("dvae", Both())
+  # Whole modules, as OpenAI published them: one in each of torch's formats.
+  whole = redrawn(Both(CODE_DIM, n_blk_per_group=1, **TINY), 1)
+  folder = PARITY / "dvae"
+  folder.mkdir(exist_ok=True)
+  torch.save(whole.encoder, folder / "encoder.pkl")
+  torch.save(whole.decoder, folder / "decoder.pkl", _use_new_zipfile_serialization=False)
+  save_file({k: x.contiguous() for k, x in whole.state_dict().items()}, folder / "weights.safetensors")
+  (folder / "weights.safetensors").chmod(0o644)

@@ -29,6 +29,14 @@ def open_index(index: pathlib.Path, open_file: Callable[[pathlib.Path], TensorFi
   )
 
 
+def open_parts(parts: Mapping[str, TensorFile]) -> TensorFile:
+  """Files of different tensors, whose names get "PART." before them."""
+  return TensorFile(
+      {f"{part}.{name}": shape for part, file in parts.items() for name, shape in file.shapes.items()},
+      lambda name: parts[name.partition(".")[0]].fetch(name.partition(".")[2]),
+  )
+
+
 def open_joined(files: Sequence[TensorFile], axes: Sequence[tuple[str, int]]) -> TensorFile:
   """Files that each hold a slice of the tensors that a pattern of `axes` names, along its axis, and all of others."""
   if any(file.shapes.keys() != files[0].shapes.keys() for file in files):

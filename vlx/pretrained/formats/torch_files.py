@@ -2,8 +2,8 @@
 
 Three formats go by these names. Since torch 1.6 a file is a zip of `data.pkl` and the storages (torch/csrc, "caffe2
 serialize"); before, five pickles and the storages one after another (torch/serialization.py, `_legacy_save`); and a
-TorchScript archive (OpenAI's CLIPs) is a zip whose pickle holds modules. A tensor is a view of a storage: an offset,
-a size, strides.
+TorchScript archive (OpenAI's CLIPs) is a zip whose pickle holds modules. Where a module was saved whole (OpenAI's
+dVAE), its classes are names and nothing more. A tensor is a view of a storage: an offset, a size, strides.
 """
 
 import math
@@ -28,8 +28,10 @@ _TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 _PARAMETER = "torch._utils._rebuild_parameter"
 _TYPED = "torch.jit._pickle.restore_type_tag"
 _LISTS = tuple(f"torch.jit._pickle.build_{kind}list" for kind in ("int", "double", "bool", "tensor"))
-_ADMITTED = {*_STORAGES, *_TENSORS, *_LISTS, _DICT, _PARAMETER, _TYPED, "torch.Size"}
-_SCRIPTED = "__torch__."  # TorchScript's classes: a module is its attributes
+_SET, _DEVICE = ("__builtin__.set", "builtins.set"), "torch.device"
+_ADMITTED = {*_STORAGES, *_TENSORS, *_LISTS, *_SET, _DICT, _DEVICE, _PARAMETER, _TYPED, "torch.Size"}
+# Classes of modules, of which the attributes alone are read: TorchScript's, torch's, those of OpenAI's dVAE.
+_MODULES = ("__torch__.", "torch.nn.modules.", "dall_e.encoder.", "dall_e.decoder.", "dall_e.utils.")
 
 # Where training scripts put the weights among what else they keep.
 WEIGHTS = ("state_dict", "model_state_dict", "model")
@@ -117,7 +119,9 @@ def _weights(value: Any) -> dict[str, _Tensor]:
 
 
 def _named(value: Any, prefix: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, _Tensor]]:
-  """The tensors in nested dicts."""
+  """The tensors in nested dicts and modules."""
+  if isinstance(value, pickles.Module) and "_modules" in value:  # one that was saved whole
+    value = {name: x for part in ("_parameters", "_buffers", "_modules") for name, x in value[part].items()}
   if isinstance(value, _Tensor):
     yield prefix, value
   elif isinstance(value, dict) and id(value) not in above:  # a dict in itself is possible too
@@ -129,13 +133,17 @@ def _named(value: Any, prefix: str = "", above: tuple[int, ...] = ()) -> Iterato
 
 
 def _admitted(name: str) -> bool:
-  return name in _ADMITTED or name.startswith(_SCRIPTED)
+  return name in _ADMITTED or name.startswith(_MODULES)
 
 
 def _call(what: pickles.Global, arguments: tuple) -> Any:
   name = what.name
-  if name.startswith(_SCRIPTED):
+  if name.startswith(_MODULES):
     return pickles.Module()
+  if name in _SET:
+    return set(*arguments)
+  if name == _DEVICE:
+    return None
   if name == _DICT:
     return dict(*arguments)
   if name in _TENSORS:
@@ -153,7 +161,9 @@ def _tensor(storage, offset, shape, strides) -> _Tensor:
   return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-def _storage(pid) -> _Storage:
+def _storage(pid) -> _Storage | pickles.Global:
+  if pid[0] == "module":  # before torch 1.6: the class of a module, and its source
+    return pid[1]
   kind, storage, key, _, length, *view = pid
   if kind != "storage" or not isinstance(storage, pickles.Global):
     raise pickles.Refused(f"an object of the kind {kind!r}")
@@ -202,7 +212,8 @@ def _read_legacy(f) -> tuple[Any, dict[str, int]]:
 
   def storage(pid):
     found = _storage(pid)
-    sizes[str(pid[2])] = found.dtype.itemsize
+    if isinstance(found, _Storage):
+      sizes[str(pid[2])] = found.dtype.itemsize
     return found
 
   read = lambda persistent=_storage: pickles.read(f, _admitted, _call, persistent)
