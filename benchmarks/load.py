@@ -3,12 +3,13 @@
   python -m benchmarks.load
 
 Makes two Hugging Face folders of about 500 MB with random weights, a BERT and a LLaMA of such sizes, and reads each
-in a process of its own: the bytes of the file into memory that is new, then all of `vlx.pretrained.load` three
-times. Prints the best of three and the peak of the process's resident memory beyond what it had before, both
-also as a ratio. The file is in the system's cache each time.
+in a process of its own: the bytes of the file into memory that is new, then all of `vlx.pretrained.load`, in turn,
+once from the disk and once from the system's cache. Prints medians of five, and the peak of the process's resident
+memory beyond what it had before, all also as ratios.
 """
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -31,9 +32,9 @@ CONFIGS = {
 def make(folder: pathlib.Path, config: dict) -> None:
   from vlx.pretrained import tables
   from vlx.pretrained.formats.safetensors import write_safetensors
-  from vlx.pretrained.load import FAMILIES, family, variable_shapes
+  from vlx.pretrained.load import module, variable_shapes
 
-  layout = family(FAMILIES[config["model_type"]]).from_hugging_face(config)
+  layout = module(config["model_type"]).from_hugging_face(config)
   shapes = tables.public_shapes(layout.rows, variable_shapes(layout.system))
   rng = np.random.default_rng(0)
   write_safetensors(
@@ -49,14 +50,19 @@ def resident(what: str) -> int:
   return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith(what)))
 
 
-def timed(function) -> float:
-  times = []
-  for _ in range(3):
-    start = time.perf_counter()
-    result = function()
-    times.append(time.perf_counter() - start)
-    del result
-  return min(times)
+def forget(file: pathlib.Path) -> None:
+  """Takes the file out of the system's cache."""
+  with open(file, "rb") as f:
+    os.fsync(f.fileno())
+    os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def seconds(function) -> float:
+  start = time.perf_counter()
+  result = function()
+  found = time.perf_counter() - start
+  del result
+  return found
 
 
 def measure(folder: pathlib.Path) -> dict[str, float]:
@@ -65,13 +71,21 @@ def measure(folder: pathlib.Path) -> dict[str, float]:
   from vlx import pretrained
 
   jax.devices()
-  before = resident("VmRSS")
-  jax.block_until_ready(pretrained.load(folder).variables)
-  peak = resident("VmHWM") - before
   file = folder / "model.safetensors"
-  reading = timed(lambda: np.fromfile(file, np.uint8))
-  loading = timed(lambda: jax.block_until_ready(pretrained.load(folder).variables))
-  return dict(size=file.stat().st_size, peak=peak, reading=reading, loading=loading)
+  load = lambda: jax.block_until_ready(pretrained.load(folder).variables)
+  read = lambda: np.fromfile(file, np.uint8)
+  before = resident("VmRSS")
+  seconds(load)
+  found = dict(size=file.stat().st_size, peak=resident("VmHWM") - before)
+  for state, prepare in (("cached", lambda: None), ("disk", lambda: forget(file))):
+    times = []
+    for _ in range(5):
+      prepare()
+      reading = seconds(read)
+      prepare()
+      times.append((reading, seconds(load)))
+    found[state] = np.median(times, axis=0).tolist()
+  return found
 
 
 def main(_):
@@ -85,10 +99,10 @@ def main(_):
           [sys.executable, "-m", "benchmarks.load", f"--folder={folder}"], check=True, stdout=subprocess.PIPE
       ).stdout
     x = json.loads(out)
-    print(
-        f"{name}: {x['size'] / 1e6:.0f} MB, peak {x['peak'] / 1e6:.0f} MB ({x['peak'] / x['size']:.2f} x);"
-        f" reading {x['reading']:.2f} s, loading {x['loading']:.2f} s ({x['loading'] / x['reading']:.2f} x)"
-    )
+    print(f"{name}: {x['size'] / 1e6:.0f} MB, peak {x['peak'] / 1e6:.0f} MB ({x['peak'] / x['size']:.2f} x)")
+    for state in ("disk", "cached"):
+      reading, loading = x[state]
+      print(f"  {state}: reading {reading:.2f} s, loading {loading:.2f} s ({loading / reading:.2f} x)")
 
 
 if __name__ == "__main__":
