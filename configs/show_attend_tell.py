@@ -61,6 +61,7 @@ def scenes() -> ml_collections.ConfigDict:
       type="vlx.evaluate.named_boxes.NamedBoxes", splits=("val", "combo", "concept"),
       preprocess=f'{config.data.picture}|keep("image", "caption", "objects")', text_length=32,
   )
+  config.steps = 3000
   return config
 
 
