@@ -258,3 +258,12 @@ def test_damaged_lines_of_metadata_are_bad_records(tmp_path, caplog):
   captions = {c for step in range(len(source) // 8 + 1) for c in data[step]["caption"]}
   assert len(captions) > 25 and caplog.text.count("bad record") == 4
   assert len(list(source.texts(("caption",)))) == len(source) - 4
+
+
+def test_a_record_without_a_field_that_others_have_is_told(tmp_path):
+  rows = [{"file_name": f"{i}.png", "caption": "a thing", **({"label": "a"} if i else {})} for i in range(2)]
+  for row in rows:
+    Image.new("RGB", (4, 4)).save(tmp_path / row["file_name"])
+  (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  with pytest.raises(UserError, match="record 0 of the data has no 'label', only"):
+    list(open_source(f"folder:{tmp_path}", "train").texts(("label",)))

@@ -82,13 +82,19 @@ def strings(value: str | Sequence[str]) -> Sequence[str]:
 def readable_texts(
     row: Callable[[int], Record], count: int, fields: Sequence[str]
 ) -> Iterator[str]:
-  """The fields' strings of rows 0 … count-1; bad rows are passed over, to be counted when read."""
+  """The fields' strings of rows 0 … count-1; bad rows are passed over, to be counted when read.
+
+  Raises:
+    UserError: where a row lacks one of the fields.
+  """
   for index in range(count):
     try:
       found = row(index)
     except BadRecord:
       continue
     for field in fields:
+      if field not in found:
+        raise UserError(f"record {index} of the data has no {field!r}, only {', '.join(found)}")
       yield from strings(found[field])
 
 
