@@ -86,7 +86,7 @@ def emoji() -> ml_collections.ConfigDict:
       tokenizer="runs/vqvae", vocab_size=vocab_size, context_length=text_length, width=192, depth=6,
       num_heads=6, mlp_dim=768, conv_size=5, text_dropout=0.1, unroll=6,
   )
-  config.steps = 3500
+  config.steps = 2000
   config.optim.update(dict(
       lr=1.5e-3, warmup_steps=100, final_lr_ratio=0.05, b2=0.96, weight_decay=0.045, ema_decay=0.995,
       rules=((r"(bias|scale|padding|image_start|.*_position)$", dict(weight_decay=0.0)), (".*", {})),
