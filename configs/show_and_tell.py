@@ -45,22 +45,27 @@ def emoji() -> ml_collections.ConfigDict:
 
 
 def scenes() -> ml_collections.ConfigDict:
-  """Above the image tower of a run of configs/clip.py:scenes: what is pooled has to tell pictures apart."""
+  """Above the frozen image tower of a run of configs/clip.py:scenes: what is pooled tells pictures apart."""
   config = _model(
-      captioning.scenes(), captioning.SCENES_ENCODER, embed_dim=128, hidden_dim=256, dropout=0.1, init_range=0.2
+      captioning.scenes(), captioning.SCENES_ENCODER, embed_dim=128, hidden_dim=256, dropout=0.1, finetune=False,
+      init_range=0.2,
   )
   config.init_from = (("runs/clip_scenes", "image", "encoder"),)
+  config.steps = 3000
+  config.optim.rules = captioning.FREEZE
   return config
 
 
 def language_model() -> ml_collections.ConfigDict:
   """What can be said of a scene without seeing it: the baseline of `scenes`."""
   config = scenes()
+  config.model.finetune = True
   config.model.encoder = dict(captioning.SMALL_ENCODER, image_size=64, stem=(8, 8, 8), width=16, depth=1, mlp_dim=16)
   config.init_from = ()
   for section in (config.data, config.evaluators.captions):
     section.preprocess = section.preprocess.replace("|normalize", "|hide|normalize")
-  config.optim.rules = config.optim.rules[1:]
+  config.steps = 1200
+  config.optim.rules = ((".*", {}),)
   return config
 
 
