@@ -132,6 +132,10 @@ def paper() -> ml_collections.ConfigDict:
   fell: here it falls along a cosine to 1/32. The published average decays by 0.99 every 25 updates. Listing
   2's crop is taken as `random_resized_crop`. The tokenizer is named by its config, so that the step can be
   compiled: to train, name the run that has learned it.
+
+  On v5e:16x16 (python -m vlx.compile --config=configs/dalle.py:paper --topology=v5e:16x16, half an hour on half a CPU
+  core) a step fits with 7.03 of each chip's 15.75 GiB: 0.38 of parameters, 0.76 of the optimizer's state, 0.74 of
+  moving averages and tokenizer, 5.15 of temporaries. 1.008e17 model FLOPs, two seconds at the chips' peak.
   """
   config = defaults.get_config()
   config.system = "vlx.models.generation.dalle.DALLE"
