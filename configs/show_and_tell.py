@@ -60,7 +60,9 @@ def language_model() -> ml_collections.ConfigDict:
   """What can be said of a scene without seeing it: the baseline of `scenes`."""
   config = scenes()
   config.model.finetune = True
-  config.model.encoder = dict(captioning.SMALL_ENCODER, image_size=64, stem=(8, 8, 8), width=16, depth=1, mlp_dim=16)
+  config.model.encoder = dict(
+      captioning.SMALL_ENCODER, image_size=64, stem=(8, 8, 8), width=16, depth=1, mlp_dim=16
+  )
   config.init_from = ()
   for section in (config.data, config.evaluators.captions):
     section.preprocess = section.preprocess.replace("|normalize", "|hide|normalize")

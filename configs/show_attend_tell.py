@@ -2,8 +2,9 @@
 
   python -m vlx.train --config=configs/show_attend_tell.py:VARIANT --workdir=runs/show_attend_tell
 
-Variants: smoke, emoji, scenes and then scenes_finetune, hard (scenes by hard attention), ablation (what experiments/ vary), flickr8k,
-coco (= paper) and coco_hard, and finetune, coco with the tower trained along, which the paper did not do.
+Variants: smoke, emoji, scenes and then scenes_finetune, hard (scenes by hard attention), ablation (what
+experiments/ vary), flickr8k, coco (= paper) and coco_hard, and finetune, coco with the tower trained along, which
+the paper did not do.
 """
 
 import ml_collections
