@@ -1,8 +1,8 @@
 """What is lost where most layers attend to a row or a column alone?
 
 Ramesh et al., 2021, appendix B.1 take the sparse masks for speed, after Child et al., 2019 ("Generating Long
-Sequences with Sparse Transformers", Table 1), who found no loss in likelihood, even a gain. Here on emoji, above the tokenizer
-of configs/vqvae.py:ablation, where 64 codes would need no sparsity.
+Sequences with Sparse Transformers", Table 1), who found no loss in likelihood, even a gain. Here on emoji, above
+the tokenizer of configs/vqvae.py:ablation, where 64 codes would need no sparsity.
 
 (python -m vlx.ablate --experiment=experiments/dalle_masks.py --workdir=runs/ablations)
 """
