@@ -85,10 +85,11 @@ def emoji_cnn() -> ml_collections.ConfigDict:
 
 
 def objects() -> ml_collections.ConfigDict:
-  """Single objects of scenes into their nouns: what the tower of a captioner learns first."""
+  """Single objects of scenes into noun and color: what the tower of a captioner learns first."""
   config = defaults.get_config()
   config.system = "vlx.models.vision.resnet.ResNet"
-  config.model = dict(tower=captioning.BACKBONE, num_classes=len(scenes_pictures.ALL_NOUNS))
+  classes = len(scenes_pictures.ALL_NOUNS) + 1 + len(scenes_pictures.COLORS)
+  config.model = dict(tower=captioning.BACKBONE, num_classes=classes)
   config.data.source = "scenes:20000?size=64"
   config.data.batch_size = 128
   config.data.preprocess = 'decode|cache|cut_object(32)|normalize|keep("image", "label")'

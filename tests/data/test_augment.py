@@ -95,14 +95,18 @@ def test_an_object_is_cut_out_in_the_middle_of_its_window():
   """A sprite of one color in a picture of row numbers: the window's rows, its middle, its class."""
   image = np.tile(np.arange(40, dtype=np.uint8)[:, None, None], (1, 40, 3))
   image[8:12, 20:26] = 200
-  objects = ({"name": "wolf", "box": (0.5, 0.2, 0.65, 0.3)}, {"name": "cat", "box": (0.0, 0.9, 0.1, 1.0)})
+  objects = (
+      {"name": "wolf", "box": (0.5, 0.2, 0.65, 0.3), "color": ""},
+      {"name": "cat", "box": (0.0, 0.9, 0.1, 1.0), "color": "red"},
+  )
   example = {"image": image, "objects": objects}
   first = preprocess.parse("cut_object(8)").finish(example, None)
-  assert scenes_pictures.ALL_NOUNS[first["label"]] == "wolf"
+  classes = (*scenes_pictures.ALL_NOUNS, "as it is", *scenes_pictures.COLORS)
+  assert [classes[i] for i in first["label"]] == ["wolf", "as it is"]
   np.testing.assert_array_equal(first["image"], image[6:14, 19:27])
   # Beyond the lower edge its last row goes on; a shift moves the window, not what is shown.
   seen = [apply("cut_object(8, 0.0)", example, seed) for seed in range(20)]
-  corners = [e["image"] for e in seen if scenes_pictures.ALL_NOUNS[e["label"]] == "cat"]
+  corners = [e["image"] for e in seen if [classes[i] for i in e["label"]] == ["cat", "red"]]
   assert 0 < len(corners) < 20
   np.testing.assert_array_equal(corners[0][:, -1, 0], [34, 35, 36, 37, 38, 39, 39, 39])
   moved = [apply("cut_object(8, 0.12)", example, seed)["image"] for seed in range(40)]

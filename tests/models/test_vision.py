@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vlx.models.layers.position import resample_positions
+from vlx.models.vision import classifier
 from vlx.models.vision.resnet import STAGE_SIZES, ResNet, ResNetTower
 from vlx.models.vision.vit import SIZES, ViT, VisionTransformer, attention_rollout, published_size
 
@@ -166,3 +167,18 @@ def test_label_smoothing_has_its_known_value():
   total = np.exp(2.0) + 4
   expected = -(0.84 * np.log(np.exp(2.0) / total) + 0.16 * np.log(1 / total))
   np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def test_an_image_of_two_labels():
+  """The loss is least, log 2, where the two have half each; right is who has both on top, in either order."""
+  logits = jnp.array([[9.0, -9.0, 9.0, -9.0], [2.0, 5.0, 4.0, 3.0]])
+  label = jnp.array([[2, 0], [1, 3]])
+  np.testing.assert_allclose(classifier.cross_entropy(logits[:1], label[:1], 0.0), np.log(2), rtol=1e-6)
+  slope = jax.grad(classifier.cross_entropy)(jnp.log(jnp.array([[0.5, 1e-9, 0.5, 1e-9]])), label[:1], 0.0)
+  np.testing.assert_allclose(slope, 0.0, atol=1e-6)
+  assert classifier.right(logits, label).tolist() == [True, False]
+  np.testing.assert_allclose(
+      classifier.cross_entropy(logits, label, 0.1),
+      (classifier.cross_entropy(logits, label[:, 0], 0.1) + classifier.cross_entropy(logits, label[:, 1], 0.1)) / 2,
+      rtol=1e-6,
+  )

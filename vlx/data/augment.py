@@ -192,7 +192,9 @@ def hide(image, rng):
 
 @op
 def cut_object(size: int, shift: float = 0.1) -> Op:
-  """One of a scene's objects at random: `image` is the window around it, `label` its noun's number.
+  """One of a scene's objects at random: `image` is the window around it, `label` its noun and its color `[2]`.
+
+  Classes are the nouns, then "as it is drawn" and the colors.
 
   Without randomness, the first object. Beyond the picture's edge its outermost pixels go on.
 
@@ -211,7 +213,8 @@ def cut_object(size: int, shift: float = 0.1) -> Op:
     rows, columns = (
         np.clip(np.arange(first, first + size), 0, n - 1) for first, n in zip((top, left), image.shape)
     )
-    label = scenes_pictures.ALL_NOUNS.index(shown["name"])
-    return {**example, "image": image[rows[:, None], columns], "label": label}
+    label = [scenes_pictures.ALL_NOUNS.index(shown["name"])]
+    label.append(len(scenes_pictures.ALL_NOUNS) + ("", *scenes_pictures.COLORS).index(shown["color"]))
+    return {**example, "image": image[rows[:, None], columns], "label": np.array(label)}
 
   return apply

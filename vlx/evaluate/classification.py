@@ -2,8 +2,11 @@
 
 import dataclasses
 
+import jax.numpy as jnp
+import numpy as np
 
 from vlx.evaluate import embed
+from vlx.models.vision import classifier
 from vlx.train.run import Run
 
 
@@ -22,6 +25,6 @@ class Classification:
       logits, targets = embed.over_split(
           run, variables, split, self.preprocess, "logits", ("image",), ("label",), self.batch_size
       )
-      right = logits.argmax(axis=-1) == targets["label"]
-      measures[f"{split}/accuracy"] = 100 * float(right.mean())
+      right = classifier.right(jnp.asarray(logits), jnp.asarray(targets["label"]))
+      measures[f"{split}/accuracy"] = 100 * float(np.mean(right))
     return measures

@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
@@ -20,7 +21,7 @@ from vlx.data.sources import Record
 from vlx.errors import UserError
 from vlx.evaluate import embed, image_metrics, public
 from vlx.models.system import System, Variables
-from vlx.models.vision.classifier import Classifier
+from vlx.models.vision import classifier
 from vlx.train import checkpoint, partition
 from vlx.train.run import open_run
 
@@ -109,7 +110,7 @@ def open_classifier(workdir: str, mesh: Mesh) -> Judge:
     UserError: where the folder holds no such run.
   """
   run = open_run(workdir)
-  if not isinstance(run.system, Classifier) or "classification" not in run.config.evaluators:
+  if not isinstance(run.system, classifier.Classifier) or "classification" not in run.config.evaluators:
     raise UserError(f"{workdir} holds no classifier that was evaluated by evaluators.classification")
   ops = run.config.evaluators.classification.preprocess
   variables = checkpoint.restore_variables(run.workdir, partition.replicated(mesh))
@@ -130,7 +131,8 @@ class Panel:
       found["clip_score"] = image_metrics.clip_score(self.clip.cosines(records))
     for name, judge in self.classifiers.items():
       logits, targets = judge.over(records, "logits", "label")
-      found[f"{name}_accuracy"] = 100.0 * (logits.argmax(axis=-1) == targets["label"])
+      right = classifier.right(jnp.asarray(logits), jnp.asarray(targets["label"]))
+      found[f"{name}_accuracy"] = 100.0 * np.asarray(right)
     return found
 
 

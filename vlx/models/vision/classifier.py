@@ -1,25 +1,28 @@
 """Image classification as a system: what ViT, VGG, GoogLeNet and ResNet share."""
 
+import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from einops import reduce
+from jaxtyping import Array, Bool, Float, Int
 
 from vlx.models.system import Aux
 
 
 def cross_entropy(
-    logits: Float[Array, "batch classes"], label: Int[Array, "batch"], label_smoothing: float
+    logits: Float[Array, "batch classes"], label: Int[Array, "batch *labels"], label_smoothing: float
 ) -> Float[Array, ""]:
-  """Mean over the batch, in nats."""
-  targets = optax.smooth_labels(jnp.eye(logits.shape[-1])[label], label_smoothing)
+  """Mean over the batch, in nats; an image's labels, if several, share its target (Joulin et al., 2016, §3.2)."""
+  hot = jnp.eye(logits.shape[-1])[label]
+  targets = optax.smooth_labels(reduce(hot, "b ... c -> b c", "mean"), label_smoothing)
   return optax.softmax_cross_entropy(logits, targets).mean()
 
 
-def accuracy(
-    logits: Float[Array, "batch classes"], label: Int[Array, "batch"]
-) -> Float[Array, ""]:
-  """Share of the batch whose greatest logit is the label's."""
-  return (logits.argmax(-1) == label).mean()
+def right(logits: Float[Array, "batch classes"], label: Int[Array, "batch *labels"]) -> Bool[Array, "batch"]:
+  """Whether an image's greatest logits are its labels'."""
+  labels = label.reshape(len(label), -1)
+  greatest = jax.lax.top_k(logits, labels.shape[1])[1]
+  return (jnp.sort(greatest) == jnp.sort(labels)).all(axis=1)
 
 
 class Classifier:
@@ -42,7 +45,7 @@ class Classifier:
     del step
     logits, state = self._forward(variables, batch["image"], rng, train)
     loss = cross_entropy(logits, batch["label"], self.label_smoothing)
-    return loss, Aux(metrics={"accuracy": accuracy(logits, batch["label"])}, state=state)
+    return loss, Aux(metrics={"accuracy": right(logits, batch["label"]).mean()}, state=state)
 
   def _forward(self, variables, image, rng, train, method=None):
     """What the network (its `method`) makes of the image, and the new `state`."""
