@@ -99,8 +99,8 @@ def objects() -> ml_collections.ConfigDict:
           preprocess='decode|cut_object(32)|normalize|keep("image", "label")',
       ),
   )
-  config.steps = 1000
-  config.optim.update(dict(lr=2e-3, warmup_steps=50, weight_decay=0.05))
+  config.steps = 1600
+  config.optim.update(dict(lr=3e-3, warmup_steps=50, weight_decay=0.05))
   return config
 
 

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from vlx.models.layers.pooling import adaptive_average_pool, max_pool_ceil
 from vlx.models.system import Aux
-from vlx.models.vision.classifier import Classifier, accuracy, cross_entropy
+from vlx.models.vision.classifier import Classifier, cross_entropy, right
 
 # Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
 BLOCKS = {
@@ -195,4 +195,4 @@ class GoogLeNet(Classifier):
     loss, *auxiliary = (cross_entropy(x, batch["label"], self.label_smoothing) for x in outputs)
     if train:
       loss = loss + 0.3 * sum(auxiliary)
-    return loss, Aux(metrics={"accuracy": accuracy(outputs[0], batch["label"])}, state=state)
+    return loss, Aux(metrics={"accuracy": right(outputs[0], batch["label"]).mean()}, state=state)
