@@ -49,12 +49,15 @@ def test_vit(case):
 
 @pytest.mark.parametrize("file, case", [
     ("clip_hf", "greatest"), ("clip_hf", "first_eos"),
-    ("clip_openai", "open_clip"), ("clip_openai", "openai"), ("clip_resnet", "resnet"),
+    ("clip_openai", "open_clip"), ("clip_openai", "openai"), ("clip_openai", "open_clip_config"),
+    ("clip_resnet", "resnet"),
 ])
 def test_clip(file, case):
   recorded = Recorded(file, case)
   if file == "clip_hf":
     layout = clip.from_hugging_face(recorded.config)
+  elif case == "open_clip_config":
+    layout = clip.from_open_clip({"model_cfg": recorded.config}, recorded.shapes)
   else:
     layout = clip.from_shapes(recorded.shapes)
   system, variables = layout.system, recorded.load_system(layout)

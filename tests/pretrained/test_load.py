@@ -19,6 +19,7 @@ from vlx.pretrained.formats.safetensors import open_safetensors, write_safetenso
 from vlx.pretrained.formats.torch_files import open_torch
 from vlx.pretrained.load import variable_shapes
 
+PARITY = pathlib.Path(__file__).parents[1] / "parity"
 CONFIG = dict(
     model_type="bert", vocab_size=30, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
     intermediate_size=16, max_position_embeddings=12, type_vocab_size=2, hidden_act="gelu", layer_norm_eps=1e-12,
@@ -48,9 +49,40 @@ def test_a_folder_gives_the_variables_it_was_written_from(folder):
   assert found.tokenizer is None and found.preprocess == ""
 
 
+def test_a_folder_of_open_clips(tmp_path):
+  """Heads, GELU and pixel statistics are what its config says, and what vlx has no place for is named."""
+  recorded = load_file(PARITY / "clip_openai.safetensors")
+  prefix = "open_clip_config/weights/"
+  weights = {name.removeprefix(prefix): x for name, x in recorded.items() if name.startswith(prefix)}
+  write_safetensors(
+      tmp_path / "open_clip_model.safetensors", {n: x.shape for n, x in weights.items()}, weights.items()
+  )
+  model = dict(
+      embed_dim=16, quick_gelu=True, vision_cfg=dict(width=64, head_width=16, layers=2, ls_init_value=None),
+      text_cfg=dict(width=64, heads=2),
+  )
+
+  def load(**changed):
+    config = {"model_cfg": {**model, **changed}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    return pretrained.load(tmp_path)
+
+  system, _, _, preprocess = load()
+  assert (system.image.num_heads, system.text.num_heads, system.image.activation) == (4, 2, "quick_gelu")
+  assert preprocess.endswith("normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))")
+  assert load(quick_gelu=False).system.text.activation == "gelu"
+  for line, changed in {
+      "vision_cfg.timm_model_name": dict(vision_cfg=dict(timm_model_name="vit_base_patch16_siglip_224")),
+      "embed_dim is 32, of the weights beside it 16": dict(embed_dim=32),
+      "text_cfg.width 64 does not divide by text_cfg.heads 3": dict(text_cfg=dict(heads=3)),
+  }.items():
+    with pytest.raises(UserError, match=line):
+      load(**changed)
+
+
 def test_whole_modules_of_openais_dvae_are_read_as_data():
   """One half as torch saves it today, one as before 1.6 (recorded by tests/parity/record/dvae.py)."""
-  folder = pathlib.Path(__file__).parents[1] / "parity" / "dvae"
+  folder = PARITY / "dvae"
   found = pretrained.load(folder)
   weights = load_file(folder / "weights.safetensors")
   returned = dict(tables.export(dvae.rows(blocks_per_group=1), found.variables))
@@ -60,7 +92,7 @@ def test_whole_modules_of_openais_dvae_are_read_as_data():
 
 
 def test_half_a_dvae_is_told(tmp_path):
-  folder = pathlib.Path(__file__).parents[1] / "parity" / "dvae"
+  folder = PARITY / "dvae"
   for half in ("encoder", "decoder"):
     (tmp_path / f"{half}.pkl").write_bytes((folder / "decoder.pkl").read_bytes())
   with pytest.raises(UserError, match="OpenAI's dVAE|does not fit"):

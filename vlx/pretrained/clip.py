@@ -5,6 +5,7 @@ configs: CLIP's end of text is the greatest), else at the first `eos_token_id`; 
 `text_mask` calls real. For a tokenized text all three are its end of text.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -214,6 +215,38 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
   return Layout(CLIP(image, text, embed_dim), openai_rows(image, text.num_heads), ALIASES)
 
 
+def from_open_clip(config: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+  """Of an `open_clip_config.json` and the names beside it, which do not tell the GELU and the heads."""
+  model = dict(config.get("model_cfg") or {})
+  for part in ("vision_cfg", "text_cfg"):
+    model |= {f"{part}.{name}": value for name, value in (model.pop(part, None) or {}).items()}
+  foreign = sorted(name for name, value in model.items() if value and name not in OPEN_CLIP_FIELDS)
+  layout = from_shapes(shapes)
+  if foreign or layout is None:
+    raise UserError(f"open_clip_config.json: vlx has no place for {', '.join(foreign) or 'its towers'}")
+  system = layout.system
+  image, text = system.image, system.text
+  resnet = isinstance(image, ModifiedResNet)
+  for name, found in {
+      "embed_dim": system.embed_dim, "text_cfg.width": text.width, "text_cfg.layers": text.depth,
+      "vision_cfg.width": image.stem_width if resnet else image.width,
+      "vision_cfg.layers": list(image.stage_sizes) if resnet else image.depth,
+  }.items():
+    if model.get(name, found) != found:
+      raise UserError(f"open_clip_config.json: {name} is {model[name]}, of the weights beside it {found}")
+  activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
+  text = text.clone(num_heads=fields.whole(model, "text_cfg.heads", 8), activation=activation)
+  fields.divides(model, "text_cfg.width", text.width, "text_cfg.heads", text.num_heads)
+  head_width = fields.whole(model, "vision_cfg.head_width", 64)
+  if resnet:
+    fields.must_be(model, "vision_cfg.head_width", HEAD_DIM)
+  else:
+    fields.divides(model, "vision_cfg.width", image.width, "vision_cfg.head_width", head_width)
+    image = image.clone(num_heads=image.width // head_width, activation=activation)
+  system = dataclasses.replace(system, image=image, text=text)
+  return Layout(system, openai_rows(image, text.num_heads), ALIASES)
+
+
 def _resnet_of(shapes) -> ModifiedResNet:
   stages = fields.count(shapes, r"visual\.layer(\d+)\.")
   stage_sizes = tuple(fields.count(shapes, rf"visual\.layer{i + 1}\.(\d+)\.") for i in range(stages))
@@ -222,15 +255,30 @@ def _resnet_of(shapes) -> ModifiedResNet:
   return ModifiedResNet(grid * 4 * 2 ** (stages - 1), stage_sizes, stem_width)
 
 
+# Those of an `open_clip_config.json` that are OpenAI's architecture, or matter in training alone.
+OPEN_CLIP_FIELDS = frozenset((
+    "embed_dim", "quick_gelu", "init_logit_scale", "text_cfg.context_length", "text_cfg.vocab_size", "text_cfg.width",
+    "text_cfg.heads", "text_cfg.layers", "text_cfg.mlp_ratio", "vision_cfg.image_size", "vision_cfg.layers",
+    "vision_cfg.width", "vision_cfg.head_width", "vision_cfg.patch_size", "vision_cfg.mlp_ratio",
+    "vision_cfg.patch_dropout",
+))
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-def openai_preprocess(image_size: int) -> str:
+def openai_preprocess(image_size: int, mean=MEAN, std=STD) -> str:
   """The ops on pictures of OpenAI's code and open_clip's: alpha is dropped last."""
   return (
       f"decode('any')|resize_small({image_size})|central_crop({image_size}, half='even')|opaque|"
-      f"normalize({MEAN}, {STD})"
+      f"normalize({tuple(mean)}, {tuple(std)})"
   )
+
+
+def open_clip_preprocess(system: CLIP, config: Mapping) -> str:
+  """Of an `open_clip_config.json`."""
+  section = config.get("preprocess_cfg") or {}
+  for name, wanted in dict(interpolation="bicubic", resize_mode="shortest").items():
+    fields.must_be(section, name, wanted)
+  return openai_preprocess(system.image.image_size, section.get("mean", MEAN), section.get("std", STD))
 
 
 def preprocess(system: CLIP, config: Mapping | None = None) -> str:

@@ -1,7 +1,7 @@
 """`vlx.pretrained.load`: whatever people have on disk → a system and its variables, tokenizer and preprocessing.
 
-A folder of Hugging Face's (`config.json` beside safetensors or torch's files, in one or many), of Meta's
-(`params.json` beside `consolidated.*.pth`), of OpenAI's dVAE (`encoder.pkl` and `decoder.pkl`), or of vlx (a run, or
+A folder of Hugging Face's (`config.json` beside safetensors or torch's files, in one or many), of open_clip's, of
+Meta's (`params.json` beside `consolidated.*.pth`), of OpenAI's dVAE (`encoder.pkl` and `decoder.pkl`), or of vlx (a run, or
 what `vlx.convert` wrote); a single file of safetensors, torch, numpy or llama.cpp; or the name of a repository on Hugging Face's hub.
 """
 
@@ -48,7 +48,9 @@ OPENERS: dict[str, Callable[[pathlib.Path], TensorFile]] = {
 # What a folder may have, the first that is there.
 WEIGHTS = (
     "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin",
+    "open_clip_model.safetensors", "open_clip_pytorch_model.bin",
 )
+OPEN_CLIP = "open_clip_config.json"
 CLIP_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 
 
@@ -146,6 +148,9 @@ def _find(path: pathlib.Path) -> _Found:
       )
     weights, = files
   config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+  if config.get("model_type") is None and (path / OPEN_CLIP).is_file():
+    file = _open(weights)
+    return _Found("clip", module("clip").from_open_clip(read_json(path / OPEN_CLIP), file.shapes), file)
   if config.get("model_type") is None:
     return _of_file(weights)
   if config["model_type"] not in FAMILIES:
@@ -209,7 +214,10 @@ def _tokenizer(path: pathlib.Path, family: str) -> Any:
 def _preprocess(path: pathlib.Path, family: str, system: System) -> str:
   if not hasattr(module(family), "preprocess"):
     return ""
-  file = (path if path.is_dir() else path.parent) / "preprocessor_config.json"
+  folder = path if path.is_dir() else path.parent
+  file, open_clip = folder / "preprocessor_config.json", folder / OPEN_CLIP
+  if family == "clip" and open_clip.is_file() and not file.is_file():
+    return module(family).open_clip_preprocess(system, read_json(open_clip))
   return module(family).preprocess(system, read_json(file) if file.is_file() else None)
 
 

@@ -41,6 +41,12 @@ OPEN_CLIP = {
         vision_cfg=dict(image_size=96, layers=[2, 1, 2, 1], width=4, patch_size=None),
         text_cfg=dict(context_length=12, vocab_size=40, width=64, heads=1, layers=1, mlp_ratio=1.0),
     ),
+    # What only its open_clip_config.json tells.
+    "open_clip_config": dict(
+        embed_dim=16, quick_gelu=True,
+        vision_cfg=dict(image_size=16, layers=2, width=64, patch_size=8, mlp_ratio=1.0, head_width=16),
+        text_cfg=dict(context_length=12, vocab_size=40, width=64, heads=2, layers=1, mlp_ratio=1.0),
+    ),
 }
 
 
@@ -119,7 +125,7 @@ def record_open_clip(name: str, config: dict, seed: int) -> dict:
     outputs |= dict(image_hidden=torch.stack(image_hidden))
   outputs |= dict(text_hidden=torch.stack(text_hidden[: config["text_cfg"]["layers"]]))
   weights = {k: x.half() if x.is_floating_point() else x for k, x in model.state_dict().items()}
-  if name != "open_clip":  # what OpenAI's archives hold besides
+  if not name.startswith("open_clip"):  # what OpenAI's archives hold besides
     weights |= {k: torch.tensor(v) for k, v in constants(config).items()}
   return dict(config=config, weights=weights, inputs=channels_last(inputs), outputs=outputs)
 
