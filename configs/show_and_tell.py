@@ -47,12 +47,12 @@ def emoji() -> ml_collections.ConfigDict:
 def scenes() -> ml_collections.ConfigDict:
   """Above the frozen image tower of a run of configs/clip.py:scenes: what is pooled tells pictures apart."""
   config = _model(
-      captioning.scenes(), captioning.SCENES_ENCODER, embed_dim=128, hidden_dim=256, dropout=0.1, finetune=False,
+      captioning.scenes(), captioning.SCENES_ENCODER, embed_dim=128, hidden_dim=256, dropout=0.0, finetune=False,
       init_range=0.2,
   )
   config.init_from = (("runs/clip_scenes", "image", "encoder"),)
   config.steps = 3000
-  config.optim.rules = captioning.FREEZE
+  config.optim.update(dict(lr=5e-3, weight_decay=0.0, rules=captioning.FREEZE))
   return config
 
 

@@ -63,6 +63,7 @@ def scenes() -> ml_collections.ConfigDict:
       preprocess=f'{config.data.picture}|keep("image", "caption", "objects")', text_length=32,
   )
   config.steps = 3000
+  config.optim.lr = 4e-3
   return config
 
 
