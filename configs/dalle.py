@@ -35,6 +35,10 @@ PARTITION = (
 )
 
 
+# Guidance is a later practice (Ho & Salimans, 2022), for which `text_dropout` trains the unconditional model.
+SAMPLING = dict(temperature=0.7, guidance_scale=2.0)
+
+
 def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
   variants = dict(smoke=smoke, emoji=emoji, judged=judged, ablation=ablation, paper=paper)
   return finish(choose(variants, variant)())
@@ -86,6 +90,7 @@ def emoji() -> ml_collections.ConfigDict:
       tokenizer="runs/vqvae", vocab_size=vocab_size, context_length=text_length, width=192, depth=6,
       num_heads=6, mlp_dim=768, conv_size=5, text_dropout=0.1, unroll=6,
   )
+  config.evaluators.generation.update(SAMPLING)
   config.steps = 2000
   config.optim.update(dict(
       lr=1.5e-3, warmup_steps=100, final_lr_ratio=0.05, b2=0.96, weight_decay=0.045, ema_decay=0.995,
@@ -99,7 +104,7 @@ def judged() -> ml_collections.ConfigDict:
   config = emoji()
   generation = config.evaluators.generation
   generation.update(dict(prompts=64, clip="runs/clip_judge", classifiers=("runs/groups", "runs/tones")))
-  common = dict(splits=("combo", "concept"), preprocess=generation.preprocess)
+  common = dict(SAMPLING, splits=("combo", "concept"), preprocess=generation.preprocess)
   config.evaluators.reranking = dict(
       common, type="vlx.evaluate.reranking.Reranking", rerank="runs/clip", clip="runs/clip_judge",
       classifiers=generation.classifiers, prompts=16, samples=64,
