@@ -105,7 +105,8 @@ def load(
 
   placed = {}
   with futures.ThreadPoolExecutor(WORKERS) as pool:
-    for row in _kept(rows):
+    # The largest tensors first, while little else is held.
+    for row in sorted(_kept(rows), key=lambda row: -math.prod(_pieces(row, wanted[_paths(row)[0]].shape)[0].shape)):
       paths = _paths(row)
       arrays = [_aligned(wanted[path].shape, wanted[path].dtype) for path in paths]
       list(pool.map(functools.partial(fill, row, arrays), _pieces(row, arrays[0].shape)))

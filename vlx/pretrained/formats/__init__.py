@@ -10,5 +10,5 @@ class TensorFile(NamedTuple):
   """Named tensors on disk, of one file or of many that belong together."""
 
   shapes: Mapping[str, tuple[int, ...]]
-  fetch: Callable[[str], np.ndarray]  # reads one, memory-mapped where the format allows
+  fetch: Callable[[str], np.ndarray]  # reads one
   metadata: Mapping[str, Any] = {}

@@ -13,7 +13,7 @@ import numpy as np
 
 from vlx.errors import UserError
 from vlx.pretrained.formats import TensorFile
-from vlx.pretrained.formats.files import dtype_named, is_shape, map_array, read_json
+from vlx.pretrained.formats.files import dtype_named, is_shape, read_array, read_json
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {
@@ -52,7 +52,7 @@ def open_safetensors(path: pathlib.Path) -> TensorFile:
 
   def fetch(name):
     entry = entries[name]
-    return map_array(path, entry.dtype, entry.start, entry.shape)
+    return read_array(path, entry.dtype, entry.start, entry.shape)
 
   return TensorFile({name: entry.shape for name, entry in entries.items()}, fetch, metadata)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from vlx.errors import UserError
 from vlx.pretrained.formats import TensorFile, pickles
-from vlx.pretrained.formats.files import dtype_named, is_shape, map_array
+from vlx.pretrained.formats.files import dtype_named, is_shape, read_array
 
 STORAGES = {
     "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64",
@@ -83,7 +83,7 @@ def open_torch(path: pathlib.Path) -> TensorFile:
     # No more than what the tensor reaches: many may share one storage.
     reach = _reach(shape, strides)
     start = starts[storage.key] + (storage.first + offset) * storage.dtype.itemsize
-    flat = map_array(path, storage.dtype, start, (reach,))
+    flat = read_array(path, storage.dtype, start, (reach,))
     steps = [n * storage.dtype.itemsize for n in strides]
     return np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
 
