@@ -126,6 +126,17 @@ class ShowAttendTellNetwork(nn.Module):
       return _additive_scores(keys, self.query(hidden), self.score)
     return (keys @ hidden[..., None])[..., 0]
 
+  def beam_scores(
+      self, keys: Float[Array, "batch places key_features"], hidden: Float[Array, "batch beam features"]
+  ) -> Float[Array, "batch beam places"]:
+    """`scores` of the same places for several sequences."""
+    if self.attention == "mlp":
+      # One beam after another: the tanh of all at once, places x features each, is too much for a CPU's cache.
+      query = rearrange(self.query(hidden), "b k d -> k b d")
+      scores = jax.lax.map(lambda q: _additive_scores(keys, q, self.score), query)
+      return rearrange(scores, "k b n -> b k n")
+    return jnp.einsum("bnd,bkd->bkn", keys, hidden)
+
   def gated(self, context: Array, hidden: Array) -> Array:
     """β ẑ."""
     return jax.nn.sigmoid(self.gate(hidden)) * context if self.context_gate else context
@@ -176,7 +187,7 @@ class ShowAttendTellNetwork(nn.Module):
   def next(self, annotations, state, tokens, beam_size, argmax):
     """(logits of the next word, state), `beam_size` rows for each picture, whose annotations they share."""
     split = lambda x: rearrange(x, "(b k) ... -> b k ...", k=beam_size)
-    weights = jax.nn.softmax(self.scores(annotations.keys[:, None], split(state.hidden)))
+    weights = jax.nn.softmax(self.beam_scores(annotations.keys, split(state.hidden)))
     if argmax:
       weights = jax.nn.one_hot(weights.argmax(axis=-1), weights.shape[-1])
     context = rearrange(weights @ annotations.values, "b k d -> (b k) d")
