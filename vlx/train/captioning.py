@@ -58,7 +58,7 @@ def emoji() -> ml_collections.ConfigDict:
   config.steps = 800
   config.data.batch_size = 128
   config.optim.update(dict(
-      lr=2e-3, warmup_steps=50, weight_decay=0.02, ema_decay=0.99,
+      lr=4e-3, warmup_steps=50, weight_decay=0.02, ema_decay=0.99,
       rules=((r"encoder/.*", dict(lr_scale=0.2)), *config.optim.rules),
   ))
   return config
