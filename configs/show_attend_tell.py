@@ -2,9 +2,8 @@
 
   python -m vlx.train --config=configs/show_attend_tell.py:VARIANT --workdir=runs/show_attend_tell
 
-Variants: smoke, emoji, scenes and then scenes_finetune, hard (scenes by hard attention), ablation (what
-experiments/ vary), flickr8k, coco (= paper) and coco_hard, and finetune, coco with the tower trained along, which
-the paper did not do.
+Variants: smoke, emoji, scenes, hard (scenes by hard attention), ablation (what experiments/ vary), flickr8k,
+coco (= paper) and coco_hard, and finetune, coco with the tower trained along, which the paper did not do.
 """
 
 import ml_collections
@@ -19,8 +18,8 @@ HARD = dict(selection="hard", doubly_stochastic=0.0)
 
 def get_config(variant: str = "scenes") -> ml_collections.ConfigDict:
   variants = dict(
-      smoke=smoke, emoji=emoji, scenes=scenes, scenes_finetune=scenes_finetune, hard=hard, ablation=ablation,
-      flickr8k=flickr8k, coco=coco, coco_hard=coco_hard, finetune=finetune, paper=coco,
+      smoke=smoke, emoji=emoji, scenes=scenes, hard=hard, ablation=ablation, flickr8k=flickr8k,
+      coco=coco, coco_hard=coco_hard, finetune=finetune, paper=coco,
   )
   return finish(choose(variants, variant)())
 
@@ -64,16 +63,6 @@ def scenes() -> ml_collections.ConfigDict:
   )
   config.steps = 3000
   config.optim.lr = 4e-3
-  return config
-
-
-def scenes_finetune() -> ml_collections.ConfigDict:
-  """From a run of `scenes`, with the backbone trained along: nouns alone have not taught it to tell colors."""
-  config = scenes()
-  config.init_from = (("runs/show_attend_tell", "", ""),)
-  config.steps = 800
-  rules = ((r"encoder/backbone/.*", dict(lr_scale=0.3)), *config.optim.rules[1:])
-  config.optim.update(dict(lr=1e-3, warmup_steps=50, rules=rules))
   return config
 
 

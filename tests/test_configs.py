@@ -17,7 +17,7 @@ VARIANTS = [
         f"configs/{system}.py:{v}" for system in ("show_and_tell", "show_attend_tell")
         for v in ("smoke", "emoji", "scenes", "ablation", "flickr8k", "coco", "finetune", "paper")
     ),
-    *(f"configs/show_attend_tell.py:{v}" for v in ("scenes_finetune", "hard", "coco_hard")),
+    *(f"configs/show_attend_tell.py:{v}" for v in ("hard", "coco_hard")),
     *(f"configs/show_and_tell.py:{v}" for v in ("language_model", "beams")),
     *(f"configs/vit.py:{v}" for v in ("smoke", "emoji", "emoji_cnn", "groups", "tones", "objects")),
     *(f"configs/vit.py:{v}" for v in ("b16", "l16", "h14", "paper")),

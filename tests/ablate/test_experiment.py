@@ -49,6 +49,9 @@ def test_table_has_mean_and_standard_deviation(tmp_path):
   values = {"cosine": np.array([[1.0], [3.0]]), "inner_product": np.array([[5.0], [5.0]])}
   text = experiments.table(small(), values)
   assert "| cosine | 2.0 ± 1.4 |" in text and "| inner_product | 5.0 ± 0.0 |" in text
+  # As many digits as the spread needs.
+  close = {"cosine": np.array([[3.1], [3.14]])}
+  assert "| cosine | 3.12 ± 0.03 |" in experiments.table(small(), close)
   experiments.plot(small(), values, tmp_path / "plot.png")
   assert (tmp_path / "plot.png").stat().st_size > 1000
 

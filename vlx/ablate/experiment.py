@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -88,9 +89,15 @@ def table(experiment: Experiment, values: Mapping[str, np.ndarray]) -> str:
       "|---" * (len(experiment.measures) + 1) + "|",
   ]
   for arm, runs in values.items():
-    cells = [f"{m:.1f} ± {s:.1f}" for m, s in zip(runs.mean(0), runs.std(0, ddof=len(runs) > 1))]
+    cells = [_with_spread(m, s) for m, s in zip(runs.mean(0), runs.std(0, ddof=len(runs) > 1))]
     lines.append(f"| {arm} | " + " | ".join(cells) + " |")
   return "\n".join(lines) + "\n"
+
+
+def _with_spread(mean: float, spread: float) -> str:
+  """One digit after the point, or as many as the first that the spread has."""
+  digits = max(1, -math.floor(math.log10(spread))) if spread else 1
+  return f"{mean:.{digits}f} ± {spread:.{digits}f}"
 
 
 def plot(experiment: Experiment, values: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
