@@ -38,6 +38,12 @@ def test_a_part_of_another_run_and_an_array_of_a_file(tmp_path):
   assert jax.tree.structure(found) == jax.tree.structure(ours())
 
 
+def test_a_system_without_a_state_stays_one():
+  variables = jax.tree.map(jax.numpy.asarray, {"params": {"weights": np.zeros(5)}, "state": {}})
+  found = init_from.replace(variables, (("run", "head", "weights"),), MESH)
+  assert (found["params"]["weights"] == 1).all() and found["state"] == {}
+
+
 @pytest.mark.parametrize("rule,message", [
     (("run", "tower", "encode"), "this system has no params/encode/a"),
     (("run", "", ""), "params/words is not in run"),

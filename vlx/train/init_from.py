@@ -46,7 +46,7 @@ def replace(variables: Variables, rules, mesh: jax.sharding.Mesh) -> Variables:
       raise UserError(f"init_from {place}: {'; '.join(lines) or f'nothing stands below {there!r}'}")
     for name, x in found.items():
       ours[name] = jax.device_put(np.asarray(x, ours[name].dtype), ours[name].sharding)
-  return traverse_util.unflatten_dict(ours, sep="/")
+  return {**variables, **traverse_util.unflatten_dict(ours, sep="/")}  # "state" also where nothing is in it
 
 
 def _read(place: str) -> np.ndarray:
