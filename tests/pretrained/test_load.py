@@ -73,6 +73,7 @@ def test_a_folder_of_open_clips(tmp_path):
   assert load(quick_gelu=False).system.text.activation == "gelu"
   for line, changed in {
       "vision_cfg.timm_model_name": dict(vision_cfg=dict(timm_model_name="vit_base_patch16_siglip_224")),
+      "has no model_cfg with a text_cfg": dict(text_cfg=None),
       "embed_dim is 32, of the weights beside it 16": dict(embed_dim=32),
       "text_cfg.width 64 does not divide by text_cfg.heads 3": dict(text_cfg=dict(heads=3)),
   }.items():

@@ -217,9 +217,12 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
 
 def from_open_clip(config: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
   """Of an `open_clip_config.json` and the names beside it, which do not tell the GELU and the heads."""
-  model = dict(config.get("model_cfg") or {})
+  model = config.get("model_cfg")
   for part in ("vision_cfg", "text_cfg"):
-    model |= {f"{part}.{name}": value for name, value in (model.pop(part, None) or {}).items()}
+    if not isinstance(model, Mapping) or not isinstance(model.get(part), Mapping):
+      raise UserError(f"open_clip_config.json has no model_cfg with a {part}")
+    section = {f"{part}.{name}": value for name, value in model[part].items()}
+    model = {name: value for name, value in model.items() if name != part} | section
   foreign = sorted(name for name, value in model.items() if value and name not in OPEN_CLIP_FIELDS)
   layout = from_shapes(shapes)
   if foreign or layout is None:
