@@ -41,7 +41,11 @@ def smoke() -> ml_collections.ConfigDict:
 
 
 def emoji() -> ml_collections.ConfigDict:
-  return _model(captioning.emoji(), captioning.SMALL_ENCODER, embed_dim=128, hidden_dim=256, dropout=0.1)
+  config = _model(
+      captioning.emoji(), captioning.SMALL_ENCODER, embed_dim=128, hidden_dim=256, dropout=0.0, init_range=0.2
+  )
+  config.optim.update(dict(lr=5e-3, weight_decay=0.0))
+  return config
 
 
 def scenes() -> ml_collections.ConfigDict:
