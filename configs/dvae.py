@@ -3,6 +3,9 @@
   python -m vlx.train --config=configs/dvae.py:VARIANT --workdir=runs/dvae
 
 Variants: smoke, emoji, paper; ablation (what experiments/dvae_kl_weight.py varies).
+
+`emoji`, seed 0 (265,214 parameters, a quarter of an hour on one CPU core): 17.6 dB and 28.7 % of the codes in use on
+`combo`, 17.2 and 29.9 on `concept`. configs/vqvae.py:emoji has 22.4 dB in the same number of codes.
 """
 
 import ml_collections
