@@ -50,7 +50,7 @@ def smoke() -> ml_collections.ConfigDict:
 
 
 def emoji() -> ml_collections.ConfigDict:
-  """64x64 pictures as 8x8 codes out of 512; β is there from the start, as good as in the paper (5,000 of 3,000,000)."""
+  """64x64 pictures as 8x8 codes out of 512; β rises at once: in the paper within 5,000 of 3,000,000."""
   config = _emoji(size=64)
   config.model = dict(
       image_size=64, width=16, num_codes=512, code_dim=64, blocks_per_group=1, beta_steps=20,

@@ -213,8 +213,8 @@ def cut_object(size: int, shift: float = 0.1) -> Op:
     rows, columns = (
         np.clip(np.arange(first, first + size), 0, n - 1) for first, n in zip((top, left), image.shape)
     )
-    label = [scenes_pictures.ALL_NOUNS.index(shown["name"])]
-    label.append(len(scenes_pictures.ALL_NOUNS) + ("", *scenes_pictures.COLORS).index(shown["color"]))
-    return {**example, "image": image[rows[:, None], columns], "label": np.array(label)}
+    nouns, colors = scenes_pictures.ALL_NOUNS, ("", *scenes_pictures.COLORS)
+    label = np.array([nouns.index(shown["name"]), len(nouns) + colors.index(shown["color"])])
+    return {**example, "image": image[rows[:, None], columns], "label": label}
 
   return apply

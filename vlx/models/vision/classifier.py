@@ -12,7 +12,7 @@ from vlx.models.system import Aux
 def cross_entropy(
     logits: Float[Array, "batch classes"], label: Int[Array, "batch *labels"], label_smoothing: float
 ) -> Float[Array, ""]:
-  """Mean over the batch, in nats; an image's labels, if several, share its target (Joulin et al., 2016, §3.2)."""
+  """Mean over the batch, in nats; an image's labels, if several, share its target (Joulin et al., 2016)."""
   hot = jnp.eye(logits.shape[-1])[label]
   targets = optax.smooth_labels(reduce(hot, "b ... c -> b c", "mean"), label_smoothing)
   return optax.softmax_cross_entropy(logits, targets).mean()
