@@ -3,9 +3,10 @@
   python -m benchmarks.load
 
 Makes two Hugging Face folders of about 500 MB with random weights, a BERT and a LLaMA of such sizes, and reads each
-in a process of its own: the bytes of the file into memory that is new, then all of `vlx.pretrained.load`, in turn,
-once from the disk and once from the system's cache. Prints medians of five, and the peak of the process's resident
-memory beyond what it had before, all also as ratios.
+in a process of its own, once from the disk and once from the system's cache, in turn: the bytes of the file by
+`Path.read_bytes`; by `numpy.fromfile`, whose memory comes in pages of 2 MB where the system has them; and all of
+`vlx.pretrained.load`. Prints medians of seven, and the peak of the process's resident memory beyond what it had
+before, all also as ratios.
 """
 
 import json
@@ -72,19 +73,21 @@ def measure(folder: pathlib.Path) -> dict[str, float]:
 
   jax.devices()
   file = folder / "model.safetensors"
-  load = lambda: jax.block_until_ready(pretrained.load(folder).variables)
-  read = lambda: np.fromfile(file, np.uint8)
+  read = {
+      "read_bytes": file.read_bytes,
+      "fromfile": lambda: np.fromfile(file, np.uint8),
+      "load": lambda: jax.block_until_ready(pretrained.load(folder).variables),
+  }
   before = resident("VmRSS")
-  seconds(load)
+  seconds(read["load"])
   found = dict(size=file.stat().st_size, peak=resident("VmHWM") - before)
   for state, prepare in (("cached", lambda: None), ("disk", lambda: forget(file))):
-    times = []
-    for _ in range(5):
-      prepare()
-      reading = seconds(read)
-      prepare()
-      times.append((reading, seconds(load)))
-    found[state] = np.median(times, axis=0).tolist()
+    times = {name: [] for name in read}
+    for _ in range(7):
+      for name, function in read.items():
+        prepare()
+        times[name].append(seconds(function))
+    found[state] = {name: float(np.median(x)) for name, x in times.items()}
   return found
 
 
@@ -101,8 +104,10 @@ def main(_):
     x = json.loads(out)
     print(f"{name}: {x['size'] / 1e6:.0f} MB, peak {x['peak'] / 1e6:.0f} MB ({x['peak'] / x['size']:.2f} x)")
     for state in ("disk", "cached"):
-      reading, loading = x[state]
-      print(f"  {state}: reading {reading:.2f} s, loading {loading:.2f} s ({loading / reading:.2f} x)")
+      seconds_of = x[state]
+      loading = seconds_of.pop("load")
+      others = ", ".join(f"{name} {t:.2f} s ({loading / t:.2f} x)" for name, t in seconds_of.items())
+      print(f"  {state}: loading {loading:.2f} s; {others}")
 
 
 if __name__ == "__main__":

@@ -4,19 +4,22 @@ Variants: smoke, emoji, judged, ablation, paper. The codes, the transformer, and
 judges: a CLIP that picks the best of many samples, another that scores them, classifiers of the emoji's group and
 skin tone. `judged` is `emoji` measured by them too:
 
-  python -m vlx.train --config=configs/vqvae.py:emoji --workdir=runs/vqvae          # 22 minutes on one CPU core
-  python -m vlx.train --config=configs/dalle.py:emoji --workdir=runs/dalle          # 23
+  python -m vlx.train --config=configs/vqvae.py:emoji --workdir=runs/vqvae          # 23 minutes
+  python -m vlx.train --config=configs/dalle.py:emoji --workdir=runs/dalle          # 25
 
-  python -m vlx.train --config=configs/clip.py:demo --workdir=runs/clip             # 6, also one core
-  python -m vlx.train --config=configs/clip.py:demo --workdir=runs/clip_judge --config.seed=1
+  python -m vlx.train --config=configs/clip.py:demo --workdir=runs/clip             # 4
+  python -m vlx.train --config=configs/clip.py:demo --workdir=runs/clip_judge --config.seed=1        # 5
   python -m vlx.train --config=configs/vit.py:groups --workdir=runs/groups          # 2
-  python -m vlx.train --config=configs/vit.py:tones --workdir=runs/tones            # 1
+  python -m vlx.train --config=configs/vit.py:tones --workdir=runs/tones            # 2
 
-  python -m vlx.evaluate --workdir=runs/dalle --config=configs/dalle.py:judged      # 4 on two cores
+  python -m vlx.evaluate --workdir=runs/dalle --config=configs/dalle.py:judged      # 3
   python -m vlx.generate --workdir=runs/dalle --prompt="red apple" --temperature=0.7 --guidance_scale=2 --num=64 \
       --rerank=runs/clip
 
-(Minutes of the training steps at the best rate seen, one process to a core.) `ablation` is what experiments/dalle_*.py
+52 minutes in all on two CPU cores, each terminal on its own (`export GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, and
+`taskset -c 0` or `taskset -c 1` before each command of theirs), the last two commands on both.
+
+`ablation` is what experiments/dalle_*.py
 vary; its tokenizer is made by
 
   python -m vlx.train --config=configs/vqvae.py:ablation --workdir=runs/vqvae_ablation

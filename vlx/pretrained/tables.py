@@ -74,7 +74,7 @@ def load(
   """The variables that a public checkpoint holds.
 
   Everything is checked before the first tensor is read. Then each variable is allocated once, filled from the
-  public tensors, `WORKERS` at a time, and placed; nothing else of its size is held.
+  public tensors, `WORKERS` at a time, and placed; at most two are held that are not yet placed.
 
   Args:
     rows: the table.
@@ -104,13 +104,23 @@ def load(
       _copy(array[None] if piece.layer is None else array[piece.layer : piece.layer + 1], part)
 
   placed = {}
+
+  def finish(paths, arrays, filling):
+    for piece in filling:
+      piece.result()
+    placed.update({path: place(path, array) for path, array in zip(paths, arrays)})
+
   with futures.ThreadPoolExecutor(WORKERS) as pool:
-    # The largest tensors first, while little else is held.
+    # The largest tensors first, while little else is held; a row is begun before the last is done, that no worker waits.
+    begun = None
     for row in sorted(_kept(rows), key=lambda row: -math.prod(_pieces(row, wanted[_paths(row)[0]].shape)[0].shape)):
       paths = _paths(row)
       arrays = [_aligned(wanted[path].shape, wanted[path].dtype) for path in paths]
-      list(pool.map(functools.partial(fill, row, arrays), _pieces(row, arrays[0].shape)))
-      placed |= {path: place(path, array) for path, array in zip(paths, arrays)}
+      filling = [pool.submit(fill, row, arrays, piece) for piece in _pieces(row, arrays[0].shape)]
+      if begun:
+        finish(*begun)
+      begun = paths, arrays, filling
+    finish(*begun)
   return jax.tree.map(placed.__getitem__, names(variables))
 
 
@@ -222,8 +232,9 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 def _copy(target: np.ndarray, source: np.ndarray) -> None:
   """target[0] = source, for a target in the order of memory and a source in any.
 
-  Across the order of memory numpy reads each element of a column from a cache line of its own, and has lost the
-  line when the next column needs it. Strips of one line's elements keep theirs.
+  Across the order of memory each element of a row of the target comes from a cache line of its own, and in arrays
+  whose strides are powers of two those lines have the same few places in the cache. So strips of the source go
+  through room that stays in the cache, where the stride is another.
   """
   axes: list[tuple[int, int]] = []  # (size, stride) of the source, those joined that lie as one
   for size, stride in zip(source.shape, source.strides):
@@ -233,9 +244,14 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
   shape, strides = zip(*axes) if axes else ((), ())
   source = np.lib.stride_tricks.as_strided(source, shape, strides)
   target = target.reshape(shape)
-  if not axes or strides[-1] == min(strides) or not math.prod(shape):
+  column = source.itemsize + sum((n - 1) * stride for n, stride in zip(shape[:-1], strides[:-1]))  # its bytes, or more
+  if len(axes) < 2 or not source.size or strides[-1] < column:
     target[...] = source
     return
-  strip = 64 // target.itemsize
-  for start in range(0, shape[-1], strip):
-    target[..., start : start + strip] = source[..., start : start + strip]
+  width, line = 384 // source.itemsize, 64
+  room = np.empty((width, column + line), np.uint8)
+  for start in range(0, shape[-1], width):
+    part = source[..., start : start + width]
+    strip = np.ndarray(part.shape, part.dtype, room, strides=(*strides[:-1], room.strides[0]))
+    strip[...] = part
+    target[..., start : start + width] = strip

@@ -12,8 +12,10 @@ from vlx.errors import UserError
 
 
 def read_array(path: pathlib.Path, dtype: Any, start: int, shape: tuple[int, ...]) -> np.ndarray:
-  """The array that begins at byte `start` of a file. Read whole: page by page, from a mapping, the disk is slower."""
-  return np.fromfile(path, dtype, math.prod(shape), offset=start).reshape(shape)
+  """The array that begins at byte `start` of a file: a mapping, read-only, whose bytes are read when they are used."""
+  if not math.prod(shape):
+    return np.empty(shape, dtype)
+  return np.asarray(np.memmap(path, dtype, "r", start, shape))
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
