@@ -163,6 +163,9 @@ class DVAE:
   beta_steps: int = 5_000
   temperature: float = 1 / 16  # from 1
   temperature_steps: int = 150_000
+  # What is added to every b; the paper adds nothing. Where a picture is one flat color, as drawings are and photographs
+  # are not, b → 0 without it, and the likelihood and its gradients have no bound.
+  least_b: float = 0.0
   dtype: str = "float32"
 
   def __post_init__(self):
@@ -196,6 +199,7 @@ class DVAE:
     beta = cosine(step, 0.0, self.beta, self.beta_steps)
     weights = jax.nn.softmax((logits + jax.random.gumbel(rng, logits.shape)) / tau)
     mu, log_b = jnp.split(self._apply(variables, "decode", weights), 2, axis=-1)
+    log_b = jnp.logaddexp(log_b, jnp.log(self.least_b))
     nll = -logit_laplace(x, mu, log_b).sum(axis=(1, 2, 3)).mean()
     kl = kl_from_uniform(logits).sum(axis=(1, 2)).mean()
     metrics = {
