@@ -140,9 +140,10 @@ def emoji() -> ml_collections.ConfigDict:
 
 
 def scenes() -> ml_collections.ConfigDict:
-  """Scenes and their captions, above the tower of a run of configs/vit.py:objects.
+  """Scenes and their captions, above the tower of a run of configs/vit.py:nouns.
 
-  Captions of the nearest training pictures are a baseline of captioners.
+  Captions of the nearest training pictures are a baseline of captioners. Above configs/vit.py:objects, which knows
+  colors too, it would tell pictures apart by them: R@1 from picture to caption is 28.4 on `val` then, 41.6 so.
   """
   config = captioning.scenes()
   config.system = "vlx.models.contrastive.clip.CLIP"
@@ -155,7 +156,7 @@ def scenes() -> ml_collections.ConfigDict:
       ),
       embed_dim=128,
   )
-  config.init_from = (("runs/objects", "tower", "image/backbone"),)
+  config.init_from = (("runs/nouns", "tower", "image/backbone"),)
   config.steps = 500
   config.optim.update(dict(rules=((r"image/backbone/.*", dict(lr_scale=0.2)), *config.optim.rules[1:]), b2=0.98))
   config.evaluators = dict(

@@ -4,7 +4,8 @@
 
 Variants: smoke, emoji, emoji_cnn (a residual network trained the same way), and the paper's b16, l16, h14
 (paper = b16) on ImageNet; groups and tones, which tell an emoji's group and its skin tone, to judge what
-configs/dalle.py draws; objects, which tells single objects of scenes, for the towers of captioners.
+configs/dalle.py draws; objects, which tells single objects of scenes and their colors, for the tower of a
+captioner, and nouns, which tells the objects alone, for that of a CLIP.
 
 Emoji into Unicode's ten groups, 600 steps of 128, accuracy in percent (one seed; 6 to 9 minutes on two
 CPU cores that had other work too):
@@ -28,7 +29,7 @@ from vlx.train import captioning, defaults
 
 def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
   variants = dict(
-      smoke=smoke, emoji=emoji, emoji_cnn=emoji_cnn, groups=groups, tones=tones, objects=objects,
+      smoke=smoke, emoji=emoji, emoji_cnn=emoji_cnn, groups=groups, tones=tones, objects=objects, nouns=nouns,
       paper=lambda: paper("B/16"),
       b16=lambda: paper("B/16"), l16=lambda: paper("L/16"), h14=lambda: paper("H/14"),
   )
@@ -101,6 +102,17 @@ def objects() -> ml_collections.ConfigDict:
   )
   config.steps = 1600
   config.optim.update(dict(lr=3e-3, warmup_steps=50, weight_decay=0.05))
+  return config
+
+
+def nouns() -> ml_collections.ConfigDict:
+  """`objects` without their colors, for configs/clip.py:scenes."""
+  config = objects()
+  config.model.num_classes = len(scenes_pictures.ALL_NOUNS)
+  for section in (config.data, config.evaluators.classification):
+    section.preprocess = section.preprocess.replace("cut_object(32)", "cut_object(32, color=False)")
+  config.steps = 1000
+  config.optim.lr = 2e-3
   return config
 
 

@@ -104,6 +104,8 @@ def test_an_object_is_cut_out_in_the_middle_of_its_window():
   classes = (*scenes_pictures.ALL_NOUNS, "as it is", *scenes_pictures.COLORS)
   assert [classes[i] for i in first["label"]] == ["wolf", "as it is"]
   np.testing.assert_array_equal(first["image"], image[6:14, 19:27])
+  noun = preprocess.parse("cut_object(8, color=False)").finish(example, None)["label"]
+  assert noun.shape == () and classes[noun] == "wolf"
   # Beyond the lower edge its last row goes on; a shift moves the window, not what is shown.
   seen = [apply("cut_object(8, 0.0)", example, seed) for seed in range(20)]
   corners = [e["image"] for e in seen if [classes[i] for i in e["label"]] == ["cat", "red"]]

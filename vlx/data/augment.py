@@ -191,7 +191,7 @@ def hide(image, rng):
 
 
 @op
-def cut_object(size: int, shift: float = 0.1) -> Op:
+def cut_object(size: int, shift: float = 0.1, color: bool = True) -> Op:
   """One of a scene's objects at random: `image` is the window around it, `label` its noun and its color `[2]`.
 
   Classes are the nouns, then "as it is drawn" and the colors.
@@ -201,6 +201,7 @@ def cut_object(size: int, shift: float = 0.1) -> Op:
   Args:
     size: of the window, in pixels of the scene.
     shift: of the window from the object's middle, in units of the window, either way.
+    color: without it the label is the noun alone, a scalar.
   """
 
   def apply(example, rng):
@@ -215,6 +216,6 @@ def cut_object(size: int, shift: float = 0.1) -> Op:
     )
     nouns, colors = scenes_pictures.ALL_NOUNS, ("", *scenes_pictures.COLORS)
     label = np.array([nouns.index(shown["name"]), len(nouns) + colors.index(shown["color"])])
-    return {**example, "image": image[rows[:, None], columns], "label": label}
+    return {**example, "image": image[rows[:, None], columns], "label": label if color else label[0]}
 
   return apply
