@@ -19,8 +19,7 @@ skin tone. `judged` is `emoji` measured by them too:
 52 minutes in all on two CPU cores, each terminal on its own (`export GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, and
 `taskset -c 0` or `taskset -c 1` before each command of theirs), the last two commands on both.
 
-`ablation` is what experiments/dalle_*.py
-vary; its tokenizer is made by
+`ablation` is what experiments/dalle_*.py vary; its tokenizer is made by
 
   python -m vlx.train --config=configs/vqvae.py:ablation --workdir=runs/vqvae_ablation
 
