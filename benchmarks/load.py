@@ -73,18 +73,18 @@ def measure(folder: pathlib.Path) -> dict[str, float]:
 
   jax.devices()
   file = folder / "model.safetensors"
-  read = {
+  ways = {
       "read_bytes": file.read_bytes,
       "fromfile": lambda: np.fromfile(file, np.uint8),
       "load": lambda: jax.block_until_ready(pretrained.load(folder).variables),
   }
   before = resident("VmRSS")
-  seconds(read["load"])
+  seconds(ways["load"])
   found = dict(size=file.stat().st_size, peak=resident("VmHWM") - before)
   for state, prepare in (("cached", lambda: None), ("disk", lambda: forget(file))):
-    times = {name: [] for name in read}
+    times = {name: [] for name in ways}
     for _ in range(7):
-      for name, function in read.items():
+      for name, function in ways.items():
         prepare()
         times[name].append(seconds(function))
     found[state] = {name: float(np.median(x)) for name, x in times.items()}

@@ -5,7 +5,7 @@
 Variants: smoke, emoji, paper; ablation (what experiments/dvae_kl_weight.py varies).
 
 `emoji`, seed 0 (265,214 parameters, 19 minutes on one CPU core): 18.4 dB and 41.6 % of the codes in use on `combo`,
-18.1 and 44.5 on `concept`; with `least_b` of 0, as in the paper, 17.6 and 28.7, 17.2 and 29.9.
+18.1 and 44.5 on `concept`; as in the paper (--config.model.least_b=0.0) 17.6 and 28.7, 17.2 and 29.9.
 configs/vqvae.py:emoji has 22.4 dB in as many codes, out of 1,024.
 """
 

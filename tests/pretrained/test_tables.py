@@ -187,6 +187,21 @@ def test_memory_is_that_of_the_variables_and_of_what_is_being_read():
   assert variables["params"]["w"].sum() == depth * width**2
 
 
+def test_no_more_than_two_variables_are_held_before_they_are_placed():
+  """An accelerator's copy is made by `place`, and the host's is let go after it."""
+  begun, placed, held = set(), [], []
+
+  def fetch(name):
+    begun.add(name)
+    held.append(len(begun) - len(placed))
+    return np.zeros(4, np.float32)
+
+  names = "abcdefgh"
+  variables = load([Row(n, f"params/{n}") for n in names], {"params": {n: S(4) for n in names}},
+                   dict.fromkeys(names, (4,)), fetch, place=lambda name, array: placed.append(name) or array)
+  assert variables["params"].keys() == set(names) and max(held) <= 2
+
+
 def test_a_placed_array_is_not_copied_on_cpu():
   addresses = []
 
