@@ -21,7 +21,9 @@ SIZE, CROP = 64, 56
 def vlx_batches(folder: pathlib.Path, workers: int, threads: int):
   from absl import flags
 
-  from vlx.data import preprocess, sources, tokenizers
+  from vlx.data import sources
+  from vlx.data.transforms import preprocess
+  from vlx.data.tokenizers import own as tokenizers
   from vlx.data.batches import Batches, Examples
 
   flags.FLAGS.mark_as_parsed()

@@ -15,7 +15,7 @@ import numpy as np
 from absl import app, flags
 
 from vlx import cli
-from vlx.config import build
+from vlx.core.config import build
 from vlx.models.contrastive.clip import CLIP
 from vlx.train import defaults, optimizer as optimizers, state as states, step as steps
 

@@ -14,12 +14,12 @@ image → text R@1 / R@5 in percent, full gallery, seed 0, on two CPU cores:
 
 Trained captions outdo the untrained ones that `concept` asks for, for the model is surest of what it
 knows. `normalized` is the same checkpoint with each caption's score discounted by how well it fits the
-training pictures (QB-Norm; `vlx.evaluate.retrieval.prior`).
+training pictures (QB-Norm; `vlx.evaluate.tasks.retrieval.prior`).
 """
 
 import ml_collections
 
-from vlx.config import choose, finish
+from vlx.core.config import choose, finish
 from vlx.models.contrastive import clip
 from vlx.train import captioning, defaults
 
@@ -58,12 +58,12 @@ def _emoji(size: int, text_length: int, vocab_size: int) -> ml_collections.Confi
   splits = tuple(BASELINES)
   config.evaluators = dict(
       retrieval=dict(
-          type="vlx.evaluate.retrieval.Retrieval", splits=splits,
+          type="vlx.evaluate.tasks.retrieval.Retrieval", splits=splits,
           gallery=("train", "combo", "concept"), preprocess=EVAL.format(size=size),
           text_length=text_length,
       ),
       attention=dict(
-          type="vlx.evaluate.attention.Attention", splits=("combo",),
+          type="vlx.evaluate.tasks.attention.Attention", splits=("combo",),
           preprocess=EVAL.format(size=size),
       ),
   )
@@ -162,11 +162,11 @@ def scenes() -> ml_collections.ConfigDict:
   config.optim.update(dict(rules=((r"image/backbone/.*", dict(lr_scale=0.2)), *config.optim.rules[1:]), b2=0.98))
   config.evaluators = dict(
       retrieval=dict(
-          type="vlx.evaluate.retrieval.Retrieval", splits=("val", "combo"), gallery=("val", "combo"),
+          type="vlx.evaluate.tasks.retrieval.Retrieval", splits=("val", "combo"), gallery=("val", "combo"),
           preprocess=captions.preprocess, text_length=text_length,
       ),
       neighbours=dict(
-          type="vlx.evaluate.captions.NearestNeighbour", splits=captions.splits, preprocess=captions.preprocess,
+          type="vlx.evaluate.tasks.captions.NearestNeighbour", splits=captions.splits, preprocess=captions.preprocess,
           tokenizer=captions.tokenizer,
       ),
   )
@@ -231,7 +231,7 @@ def paper(name: str) -> ml_collections.ConfigDict:
   config.partition = defaults.TRANSFORMER_PARTITION
   config.evaluators = dict(
       retrieval=dict(
-          type="vlx.evaluate.retrieval.Retrieval", splits=("val",), gallery=("val",), text_length=77,
+          type="vlx.evaluate.tasks.retrieval.Retrieval", splits=("val",), gallery=("val",), text_length=77,
           preprocess=(
               f'decode|resize_small({size})|central_crop({size})|normalize({mean}, {std})|'
               'keep("image", "caption")'

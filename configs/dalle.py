@@ -29,7 +29,7 @@ guess has 6.9. After 3,500 steps (--config.steps=3500) it is 0.4, 2.8 and 6.9.
 
 import ml_collections
 
-from vlx.config import choose, finish
+from vlx.core.config import choose, finish
 from vlx.models.generation import dalle
 from vlx.train import defaults
 
@@ -61,7 +61,7 @@ def _emoji(size: int, text_length: int, vocab_size: int) -> ml_collections.Confi
   config.tokenizer = dict(vocabulary="", vocab_size=vocab_size, fields=("caption",))
   config.evaluators = dict(
       generation=dict(
-          type="vlx.evaluate.generation.Generation", splits=("train", "combo", "concept"),
+          type="vlx.evaluate.tasks.generation.Generation", splits=("train", "combo", "concept"),
           text_length=text_length,
           preprocess=(
               f'{picture}|normalize|tokenize("caption", {text_length})|'
@@ -111,11 +111,11 @@ def judged() -> ml_collections.ConfigDict:
   generation.update(dict(prompts=64, clip="runs/clip_judge", classifiers=("runs/groups", "runs/tones")))
   common = dict(SAMPLING, splits=("combo", "concept"), preprocess=generation.preprocess)
   config.evaluators.reranking = dict(
-      common, type="vlx.evaluate.reranking.Reranking", rerank="runs/clip", clip="runs/clip_judge",
+      common, type="vlx.evaluate.tasks.reranking.Reranking", rerank="runs/clip", clip="runs/clip_judge",
       classifiers=generation.classifiers, prompts=16, samples=64,
   )
   config.evaluators.fidelity = dict(
-      common, type="vlx.evaluate.fidelity.Fidelity", features="runs/clip_judge", count=1000
+      common, type="vlx.evaluate.tasks.fidelity.Fidelity", features="runs/clip_judge", count=1000
   )
   return config
 
@@ -172,7 +172,7 @@ def paper() -> ml_collections.ConfigDict:
   config.partition = PARTITION
   config.evaluators = dict(
       generation=dict(
-          type="vlx.evaluate.generation.Generation", splits=("val",), text_length=256,
+          type="vlx.evaluate.tasks.generation.Generation", splits=("val",), text_length=256,
           preprocess=(
               'decode|resize_small(256)|central_crop(256)|normalize|tokenize("caption", 256)|'
               'keep("image", "text", "text_mask", "caption")'

@@ -11,7 +11,7 @@ configs/vqvae.py:emoji has 22.4 dB in as many codes, out of 1,024.
 
 import ml_collections
 
-from vlx.config import choose, finish
+from vlx.core.config import choose, finish
 from vlx.models.generation import dvae
 from vlx.train import defaults
 
@@ -29,7 +29,7 @@ def _emoji(size: int) -> ml_collections.ConfigDict:
   config.data.batch_size = 32
   config.evaluators = dict(
       reconstruction=dict(
-          type="vlx.evaluate.reconstruction.Reconstruction", splits=("combo", "concept"),
+          type="vlx.evaluate.tasks.reconstruction.Reconstruction", splits=("combo", "concept"),
           preprocess=f'{picture}|normalize|keep("image")',
       ),
   )
@@ -98,7 +98,7 @@ def paper() -> ml_collections.ConfigDict:
   ))
   config.evaluators = dict(
       reconstruction=dict(
-          type="vlx.evaluate.reconstruction.Reconstruction", splits=("val",),
+          type="vlx.evaluate.tasks.reconstruction.Reconstruction", splits=("val",),
           preprocess='decode|resize_small(256)|central_crop(256)|normalize|keep("image")',
       ),
   )

@@ -8,7 +8,7 @@ finetune, coco's second phase.
 
 import ml_collections
 
-from vlx.config import choose, finish
+from vlx.core.config import choose, finish
 from vlx.train import captioning
 
 

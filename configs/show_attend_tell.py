@@ -8,7 +8,7 @@ coco (= paper) and coco_hard, and finetune, coco with the tower trained along, w
 
 import ml_collections
 
-from vlx.config import choose, finish
+from vlx.core.config import choose, finish
 from vlx.models.vision.vgg import CONVOLUTIONS
 from vlx.train import captioning
 
@@ -58,7 +58,7 @@ def emoji() -> ml_collections.ConfigDict:
 def scenes() -> ml_collections.ConfigDict:
   config = _small(captioning.scenes(), captioning.SCENES_ENCODER, doubly_stochastic=0.0)
   config.evaluators.named_boxes = dict(
-      type="vlx.evaluate.named_boxes.NamedBoxes", splits=("val", "combo", "concept"),
+      type="vlx.evaluate.tasks.named_boxes.NamedBoxes", splits=("val", "combo", "concept"),
       preprocess=f'{config.data.picture}|keep("image", "caption", "objects")', text_length=32,
   )
   config.steps = 3000

@@ -20,9 +20,9 @@ transformer on a hand never seen.
 
 import ml_collections
 
-from vlx.config import choose, finish
-from vlx.data import scenes_pictures
-from vlx.data.emoji import GROUPS
+from vlx.core.config import choose, finish
+from vlx.data.datasets.scenes import pictures as scenes_pictures
+from vlx.data.datasets.emoji import GROUPS
 from vlx.models.vision import vit
 from vlx.train import captioning, defaults
 
@@ -48,7 +48,7 @@ def _emoji(size: int) -> ml_collections.ConfigDict:
   evaluation = f'decode|resize({size})|normalize|keep("image", "{{}}")'
   config.evaluators = dict(
       classification=dict(
-          type="vlx.evaluate.classification.Classification", splits=("concept", "style"),
+          type="vlx.evaluate.tasks.classification.Classification", splits=("concept", "style"),
           preprocess=evaluation.format("label"),
       ),
   )
@@ -69,7 +69,7 @@ def emoji() -> ml_collections.ConfigDict:
       num_classes=len(GROUPS), label_smoothing=0.1,
   )
   config.evaluators.attention = dict(
-      type="vlx.evaluate.attention.Attention", splits=("concept",),
+      type="vlx.evaluate.tasks.attention.Attention", splits=("concept",),
       preprocess='decode|resize(48)|normalize|keep("image", "caption")',
   )
   return config
@@ -110,7 +110,7 @@ def _cut_objects(cut: str, num_classes: int) -> ml_collections.ConfigDict:
   config.data.preprocess = f'decode|cache|{cut}|normalize|keep("image", "label")'
   config.evaluators = dict(
       classification=dict(
-          type="vlx.evaluate.classification.Classification", splits=("val", "combo"),
+          type="vlx.evaluate.tasks.classification.Classification", splits=("val", "combo"),
           preprocess=f'decode|{cut}|normalize|keep("image", "label")',
       ),
   )
@@ -174,7 +174,7 @@ def paper(name: str) -> ml_collections.ConfigDict:
   config.partition = defaults.TRANSFORMER_PARTITION
   config.evaluators = dict(
       classification=dict(
-          type="vlx.evaluate.classification.Classification", splits=("validation",),
+          type="vlx.evaluate.tasks.classification.Classification", splits=("validation",),
           preprocess='decode|resize_small(256)|central_crop(224)|normalize|keep("image", "label")',
           batch_size=1024,
       ),

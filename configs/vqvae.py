@@ -13,7 +13,7 @@ Of `emoji`, seed 0 (0.78 s a step on one CPU core):
 
 import ml_collections
 
-from vlx.config import choose, finish
+from vlx.core.config import choose, finish
 from vlx.train import defaults
 
 
@@ -29,7 +29,7 @@ def _emoji(size: int) -> ml_collections.ConfigDict:
   config.data.preprocess = f'{picture}|cache|flip_lr|normalize|keep("image")'
   config.evaluators = dict(
       reconstruction=dict(
-          type="vlx.evaluate.reconstruction.Reconstruction", splits=("combo", "concept"),
+          type="vlx.evaluate.tasks.reconstruction.Reconstruction", splits=("combo", "concept"),
           preprocess=f'{picture}|normalize|keep("image")',
       ),
   )
@@ -95,7 +95,7 @@ def paper() -> ml_collections.ConfigDict:
   config.optim.update(dict(lr=2e-4, schedule="constant", clip_norm=0.0, rules=((".*", {}),)))
   config.evaluators = dict(
       reconstruction=dict(
-          type="vlx.evaluate.reconstruction.Reconstruction", splits=("val",),
+          type="vlx.evaluate.tasks.reconstruction.Reconstruction", splits=("val",),
           preprocess='decode|resize_small(128)|central_crop(128)|normalize|keep("image")',
       ),
   )

@@ -9,7 +9,7 @@ import jaxtyping
 import pytest
 
 jaxtyping.install_import_hook(
-    ["vlx.models", "vlx.losses", "vlx.evaluate.retrieval", "vlx.ops.attention", "vlx.ops.nearest_code"],
+    ["vlx.models", "vlx.losses.contrastive", "vlx.evaluate.tasks.retrieval", "vlx.ops.attention", "vlx.ops.nearest_code"],
     "beartype.beartype",
 )
 

@@ -14,8 +14,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vlx.config import nearest
-from vlx.errors import UserError
+from vlx.core.config import nearest
+from vlx.core.errors import UserError
 
 
 def cache_dir() -> pathlib.Path:

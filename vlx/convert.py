@@ -15,13 +15,15 @@ import jax
 import ml_collections
 from absl import flags
 
-from vlx import cli, config as configs, files
-from vlx.errors import UserError
-from vlx.models.system import System, Variables
+from vlx import cli
+from vlx.core import config as configs
+from vlx.core import files
+from vlx.core.errors import UserError
+from vlx.core.system import System, Variables
 from vlx.pretrained import load as load_public, tables
 from vlx.pretrained.formats.safetensors import write_safetensors
 from vlx.pretrained.load import CLIP_VOCABULARY, FAMILIES, is_vlx, locate, module
-from vlx.train import checkpoint
+from vlx.core import checkpoint
 
 SOURCE = flags.DEFINE_string("source", None, "A public checkpoint or its name on the hub, or a folder of vlx.")
 OUTPUT = flags.DEFINE_string("output", None, "A folder that is not there yet.")

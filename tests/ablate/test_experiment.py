@@ -8,7 +8,7 @@ import pytest
 
 from vlx.ablate import experiment as experiments
 from vlx.ablate.experiment import Experiment
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 
 MEASURE = "retrieval/combo/image_to_text_r5"
 

@@ -9,7 +9,7 @@ import pytest
 from vlx.cli import load_config
 from vlx.compile import topologies
 from vlx.compile.plan import Plan
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 from vlx.train.run import Run
 
 ROOT = pathlib.Path(__file__).parents[2]

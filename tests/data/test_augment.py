@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from vlx.data import augment, preprocess, scenes_pictures
+from vlx.data.transforms import augment
+from vlx.data.transforms import preprocess
+from vlx.data.datasets.scenes import pictures as scenes_pictures
 
 
 def apply(ops, example, seed=0):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlx.data import emoji
+from vlx.data.datasets import emoji
 from vlx.data.sources import open_source
 
 COUNTS = {"train": 5592, "concept": 637, "combo": 404, "style": 2796, "style_new": 634}

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlx.data import preprocess, tokenizers
-from vlx.data.preprocess import MAX_PIXELS, BadRecord
+from vlx.data.transforms import preprocess
+from vlx.data.tokenizers import own as tokenizers
+from vlx.data.transforms.preprocess import MAX_PIXELS, BadRecord
 
 RECORDS = 10_000
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlx.data import preprocess, tokenizers
-from vlx.errors import UserError
+from vlx.data.transforms import preprocess
+from vlx.data.tokenizers import own as tokenizers
+from vlx.core.errors import UserError
 
 
 def encoded(array, mode, kind="png"):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from vlx.data import public_tokenizers
-from vlx.errors import UserError
+from vlx.data.tokenizers import public as public_tokenizers
+from vlx.core.errors import UserError
 
 PARITY = pathlib.Path(__file__).parents[1] / "parity"
 RECORDED = json.loads((PARITY / "tokenizer_model.json").read_text())

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from vlx.data import scenes_composition as composition
-from vlx.data import scenes_language as language
-from vlx.data import scenes_pictures as pictures
-from vlx.data import scenes_truth as truth
-from vlx.data.scenes import SPLITS
+from vlx.data.datasets.scenes import composition
+from vlx.data.datasets.scenes import language
+from vlx.data.datasets.scenes import pictures
+from vlx.data.datasets.scenes import truth
+from vlx.data.datasets.scenes.source import SPLITS
 from vlx.data.sources import open_source
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 
 COUNT = 300
 
@@ -58,7 +58,7 @@ def test_scenes_are_the_same_everywhere_and_for_good():
 
 
 def test_nouns_are_drawn_by_both_vendors_and_stand_in_their_group():
-  from vlx.data import emoji
+  from vlx.data.datasets import emoji
   for group, names in pictures.NOUNS.items():
     for name in names.split():
       assert emoji.annotation(pictures.sequences()[name])[0] == group

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlx.data import preprocess
+from vlx.data.transforms import preprocess
 from vlx.data.batches import Batches, Examples
 from vlx.data.sources import MixSource, epoch_order, open_source
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 
 
 @pytest.fixture(autouse=True)

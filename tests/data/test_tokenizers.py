@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from vlx import cli
-from vlx.data import tokenizers
-from vlx.errors import UserError
+from vlx.data.tokenizers import own as tokenizers
+from vlx.core.errors import UserError
 from vlx.train.run import Run
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from vlx import cli
-from vlx.data import tokenizers
-from vlx.errors import UserError
-from vlx.evaluate import captions, captions_metrics as metrics
+from vlx.data.tokenizers import own as tokenizers
+from vlx.core.errors import UserError
+from vlx.evaluate.tasks import captions
+from vlx.evaluate.metrics import captions as metrics
 from vlx.train.run import Run
 
 RECORD = pathlib.Path(__file__).parents[1] / "parity" / "captions.json"
@@ -152,7 +153,7 @@ def teller_run(tmp_path, spec, split, batch_size, preprocess, texts):
 @pytest.mark.parametrize("batch_size", [8, 32])
 def test_over_a_split_of_scenes_with_padding_and_devices(tmp_path, monkeypatch, batch_size):
   """The captions come to their own records; a true caption of each is all right in every measure."""
-  from vlx.data import preprocess
+  from vlx.data.transforms import preprocess
 
   @preprocess.op
   def only_index():

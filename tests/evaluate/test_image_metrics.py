@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vlx.evaluate import image_metrics as metrics
+from vlx.evaluate.metrics import images as metrics
 
 
 def with_moments(mean, covariance, count=64, seed=0):

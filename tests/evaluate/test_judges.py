@@ -11,11 +11,14 @@ import pytest
 from PIL import Image
 
 from vlx import cli
-from vlx.config import build
-from vlx.data import preprocess
-from vlx.errors import UserError
-from vlx.evaluate import fidelity, generation, judges, reranking
-from vlx.evaluate.classification import Classification
+from vlx.core.config import build
+from vlx.data.transforms import preprocess
+from vlx.core.errors import UserError
+from vlx.evaluate.tasks import fidelity
+from vlx.evaluate.tasks import generation
+from vlx.evaluate import reference_models as judges
+from vlx.evaluate.tasks import reranking
+from vlx.evaluate.tasks.classification import Classification
 from vlx.train.run import Run
 
 SAMPLES = 2

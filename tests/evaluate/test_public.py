@@ -10,14 +10,15 @@ import pytest
 from PIL import Image
 from safetensors import numpy as safetensors
 
-from vlx.config import build
-from vlx.data import preprocess, tokenizers
-from vlx.errors import UserError
+from vlx.core.config import build
+from vlx.data.transforms import preprocess
+from vlx.data.tokenizers import own as tokenizers
+from vlx.core.errors import UserError
 from vlx.evaluate import public
-from vlx.evaluate.templates import IMAGENET
+from vlx.evaluate.tasks.templates import IMAGENET
 from vlx.models.contrastive.clip import CLIP
 from vlx.pretrained import clip, tables
-from vlx.train import partition
+from vlx.core import partition
 
 WORDS = 600
 CAPTIONS = {

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from vlx import cli
-from vlx.evaluate import embed, pictures
-from vlx.evaluate.retrieval import Retrieval, prior, ranks, recalls
-from vlx.evaluate.zero_shot import ZeroShot
+from vlx.evaluate import predict as embed
+from vlx.evaluate.report import sheets as pictures
+from vlx.evaluate.tasks.retrieval import Retrieval, prior, ranks, recalls
+from vlx.evaluate.tasks.zero_shot import ZeroShot
 from vlx.train.run import Run
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vlx import cli
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 from vlx.generate.captions import describe
 from vlx.train import loop
 from vlx.train.logging import read_metrics

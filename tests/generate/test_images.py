@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 
 from vlx import cli
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 from vlx.generate import images
-from vlx.train import checkpoint, loop, partition
+from vlx.train import loop
+from vlx.core import checkpoint
+from vlx.core import partition
 from vlx.train.run import Run, open_run
 
 

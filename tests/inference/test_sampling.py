@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 from vlx.inference import sampling
 from vlx.inference.sampling import Sampling
 

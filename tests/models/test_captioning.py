@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from vlx.cli import load_config
-from vlx.config import build, build_system
+from vlx.core.config import build, build_system
 from vlx.models.captioning.captioner import token_log_likelihood
 from vlx.models.captioning.show_and_tell import ShowAndTell
 from vlx.models.captioning.show_attend_tell import Selection, ShowAttendTell

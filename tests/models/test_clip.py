@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlx.config import build
-from vlx.errors import UserError
-from vlx.losses import cosine_similarity
+from vlx.core.config import build
+from vlx.core.errors import UserError
+from vlx.losses.contrastive import cosine_similarity
 from vlx.models.contrastive.clip import CLIP, TextTransformer, published_size
 
 S = jax.ShapeDtypeStruct

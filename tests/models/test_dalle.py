@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlx import config as configs
-from vlx.errors import UserError
+from vlx.core import config as configs
+from vlx.core.errors import UserError
 from vlx.models.generation import dalle, dvae
 from vlx.models.generation.dalle import DALLE, Layout
 from vlx.models.generation.vqvae import VQVAE

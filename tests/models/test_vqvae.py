@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlx.errors import UserError
-from vlx import config as configs
+from vlx.core.errors import UserError
+from vlx.core import config as configs
 from vlx.models.generation import vqvae
 from vlx.models.generation.vqvae import VQVAE
 

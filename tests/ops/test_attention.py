@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 
 from vlx.ops import attention as front, masks
 from vlx.ops.attention import attention, attention_weights
-from vlx.train.partition import make_mesh
+from vlx.core.partition import make_mesh
 
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2}  # of the largest magnitude
 

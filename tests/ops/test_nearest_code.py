@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from benchmarks import nearest_code as benchmark
 from vlx.ops import nearest_code_gpu, nearest_code_tpu, nearest_code_xla
 from vlx.ops.nearest_code import code_statistics, nearest_code, straight_through
-from vlx.train import partition
+from vlx.core import partition
 
 SIMULATION = pltpu.InterpretParams(detect_races=True)
 CANDIDATES = {

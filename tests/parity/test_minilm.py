@@ -9,7 +9,7 @@ import pytest
 from recorded import Recorded
 
 from vlx import pretrained
-from vlx.data import public_tokenizers
+from vlx.data.tokenizers import public as public_tokenizers
 
 RECORDED = Recorded("minilm", "sentences")
 SENTENCES, LENGTH = RECORDED.config["sentences"], RECORDED.config["max_length"]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from recorded import Recorded
 
-from vlx.data import preprocess
-from vlx.errors import UserError
+from vlx.data.transforms import preprocess
+from vlx.core.errors import UserError
 from vlx.pretrained import clip, preprocessor, vit
 
 RECORDED = Recorded("pictures", "pictures")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from vlx.data import public_tokenizers
+from vlx.data.tokenizers import public as public_tokenizers
 from vlx.generate import text
 from vlx.inference.autoregressive import generate
 from vlx.inference.sampling import Sampling

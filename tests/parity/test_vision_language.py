@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from recorded import Recorded, assert_parity, assert_returned, named_shapes
 
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 from vlx.models.contrastive.clip import CLIP, published_size as clip_size
 from vlx.models.vision.vit import ViT, VisionTransformer, published_size as vit_size
-from vlx.config import build
+from vlx.core.config import build
 from vlx.pretrained import clip, tables, vit
 
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from vlx import pretrained
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 from vlx.pretrained.formats.npz import open_npz
 from vlx.pretrained.formats.safetensors import open_safetensors
 from vlx.pretrained.formats.shards import open_index

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 from vlx.models.language.llama import SIZES, published_size
 from vlx.pretrained import llama, tables
 from vlx.pretrained.formats import TensorFile

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from vlx import convert, pretrained
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 from vlx.pretrained import bert, dvae, tables
 from vlx.pretrained.formats.safetensors import open_safetensors, write_safetensors
 from vlx.pretrained.formats.torch_files import open_torch

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 from vlx.pretrained.tables import WORKERS, Row, export, load, public_shapes
 
 DEPTH = 3

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlx.errors import UserError
-from vlx.train import checkpoint
+from vlx.core.errors import UserError
+from vlx.core import checkpoint
 from vlx.train.logging import read_metrics
 from vlx.train.run import open_run
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 from vlx.train import init_from
 
 MESH = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])

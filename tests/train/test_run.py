@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from vlx import cli
-from vlx.errors import UserError
-from vlx.evaluate import evaluators
-from vlx.train import checkpoint, defaults, loop
+from vlx.core.errors import UserError
+from vlx.evaluate import runner as evaluators
+from vlx.train import defaults, loop
+from vlx.core import checkpoint
 from vlx.train.logging import read_metrics
 from vlx.train.run import Run, open_run
 

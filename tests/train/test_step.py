@@ -9,9 +9,10 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from vlx.errors import UserError
-from vlx.models.system import Aux
-from vlx.train import defaults, optimizer as optimizers, partition, state as states, step as steps
+from vlx.core.errors import UserError
+from vlx.core.system import Aux
+from vlx.train import defaults, optimizer as optimizers, state as states, step as steps
+from vlx.core import partition
 
 
 @dataclasses.dataclass(frozen=True)

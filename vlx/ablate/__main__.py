@@ -10,7 +10,7 @@ from absl import flags
 
 from vlx import cli
 from vlx.ablate import experiment as experiments
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 
 EXPERIMENT = flags.DEFINE_string("experiment", None, "File with an EXPERIMENT, e.g. experiments/clip_similarity.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where experiments have their folders.")

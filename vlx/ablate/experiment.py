@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from vlx import cli
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 from vlx.train import loop
 from vlx.train.run import Run
 

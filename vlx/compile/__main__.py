@@ -15,7 +15,7 @@ from absl import flags
 
 from vlx import cli
 from vlx.compile import program, report, topologies
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 
 CONFIG = cli.define_config_flag()
 TOPOLOGY = flags.DEFINE_string("topology", None, "What to compile for, e.g. v5e:4x4, h100:8, cpu:2.")

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 from PIL import Image
 
-from vlx.data import batches, preprocess
-from vlx.errors import UserError
-from vlx.train import partition
+from vlx.data import batches
+from vlx.data.transforms import preprocess
+from vlx.core.errors import UserError
+from vlx.core import partition
 from vlx.train.run import Run
 
 

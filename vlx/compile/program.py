@@ -19,10 +19,10 @@ import time
 
 import jax
 
-from vlx import config as configs
+from vlx.core import config as configs
 from vlx.compile import bundles, flops, hlo, topologies
 from vlx.compile.plan import Plan
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 from vlx.train import loop, optimizer as optimizers
 
 

@@ -12,7 +12,7 @@ import pathlib
 import re
 import sys
 
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 
 GIB = 2**30
 

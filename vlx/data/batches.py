@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from vlx.data import sources
-from vlx.data.preprocess import BadRecord, Preprocess
-from vlx.errors import UserError
+from vlx.data.transforms.preprocess import BadRecord, Preprocess
+from vlx.core.errors import UserError
 
 HostBatch = dict[str, np.ndarray]
 

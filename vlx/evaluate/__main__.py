@@ -9,10 +9,14 @@ import jax
 import ml_collections
 from absl import flags
 
-from vlx import cli, distributed, pretrained
-from vlx.errors import UserError
-from vlx.evaluate import evaluators, public, report
-from vlx.train import checkpoint, partition
+from vlx import cli, pretrained
+from vlx.core import distributed
+from vlx.core.errors import UserError
+from vlx.evaluate import public
+from vlx.evaluate import runner as evaluators
+from vlx.evaluate.report import page as report
+from vlx.core import checkpoint
+from vlx.core import partition
 from vlx.train.run import Run, open_run
 
 PROCESSES = distributed.define_flags()

@@ -4,14 +4,14 @@ from typing import Any
 
 import jax
 
-from vlx.data.preprocess import BadRecord
-from vlx.errors import UserError
-from vlx.evaluate.retrieval import Retrieval
+from vlx.data.transforms.preprocess import BadRecord
+from vlx.core.errors import UserError
+from vlx.evaluate.tasks.retrieval import Retrieval
 from vlx.evaluate.subject import Loaded
-from vlx.evaluate.templates import IMAGENET
-from vlx.evaluate.zero_shot import ZeroShot
+from vlx.evaluate.tasks.templates import IMAGENET
+from vlx.evaluate.tasks.zero_shot import ZeroShot
 from vlx.models.contrastive.clip import CLIP
-from vlx.train import partition
+from vlx.core import partition
 
 ROWS_PER_DEVICE = 32  # of a batch
 

@@ -4,8 +4,10 @@ import dataclasses
 
 import jax
 
-from vlx.data import batches, preprocess, sources, tokenizers
-from vlx.models.system import System
+from vlx.data import batches, sources
+from vlx.data.transforms import preprocess
+from vlx.data.tokenizers import own as tokenizers
+from vlx.core.system import System
 from vlx.train.run import Run
 
 

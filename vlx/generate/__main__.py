@@ -10,7 +10,7 @@ picture shows, by a captioner's run. Draws a text, by a run that makes pictures 
 from absl import flags
 
 from vlx import cli
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 from vlx.generate import captions, images, text
 from vlx.inference.sampling import Sampling
 from vlx.train.run import open_run

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 from PIL import Image
 
-from vlx.data import preprocess
-from vlx.errors import UserError
-from vlx.evaluate import pictures
-from vlx.train import checkpoint, partition
+from vlx.data.transforms import preprocess
+from vlx.core.errors import UserError
+from vlx.evaluate.report import sheets as pictures
+from vlx.core import checkpoint
+from vlx.core import partition
 from vlx.train.run import open_run
 
 

@@ -7,10 +7,12 @@ import jax
 import numpy as np
 from PIL import Image
 
-from vlx.errors import UserError
-from vlx.evaluate import judges, pictures
-from vlx.evaluate.generation import sample_images
-from vlx.train import checkpoint, partition
+from vlx.core.errors import UserError
+from vlx.evaluate import reference_models as judges
+from vlx.evaluate.report import sheets as pictures
+from vlx.evaluate.tasks.generation import sample_images
+from vlx.core import checkpoint
+from vlx.core import partition
 from vlx.train.run import Run, open_run
 
 COLUMNS = 8

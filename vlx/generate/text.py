@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from vlx import pretrained
-from vlx.data import public_tokenizers
-from vlx.data.public_tokenizers import PublicTokenizer
-from vlx.errors import UserError
+from vlx.data.tokenizers import public as public_tokenizers
+from vlx.data.tokenizers.public import PublicTokenizer
+from vlx.core.errors import UserError
 from vlx.inference import autoregressive
 from vlx.inference.sampling import Sampling
 from vlx.models.language.llama import LanguageModel
-from vlx.models.system import Variables
+from vlx.core.system import Variables
 
 CHUNK = 8  # tokens between two pieces of text: a quarter of a second of SmolLM2 on two cores
 

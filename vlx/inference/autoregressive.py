@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 from vlx.inference.sampling import Sampling
-from vlx.models.system import Variables
+from vlx.core.system import Variables
 
 SHORTEST = 32  # what the shortest prompts are padded to
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 
 Logits = Float[Array, "batch vocab"]
 

@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 from vlx.models.contrastive.clip import CLIP, TextTransformer
 from vlx.models.vision.modified_resnet import HEAD_DIM, ModifiedResNet
 from vlx.models.vision.vit import VisionTransformer

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 
 # Three functions go by the name GELU (vlx.models.layers.transformer); public names → vlx's.
 ACTIVATIONS = {

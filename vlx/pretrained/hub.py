@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 
 _SMALL = ("*.json", "*.txt", "*.model", "*.jinja")
 

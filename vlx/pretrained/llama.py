@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 from vlx.models.language.llama import SIZES, LanguageModel, LLaMA
 from vlx.pretrained import fields
 from vlx.pretrained.formats import TensorFile

@@ -15,10 +15,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from vlx import config as configs
-from vlx.data import public_tokenizers, tokenizers
-from vlx.errors import UserError
-from vlx.models.system import System, Variables
+from vlx.core import config as configs
+from vlx.data.tokenizers import public as public_tokenizers
+from vlx.data.tokenizers import own as tokenizers
+from vlx.core.errors import UserError
+from vlx.core.system import System, Variables
 from vlx.pretrained import tables
 from vlx.pretrained.formats import TensorFile
 from vlx.pretrained.formats.files import read_json
@@ -28,7 +29,8 @@ from vlx.pretrained.formats.shards import open_index, open_joined, open_parts
 from vlx.pretrained.formats.torch_files import open_torch
 from vlx.pretrained.hub import download
 from vlx.pretrained.tables import Layout
-from vlx.train import checkpoint, partition as partitions
+from vlx.core import checkpoint
+from vlx.core import partition as partitions
 
 # Families by `model_type` of a config.json, each the module `vlx.pretrained.NAME`; and what their systems are.
 FAMILIES = {
@@ -58,7 +60,7 @@ class Pretrained(NamedTuple):
   system: System
   variables: Variables
   tokenizer: Any  # with `encode(text, length)`; None where there is none
-  preprocess: str  # ops on pictures (vlx.data.preprocess), up to what the system takes; "" for language models
+  preprocess: str  # ops on pictures (vlx.data.transforms.preprocess), up to what the system takes; "" for language models
 
 
 class _Found(NamedTuple):

@@ -1,9 +1,9 @@
-"""From Hugging Face's `preprocessor_config.json` to a preprocessing string (`vlx.data.preprocess`)."""
+"""From Hugging Face's `preprocessor_config.json` to a preprocessing string (`vlx.data.transforms.preprocess`)."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 
 # Pillow's numbers.
 _METHODS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}

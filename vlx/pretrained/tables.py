@@ -20,9 +20,9 @@ import einops
 import jax
 import numpy as np
 
-from vlx.errors import UserError
-from vlx.models.system import System
-from vlx.train.partition import names
+from vlx.core.errors import UserError
+from vlx.core.system import System
+from vlx.core.partition import names
 
 Pattern = tuple[str, Mapping[str, int]]
 AS_IT_IS: Pattern = ("", {})

@@ -8,8 +8,9 @@ import pathlib
 
 from absl import flags
 
-from vlx import cli, distributed
-from vlx.errors import UserError
+from vlx import cli
+from vlx.core import distributed
+from vlx.core.errors import UserError
 from vlx.train import loop
 from vlx.train.run import Run
 

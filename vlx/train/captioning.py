@@ -33,7 +33,7 @@ def _captioning(
   config.tokenizer = dict(kind="words", vocab_size=vocab_size, min_count=min_count, fields=("caption",))
   config.evaluators = dict(
       captions=dict(
-          type="vlx.evaluate.captions.Captions", splits=splits, preprocess=f'{picture}|keep("image", "caption")',
+          type="vlx.evaluate.tasks.captions.Captions", splits=splits, preprocess=f'{picture}|keep("image", "caption")',
           tokenizer=tokenizer, beam_size=beam_size, max_length=text_length - 1,
       ),
   )

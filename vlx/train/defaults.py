@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
       source=ml_collections.config_dict.placeholder(str),  # KIND:PLACE (vlx.data.sources)
       split="train",
       batch_size=256,
-      preprocess="",  # ops (vlx.data.preprocess)
+      preprocess="",  # ops (vlx.data.transforms.preprocess)
       picture="",  # ops that make a user's picture what the model takes
       bad_records=100,  # so many are replaced by their neighbours; one more stops the run
       workers=0,  # processes that make batches; 0: threads of this one

@@ -12,9 +12,10 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from vlx.errors import UserError
-from vlx.models.system import Variables
-from vlx.train import checkpoint, partition
+from vlx.core.errors import UserError
+from vlx.core.system import Variables
+from vlx.core import checkpoint
+from vlx.core import partition
 
 
 def replace(variables: Variables, rules, mesh: jax.sharding.Mesh) -> Variables:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import tensorboardX
 import tqdm
 
-from vlx import distributed, files
+from vlx.core import distributed
+from vlx.core import files
 
 WAITED_TOO_LONG = 0.1  # of the time, before a line says so
 

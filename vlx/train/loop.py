@@ -13,8 +13,11 @@ import jax
 from jax.experimental import multihost_utils
 
 from vlx.data import batches
-from vlx.evaluate import evaluators, report
-from vlx.train import checkpoint, partition, step as steps
+from vlx.evaluate import runner as evaluators
+from vlx.evaluate.report import page as report
+from vlx.train import step as steps
+from vlx.core import checkpoint
+from vlx.core import partition
 from vlx.train.logging import MetricsLog
 from vlx.train.run import Run
 

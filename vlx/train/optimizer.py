@@ -8,9 +8,9 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from vlx.config import nearest
-from vlx.errors import UserError
-from vlx.train import partition
+from vlx.core.config import nearest
+from vlx.core.errors import UserError
+from vlx.core import partition
 
 RULE_FIELDS = ("lr_scale", "weight_decay")
 

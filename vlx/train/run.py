@@ -11,13 +11,18 @@ import ml_collections
 import numpy as np
 import optax
 
-from vlx import config as configs
-from vlx import distributed, files
-from vlx.data import augment  # registers its ops  # pylint: disable=unused-import
-from vlx.data import batches, preprocess, sources, tokenizers
-from vlx.errors import UserError
-from vlx.models.system import System
-from vlx.train import checkpoint, init_from, optimizer as optimizers, partition, state as states
+from vlx.core import config as configs
+from vlx.core import distributed
+from vlx.core import files
+from vlx.data.transforms import augment  # registers its ops  # pylint: disable=unused-import
+from vlx.data import batches, sources
+from vlx.data.transforms import preprocess
+from vlx.data.tokenizers import own as tokenizers
+from vlx.core.errors import UserError
+from vlx.core.system import System
+from vlx.train import init_from, optimizer as optimizers, state as states
+from vlx.core import checkpoint
+from vlx.core import partition
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vlx.models.system import System, Variables
+from vlx.core.system import System, Variables
 
 
 @flax.struct.dataclass

@@ -6,7 +6,7 @@ import optax
 from einops import rearrange
 from ml_collections import ConfigDict
 
-from vlx.models.system import Aux, Batch, System
+from vlx.core.system import Aux, Batch, System
 from vlx.train import optimizer as optimizers
 from vlx.train.state import TrainState
 

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 from vlx.models.captioning.captioner import Captioner, Encoder, encode, token_log_likelihood
 from vlx.models.layers.linear import flat_dot_general
 from vlx.models.layers.recurrent import LSTM, LSTMState
-from vlx.models.system import Aux
+from vlx.core.system import Aux
 
 
 class ShowAndTellNetwork(nn.Module):

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vlx import losses
+from vlx.losses import contrastive as losses
 from vlx.models.layers.transformer import Transformer
-from vlx.models.system import Aux
+from vlx.core.system import Aux
 from vlx.models.vision.modified_resnet import ModifiedResNet
 from vlx.models.vision.vit import VisionTransformer, attention_map
 from vlx.ops.masks import Causal, KeyPadding, UpTo

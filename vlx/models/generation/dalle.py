@@ -25,12 +25,12 @@ import optax
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 from vlx.inference.sampling import Sampling
 from vlx.models.layers.cache import Cache
 from vlx.models.layers.linear import flat_dot_general
 from vlx.models.layers.transformer import MlpBlock
-from vlx.models.system import Aux, ImageTokenizer
+from vlx.core.system import Aux, ImageTokenizer
 from vlx.ops.attention import attention
 from vlx.ops.axes import split_batch
 from vlx.ops.masks import At, Causal, Column, Conv, Mask, Row

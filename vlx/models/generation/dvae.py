@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vlx.models.generation.vqvae import usage
-from vlx.models.system import Aux
+from vlx.core.system import Aux
 
 MARGIN = 0.1  # appendix A.3, ε: pixels are modeled in (ε, 1 − ε)
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vlx.models.system import Aux
+from vlx.core.system import Aux
 from vlx.ops.nearest_code import code_statistics, nearest_code, straight_through
 
 EPSILON = 1e-5  # of the smoothed counts; sonnet and dm-haiku

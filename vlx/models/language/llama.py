@@ -21,7 +21,7 @@ from vlx.models.layers.cache import Cache
 from vlx.models.layers.linear import flat_dot_general
 from vlx.models.layers.norm import RMSNorm
 from vlx.models.layers.position import rotary_angles, rotate
-from vlx.models.system import Aux, Variables
+from vlx.core.system import Aux, Variables
 from vlx.ops.attention import attention
 from vlx.ops.axes import split_batch
 from vlx.ops.masks import Causal, Mask, UpTo

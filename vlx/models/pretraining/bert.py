@@ -20,7 +20,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from vlx.models.layers.transformer import ACTIVATIONS, Transformer
-from vlx.models.system import Aux
+from vlx.core.system import Aux
 from vlx.ops.masks import Full, KeyPadding
 
 # §3: L = 12, H = 768, A = 12 and L = 24, H = 1024, A = 16; the MLP is 4H.

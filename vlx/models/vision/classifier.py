@@ -6,7 +6,7 @@ import optax
 from einops import reduce
 from jaxtyping import Array, Bool, Float, Int
 
-from vlx.models.system import Aux
+from vlx.core.system import Aux
 
 
 def cross_entropy(

@@ -24,7 +24,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from vlx.models.layers.pooling import adaptive_average_pool, max_pool_ceil
-from vlx.models.system import Aux
+from vlx.core.system import Aux
 from vlx.models.vision.classifier import Classifier, cross_entropy, right
 
 # Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.

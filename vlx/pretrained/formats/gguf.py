@@ -5,7 +5,7 @@ Read by the package `gguf`, which takes a file as it is; what makes no sense to 
 
 import numpy as np
 
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 from vlx.pretrained.formats import TensorFile
 
 

@@ -6,7 +6,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 from vlx.pretrained.formats import TensorFile
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

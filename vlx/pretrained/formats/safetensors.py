@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 from vlx.pretrained.formats import TensorFile
 from vlx.pretrained.formats.files import dtype_named, is_shape, read_array, read_json
 

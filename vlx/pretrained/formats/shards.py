@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from vlx.errors import UserError
+from vlx.core.errors import UserError
 from vlx.pretrained.formats import TensorFile
 from vlx.pretrained.formats.files import read_json
 

@@ -1,0 +1,133 @@
+"""Which device holds what: meshes, and rules from parameter names to axes.
+
+A rule is (pattern, value); the pattern is a regular expression that must match somewhere in a
+parameter's name, "image/transformer/blocks/mlp/fc1/kernel". First match wins. Every parameter must
+match, and a pattern that no parameter reaches is an error: it is a typing mistake.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+from vlx.core.errors import UserError
+from vlx.ops.axes import BATCH_AXES
+
+Rules = Sequence[tuple[str, Any]]
+
+
+def names(tree: Any) -> Any:
+  """The tree with each leaf replaced by its name, keys joined by "/"."""
+  return jax.tree_util.tree_map_with_path(
+      lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), tree
+  )
+
+
+def match(rules: Rules, params: Any, what: str) -> Any:
+  """For each parameter, the index of the first rule whose pattern its name matches.
+
+  Raises:
+    UserError: naming the parameters without a rule and the patterns without a parameter.
+  """
+  used = set()
+
+  def first(name):
+    for i, (pattern, _) in enumerate(rules):
+      if re.search(pattern, name):
+        used.add(i)
+        return i
+    return None
+
+  matched = jax.tree.map(first, names(params))
+  missing = [
+      n for n, i in zip(jax.tree.leaves(names(params)),
+                        jax.tree.leaves(matched, is_leaf=lambda i: i is None)) if i is None
+  ]
+  if missing:
+    raise UserError(f"no {what} rule matches {len(missing)} parameters, e.g. {missing[0]}")
+  if idle := [pattern for i, (pattern, _) in enumerate(rules) if i not in used]:
+    raise UserError(f"{what} rules that match no parameter: {', '.join(map(repr, idle))}")
+  return matched
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh with axes `data`, `fsdp`, `tensor`; one size may be -1: all the devices that are left."""
+  devices = jax.devices() if devices is None else devices
+  sizes = dict(sizes)
+  known = int(np.prod([n for n in sizes.values() if n != -1]))
+  wild = [axis for axis, n in sizes.items() if n == -1]
+  if len(wild) > 1 or len(devices) % known or (not wild and known != len(devices)):
+    raise UserError(f"a mesh of {sizes} does not fit {len(devices)} devices")
+  for axis in wild:
+    sizes[axis] = len(devices) // known
+  grid = mesh_utils.create_device_mesh(
+      tuple(sizes.values()), devices, allow_split_physical_axes=True
+  )
+  return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The leading axis over all data-parallel devices."""
+  return NamedSharding(mesh, P(tuple(a for a in BATCH_AXES if a in mesh.axis_names)))
+
+
+def own_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
+  """The rows of a global batch that this process's devices hold, ascending.
+
+  Processes that share a batch shard (a `tensor` axis across them) hold the same rows.
+  """
+  slices = sharding.addressable_devices_indices_map((batch_size,)).values()
+  return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))
+
+
+def to_devices(
+    batch: Mapping[str, np.ndarray], sharding: NamedSharding, batch_size: int
+) -> dict[str, jax.Array]:
+  """Global arrays `[batch_size, …]` from this process's rows of them (`own_rows`)."""
+  rows = own_rows(sharding, batch_size)
+
+  def place(own):
+    def of_device(index):
+      start, stop, _ = index[0].indices(batch_size)
+      first = np.searchsorted(rows, start)
+      return own[first : first + stop - start]
+
+    return jax.make_array_from_callback((batch_size, *own.shape[1:]), sharding, of_device)
+
+  return {name: place(own) for name, own in batch.items()}
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, P())
+
+
+def state_shardings(rules: Rules, state: Any, mesh: Mesh) -> Any:
+  """Shardings for a `TrainState` of shapes: parameters by the rules, and what follows them alike.
+
+  The optimizer's moments and the moving average mirror the tree of parameters; a leaf is given the
+  sharding of the parameter whose name its own name ends with, if the shapes agree. The rest (steps,
+  counts, batch statistics) is replicated.
+  """
+  params = state.variables["params"]
+  specs = jax.tree.map(lambda i: P(*rules[i][1]), match(rules, params, "partition"))
+  by_name = {
+      name: (leaf.shape, NamedSharding(mesh, spec))
+      for name, leaf, spec in zip(
+          jax.tree.leaves(names(params)), jax.tree.leaves(params),
+          jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, P)),
+      )
+  }
+
+  def sharding(name, leaf):
+    parts = name.split("/")
+    for start in range(len(parts)):
+      shape, found = by_name.get("/".join(parts[start:]), (None, None))
+      if shape == leaf.shape:
+        return found
+    return replicated(mesh)
+
+  return jax.tree.map(sharding, names(state), state)

@@ -1,0 +1,266 @@
+"""Pictures in folders, and files that say what they show: vlx's own form, COCO, Flickr8k/30k.
+
+COCO's and Flickr's may have the splits of Karpathy and Fei-Fei ("Deep Visual-Semantic Alignments for
+Generating Image Descriptions", 2015), which captioning papers report on: `dataset_coco.json`,
+`dataset_flickr8k.json` or `dataset_flickr30k.json` in the folder.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import mmap
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from vlx.data.transforms.preprocess import BadRecord
+from vlx.data.sources import readable_texts, strings
+from vlx.core.errors import UserError
+
+CHUNK = 2**24  # bytes of a file to look through at a time
+HELD_OUT = 0.1  # the share of "val" where the data has no splits of its own
+
+
+def held_out(name: str) -> bool:
+  """Whether a record belongs to "val": by a hash of its name, so that adding some moves none."""
+  return int(hashlib.sha1(name.encode()).hexdigest()[:8], 16) / 2**32 < HELD_OUT
+
+
+class MappedFile:
+  """A file's bytes, read from disk where they are asked for; pickled as its path."""
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+    with open(path, "rb") as f:
+      self._bytes = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+
+  def __len__(self):
+    return len(self._bytes)
+
+  def __getitem__(self, where: slice) -> bytes:
+    return self._bytes[where]
+
+  def __reduce__(self):
+    return MappedFile, (self._path,)
+
+
+class PictureFolder:
+  """Records whose pictures are files: `file_name`, under a root, and what else a JSON object says.
+
+  The objects stay text until they are asked for, so a million of them take 16 bytes each besides.
+
+  Args:
+    root: of the file names.
+    text: JSON objects, in bytes.
+    spans: `[N, 2]`, where each begins and ends.
+  """
+
+  def __init__(self, root: pathlib.Path, text: bytes | MappedFile, spans: np.ndarray):
+    self._root, self._text, self._spans = root, text, spans
+
+  @classmethod
+  def of(cls, root: pathlib.Path, rows: Iterable[dict]) -> "PictureFolder":
+    """From objects that are in memory one at a time."""
+    text, ends = io.BytesIO(), [0]
+    for row in rows:
+      text.write(json.dumps(row).encode())
+      ends.append(text.tell())
+    return cls(root, text.getvalue(), np.stack([ends[:-1], ends[1:]], axis=1))
+
+  def select(self, chosen: Sequence[bool]) -> "PictureFolder":
+    """The records marked True."""
+    return PictureFolder(self._root, self._text, self._spans[np.array(chosen, bool)])
+
+  def row(self, index: int) -> dict:
+    """What is known of a picture.
+
+    Raises:
+      BadRecord: where that is no JSON object in UTF-8 with `file_name` and `caption`.
+    """
+    start, stop = self._spans[index].tolist()
+    try:
+      row = json.loads(self._text[start:stop])
+    except ValueError as e:
+      raise BadRecord(f"not a JSON object in UTF-8: {e}") from e
+    if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+      raise BadRecord("no file_name")
+    caption = row.get("caption")
+    if isinstance(caption, list):
+      row["caption"] = tuple(caption)
+    if not caption or not all(isinstance(c, str) for c in strings(row["caption"])):
+      raise BadRecord("no caption")
+    return row
+
+  def __len__(self):
+    return len(self._spans)
+
+  def __getitem__(self, index):
+    row = self.row(index)
+    row["image"] = (self._root / row["file_name"]).read_bytes()
+    return row
+
+  def name(self, index):
+    try:
+      return str(self._root / self.row(index)["file_name"])
+    except BadRecord:
+      return f"{self._root}, record {index + 1}"
+
+  def texts(self, fields):
+    return readable_texts(self.row, len(self), fields)
+
+
+def _existing_folder(place: str) -> pathlib.Path:
+  root = pathlib.Path(place).expanduser()
+  if not root.is_dir():
+    raise UserError(f"no folder {root}")
+  return root
+
+
+def folder(place: str, split: str) -> PictureFolder:
+  """Pictures beside a `metadata.jsonl` or `metadata.csv` with `file_name` and `caption`.
+
+  A subfolder with the split's name is that split. Without subfolders every tenth file, by a hash of
+  its name, is in "val" and the rest in "train".
+  """
+  root = _existing_folder(place)
+  own = root / split if (root / split).is_dir() else root
+  source = _with_metadata(own)
+  if own != root:
+    return source
+  return _by_hash(source, split, f"{root} has no subfolder {split!r}; without one")
+
+
+def _by_hash(source: PictureFolder, split: str, why: str) -> PictureFolder:
+  if split not in ("train", "val"):
+    raise UserError(f"{why} there are 'train' and 'val'")
+
+  def held(index):
+    try:
+      return held_out(source.row(index)["file_name"])
+    except BadRecord:
+      return False
+
+  return source.select([held(i) == (split == "val") for i in range(len(source))])
+
+
+def _with_metadata(root: pathlib.Path) -> PictureFolder:
+  if (file := root / "metadata.jsonl").is_file():
+    text = MappedFile(file)
+    breaks = [
+        np.flatnonzero(np.frombuffer(text[first : first + CHUNK], np.uint8) == ord("\n")) + first + 1
+        for first in range(0, len(text), CHUNK)
+    ]
+    edges = np.concatenate([[0], *breaks, [len(text)]]).astype(np.int64)
+    spans = np.stack([edges[:-1], edges[1:]], axis=1)
+    # Blank lines, and what is behind the last line's end.
+    source = PictureFolder(root, text, spans[[bool(text[a:b].strip()) for a, b in spans.tolist()]])
+  elif (file := root / "metadata.csv").is_file():
+    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as f:
+      source = PictureFolder.of(root, csv.DictReader(f))
+  else:
+    raise UserError(
+        f"{root} has neither metadata.jsonl nor metadata.csv (columns file_name and caption)"
+    )
+  if len(source):
+    try:
+      source.row(0)
+    except BadRecord as e:
+      raise UserError(f"{file}, record 1: {e}") from e
+  return source
+
+
+def coco(place: str, split: str) -> PictureFolder:
+  """COCO captions (Chen et al., 2015): `annotations/captions_SPLIT2017.json` or another year's.
+
+  The pictures lie in `SPLIT2017/`, in `images/`, or beside `annotations/`. A record has all of a
+  picture's captions (`choose("caption")` takes one) and its `image_id`.
+
+  With `dataset_coco.json` the splits are Karpathy's, and the pictures lie in `train2014/` and `val2014/`
+  of the folder or of its `images/`, or all together in one of these two.
+  """
+  root = _existing_folder(place)
+  if (file := root / "dataset_coco.json").is_file():
+    return _karpathy(root, file, split, ("images", "."))
+  found = sorted((root / "annotations").glob(f"captions_{split}*.json"))
+  if not found:
+    raise UserError(f"{root} has no annotations/captions_{split}*.json")
+  try:
+    content = json.loads(found[-1].read_bytes())
+    captions: dict[int, list[str]] = {}
+    for annotation in content["annotations"]:
+      captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    rows = [
+        {"file_name": image["file_name"], "caption": captions[image["id"]], "image_id": image["id"]}
+        for image in content["images"] if image["id"] in captions
+    ]
+  except (KeyError, TypeError, ValueError) as e:
+    raise UserError(f"{found[-1]} is not a COCO captions file: {type(e).__name__}: {e}") from e
+  year = found[-1].stem.removeprefix("captions_")
+  return PictureFolder.of(_folder_of(root, (year, "images", "."), rows), rows)
+
+
+def flickr(place: str, split: str) -> PictureFolder:
+  """Flickr8k (Hodosh et al., 2013) and Flickr30k (Young et al., 2014), as they are given out.
+
+  `Flickr8k.token.txt` or `results_20130124.token`: lines of "NAME.jpg#0", a tab, a caption. The
+  splits are `Flickr_8k.{train,dev,test}Images.txt`; without these, a tenth by the names' hash is
+  "val". A record has all of a picture's captions. With `dataset_flickr8k.json` or
+  `dataset_flickr30k.json` captions and splits are Karpathy's.
+  """
+  root = _existing_folder(place)
+  folders = ("Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "images", ".")
+  for name in ("dataset_flickr8k.json", "dataset_flickr30k.json"):
+    if (root / name).is_file():
+      return _karpathy(root, root / name, split, folders)
+  found = [f for f in (root / "Flickr8k.token.txt", root / "results_20130124.token") if f.is_file()]
+  if not found:
+    raise UserError(f"{root} has neither Flickr8k.token.txt nor results_20130124.token")
+  captions: dict[str, list[str]] = {}
+  for number, line in enumerate(found[0].read_text("utf-8", errors="replace").splitlines(), 1):
+    name, tab, caption = line.partition("\t")
+    if not line.strip():
+      continue
+    if not tab:
+      raise UserError(f"{found[0]}, line {number}: no tab between the picture's name and the caption")
+    captions.setdefault(name.partition("#")[0], []).append(caption.strip())
+  rows = [{"file_name": name, "caption": texts} for name, texts in captions.items()]
+  source = PictureFolder.of(_folder_of(root, folders, rows), rows)
+  listed = root / f"Flickr_8k.{'dev' if split == 'val' else split}Images.txt"
+  if listed.is_file():
+    names = set(listed.read_text("utf-8").split())
+    return source.select([row["file_name"] in names for row in rows])
+  return _by_hash(source, split, f"{root} has no {listed.name}; without such files")
+
+
+def _karpathy(
+    root: pathlib.Path, file: pathlib.Path, split: str, folders: Sequence[str]
+) -> PictureFolder:
+  """A split of Karpathy's: "train" with COCO's "restval", as papers train, "val", "test"."""
+  if split not in ("train", "val", "test"):
+    raise UserError(f"{file} has the splits 'train', 'val' and 'test', no {split!r}")
+  own = ("train", "restval") if split == "train" else (split,)
+  try:
+    rows = []
+    for image in json.loads(file.read_bytes())["images"]:
+      captions = [sentence["raw"].strip() for sentence in image["sentences"]]
+      if image["split"] in own and captions:
+        name = pathlib.PurePosixPath(image.get("filepath", ""), image["filename"])
+        more = {"image_id": image["cocoid"]} if "cocoid" in image else {}
+        rows.append({"file_name": str(name), "caption": captions, **more})
+  except (AttributeError, KeyError, TypeError, ValueError) as e:
+    raise UserError(f"{file} is not a file of Karpathy's splits: {type(e).__name__}: {e}") from e
+  if rows and not any((root / f / rows[0]["file_name"]).is_file() for f in folders):
+    rows = [{**row, "file_name": pathlib.PurePosixPath(row["file_name"]).name} for row in rows]
+  return PictureFolder.of(_folder_of(root, folders, rows), rows)
+
+
+def _folder_of(root: pathlib.Path, names: Sequence[str], rows: Sequence[dict]) -> pathlib.Path:
+  """The first of the folders that holds the first picture."""
+  for name in names:
+    if rows and (root / name / rows[0]["file_name"]).is_file():
+      return root / name
+  if not rows:
+    return root
+  raise UserError(f"{rows[0]['file_name']} is in none of {', '.join(str(root / n) for n in names)}")

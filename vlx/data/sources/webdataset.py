@@ -1,0 +1,141 @@
+"""WebDataset: tars in which the files of a sample share a name up to the first dot.
+
+`000017.jpg`, `000017.txt`, `000017.json`: what img2dataset writes. A tar is read through once, and
+where its samples lie is kept in vlx's cache; a record is then read from its place.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import pathlib
+import re
+import tarfile
+
+import numpy as np
+
+from vlx.core import files
+from vlx.cli import cache_dir
+from vlx.data.sources.annotations import held_out
+from vlx.data.transforms.preprocess import BadRecord
+from vlx.data.sources import readable_texts
+from vlx.core.errors import UserError
+
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+TEXTS = ("txt", "json")  # the first that is there gives the caption
+# Offset and size in bytes of the picture, the .txt and the .json of a sample (size -1: none).
+COLUMNS = 6
+
+
+class WebDatasetSource:
+  """The samples of many tars.
+
+  `PATH` is a folder of tars, with a subfolder per split or none, or a pattern with a range in braces,
+  `PATH/{00000..01243}.tar`. Where no subfolders tell, every tenth sample, by its name's hash, is "val".
+  """
+
+  def __init__(self, place: str, split: str):
+    self._tars, own = _find_tars(place, split)
+    if not own and split not in ("train", "val"):
+      raise UserError(f"webdataset:{place} has no subfolder {split!r}; without one there are 'train' and 'val'")
+    indices = [_index(tar) for tar in self._tars]
+    spans = np.concatenate([index["spans"] for index in indices])
+    tars = np.repeat(np.arange(len(indices), dtype=np.int32), [len(i["spans"]) for i in indices])
+    if not own:
+      chosen = np.concatenate([i["held_out"] for i in indices]) == (split == "val")
+      spans, tars = spans[chosen], tars[chosen]
+    self._spans, self._tar_of = spans, tars
+
+  def __len__(self):
+    return len(self._spans)
+
+  def __getitem__(self, index):
+    return {**self._described(index), "image": self._read(index, 0)}
+
+  def name(self, index):
+    return f"{self._tars[self._tar_of[index]]}, at byte {self._spans[index, 0]}"
+
+  def texts(self, fields):
+    return readable_texts(self._described, len(self), fields)
+
+  def _read(self, index: int, column: int) -> bytes:
+    offset, size = self._spans[index, column : column + 2].tolist()
+    with open(self._tars[self._tar_of[index]], "rb") as f:
+      f.seek(offset)
+      return f.read(size)
+
+  def _described(self, index: int) -> dict:
+    """What the .json says, its `caption` replaced by the .txt where there is one."""
+    row = {}
+    try:
+      if self._spans[index, 5] >= 0:
+        row = json.loads(self._read(index, 4))
+      if self._spans[index, 3] >= 0:
+        row["caption"] = self._read(index, 2).decode().strip()
+    except (ValueError, TypeError) as e:
+      raise BadRecord(f"its text is no UTF-8, or no JSON object: {e}") from e
+    if not isinstance(row.get("caption"), str) or not row["caption"]:
+      raise BadRecord("no caption")
+    return row
+
+
+def _find_tars(place: str, split: str) -> tuple[list[pathlib.Path], bool]:
+  """(the tars in order, whether they are this split's own)."""
+  path = pathlib.Path(place).expanduser()
+  if path.is_dir():
+    own = (path / split).is_dir()
+    tars = sorted((path / split if own else path).glob("*.tar"))
+  else:
+    own, braces = False, re.search(r"\{(\d+)\.\.(\d+)\}", place)
+    if not braces:
+      raise UserError(f"webdataset:{place} is neither a folder nor a pattern like {{00000..00099}}.tar")
+    first, last = braces.groups()
+    numbers = range(int(first), int(last) + 1)
+    tars = [
+        pathlib.Path(f"{place[: braces.start()]}{n:0{len(first)}d}{place[braces.end() :]}").expanduser()
+        for n in numbers
+    ]
+    if missing := [tar for tar in tars if not tar.is_file()]:
+      raise UserError(f"{len(missing)} of {len(tars)} tars are not there, {missing[0]} among them")
+  if not tars:
+    raise UserError(f"no tars in {path / split if own else path}")
+  return tars, own
+
+
+def _index(tar: pathlib.Path) -> dict[str, np.ndarray]:
+  """`spans` i64 `[N, 6]` and `held_out` bool `[N]` of a tar's samples, from the cache or the tar."""
+  stat = tar.stat()
+  key = hashlib.sha1(f"{tar.absolute()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()
+  kept = cache_dir() / "webdataset" / f"{key}.npz"
+  if kept.is_file():
+    with np.load(kept) as arrays:
+      return dict(arrays)
+  index = _read_index(tar)
+  out = io.BytesIO()
+  np.savez(out, **index)
+  files.write(kept, out.getvalue())
+  return index
+
+
+def _read_index(tar: pathlib.Path) -> dict[str, np.ndarray]:
+  samples: dict[str, dict[str, tuple[int, int]]] = {}
+  try:
+    with tarfile.open(tar, "r:") as members:
+      for member in members:
+        folder, _, base = member.name.rpartition("/")
+        stem, dot, extension = base.partition(".")
+        if member.isfile() and dot and stem:
+          kind = "picture" if extension.lower() in PICTURES else extension.lower()
+          samples.setdefault(f"{folder}/{stem}", {})[kind] = (member.offset_data, member.size)
+        members.members = []  # it would keep all it has seen
+  except (tarfile.TarError, OSError) as e:
+    logging.warning("%s is damaged behind its sample %d: %s", tar, len(samples), e)
+  whole = {k: s for k, s in samples.items() if "picture" in s and any(t in s for t in TEXTS)}
+  if len(whole) < len(samples):
+    logging.warning("%s: %d samples have no picture or no text", tar, len(samples) - len(whole))
+  kinds = ("picture", *TEXTS)
+  spans = [[n for kind in kinds for n in s.get(kind, (0, -1))] for s in whole.values()]
+  return {
+      "spans": np.array(spans, np.int64).reshape(-1, COLUMNS),
+      "held_out": np.array([held_out(key) for key in whole], bool),
+  }

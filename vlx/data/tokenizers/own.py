@@ -1,0 +1,259 @@
+"""Texts to ids: byte-level BPE as CLIP has it, or the whole words of the captioning papers.
+
+BPE is trained on a run's own captions, or has CLIP's published vocabulary.
+Text is mended (ftfy), unescaped twice, lower-cased, its white space folded; words are split by
+CLIP's pattern, written as bytes, and merged; the last symbol of a word carries "</w>". An encoded
+text is start, tokens, end (openai/CLIP, simple_tokenizer.py and clip.py).
+
+Words are lower-case, without punctuation, kept when they were seen often enough; any other is
+"<unk>" (Vinyals et al., "Show and Tell", 2015, §4.3.1: seen at least five times).
+"""
+
+import collections
+import functools
+import gzip
+import html
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import ftfy
+import numpy as np
+import tokenizers
+from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
+
+from vlx.core import files
+from vlx.core.errors import UserError
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+UNKNOWN = "<unk>"
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+WHOLE_WORDS = r"[\p{L}\p{N}]+(?:['’][\p{L}\p{N}]+)*"
+PUBLISHED_MERGES = 49152 - 256 - 2  # the vocabulary file holds more than CLIP uses
+
+CHARACTERS_PER_TOKEN = 100  # far above any text's mean: what is behind cannot reach the result
+
+
+def clean(text: str) -> str:
+  """What CLIP does to a text before its tokenizer sees it."""
+  if text.isascii() and text.isprintable() and "&" not in text:
+    return text.strip()  # there is nothing to mend, and ftfy is slow to find that out
+  return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+
+
+class Tokenizer:
+  """Text → fixed-length ids and their mask, and back."""
+
+  def __init__(self, backend: tokenizers.Tokenizer):
+    self._backend = backend
+    self.start_id = backend.token_to_id(START)
+    self.end_id = backend.token_to_id(END)
+    # Captions come again every epoch, and cleaning one costs more than cropping a picture.
+    self._tokens = functools.lru_cache(maxsize=2**16)(
+        lambda text: backend.encode(clean(text), add_special_tokens=False).ids
+    )
+
+  def __reduce__(self):
+    return type(self), (self._backend,)
+
+  @property
+  def vocab_size(self) -> int:
+    return self._backend.get_vocab_size()
+
+  def encode(
+      self, text: str, length: int, dropout: float = 0.0, rng: np.random.Generator | None = None
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """(ids i32 `[length]`, mask bool `[length]`): start, tokens, end, then zeros under a False mask.
+
+    A text that is too long loses its last tokens, never the end token. With `dropout`, merges are left out at
+    random (`merged`).
+    """
+    text = text[: CHARACTERS_PER_TOKEN * length]
+    tokens = (self._dropped(text, dropout, rng) if dropout else self._tokens(text))[: length - 2]
+    ids = np.zeros(length, np.int32)
+    ids[: len(tokens) + 2] = [self.start_id, *tokens, self.end_id]
+    return ids, np.arange(length) < len(tokens) + 2
+
+  @functools.cached_property
+  def _vocabulary(self) -> tuple[dict[str, int], dict[tuple[str, str], int]]:
+    """(token → id, merge → rank)."""
+    model = json.loads(self._backend.to_str())["model"]
+    merges = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
+    return model["vocab"], {tuple(merge): rank for rank, merge in enumerate(merges)}
+
+  def _dropped(self, text: str, dropout: float, rng: np.random.Generator) -> list[int]:
+    ids, ranks = self._vocabulary
+    normal = self._backend.normalizer.normalize_str(clean(text))
+    words = [word for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(normal)]
+    return [
+        ids[symbol] for word in words
+        for symbol in merged([*word[:-1], word[-1] + "</w>"], ranks, dropout, rng)
+    ]
+
+  def encode_batch(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids `[N, length]`, mask `[N, length]`)."""
+    ids, masks = zip(*(self.encode(text, length) for text in texts))
+    return np.stack(ids), np.stack(masks)
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """The text of ids; start, end and what follows the end are dropped."""
+    ids = [int(i) for i in ids]
+    if self.end_id in ids:
+      ids = ids[: ids.index(self.end_id)]
+    tokens = (self._backend.id_to_token(i) for i in ids if i != self.start_id)
+    byte_of = {symbol: byte for byte, symbol in _byte_symbols().items()}
+    byte_of[" "] = ord(" ")
+    text = "".join(tokens).replace("</w>", " ")
+    return bytes(byte_of[c] for c in text).decode(errors="replace").strip()
+
+  def save(self, path: pathlib.Path) -> None:
+    files.write(path, self._backend.to_str(pretty=True))
+
+
+class WordTokenizer(Tokenizer):
+  """Whole words; its vocabulary is start, end, unknown, then words, the frequent ones first."""
+
+  def decode(self, ids):
+    ids = [int(i) for i in ids]
+    if self.end_id in ids:
+      ids = ids[: ids.index(self.end_id)]
+    return " ".join(self._backend.id_to_token(i) for i in ids if i != self.start_id)
+
+
+def merged(
+    symbols: list[str], ranks: dict[tuple[str, str], int], dropout: float, rng: np.random.Generator
+) -> list[str]:
+  """The symbols of a word merged by BPE; at each merge every candidate is left out with this probability.
+
+  Provilkov et al., "BPE-Dropout", 2020, Algorithm 1.
+  """
+  while True:
+    pairs = [(ranks[pair], i) for i, pair in enumerate(zip(symbols, symbols[1:])) if pair in ranks]
+    kept = [pair for pair, drop in zip(pairs, rng.random(len(pairs)) < dropout) if not drop]
+    if not kept:
+      return symbols
+    _, i = min(kept)
+    symbols = [*symbols[:i], symbols[i] + symbols[i + 1], *symbols[i + 2 :]]
+
+
+def _with_clip_rules(bpe: models.BPE) -> tokenizers.Tokenizer:
+  backend = tokenizers.Tokenizer(bpe)
+  backend.normalizer = normalizers.Sequence(
+      [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+  )
+  backend.pre_tokenizer = pre_tokenizers.Sequence([
+      pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+  ])
+  return backend
+
+
+def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+  """Learns merges from texts: equal texts give equal tokenizers.
+
+  The 512 symbols of a byte, at the end of a word or not, are in, so any text can be spelled.
+  """
+  backend = _with_clip_rules(models.BPE(end_of_word_suffix="</w>"))
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  # Left to itself the trainer adds the "x</w>" that it meets, in the order of a hash table, and by
+  # that order it breaks ties. As special tokens they have fixed places; below they are plain again.
+  word_ends = [symbol + "</w>" for symbol in alphabet]
+  trainer = trainers.BpeTrainer(
+      vocab_size=vocab_size, initial_alphabet=alphabet, end_of_word_suffix="</w>",
+      special_tokens=[START, END, *word_ends], show_progress=False,
+  )
+  backend.train_from_iterator((clean(t) for t in texts), trainer)
+  state = json.loads(backend.to_str())
+  state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] in (START, END)]
+  return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(state)))
+
+
+def words(texts: Iterable[str], vocab_size: int, min_count: int) -> WordTokenizer:
+  """The `vocab_size` - 3 most frequent words of those seen `min_count` times or more."""
+  split = _word_rules(models.WordLevel({}, UNKNOWN))
+  counts = collections.Counter()
+  for text in texts:
+    pieces = split.pre_tokenizer.pre_tokenize_str(split.normalizer.normalize_str(clean(text)))
+    counts.update(word for word, _ in pieces)
+  kept = sorted((w for w in counts if counts[w] >= min_count), key=lambda w: (-counts[w], w))
+  vocabulary = [START, END, UNKNOWN, *kept][:vocab_size]
+  backend = _word_rules(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, UNKNOWN))
+  backend.add_special_tokens([START, END])
+  return WordTokenizer(backend)
+
+
+def _word_rules(model: models.WordLevel) -> tokenizers.Tokenizer:
+  backend = tokenizers.Tokenizer(model)
+  backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+  backend.pre_tokenizer = pre_tokenizers.Split(Regex(WHOLE_WORDS), behavior="removed", invert=True)
+  return backend
+
+
+def load(path: pathlib.Path) -> Tokenizer:
+  """A tokenizer that `Tokenizer.save` wrote."""
+  backend = tokenizers.Tokenizer.from_file(str(path))
+  return (WordTokenizer if isinstance(backend.model, models.WordLevel) else Tokenizer)(backend)
+
+
+def load_clip(path: str | pathlib.Path) -> Tokenizer:
+  """CLIP's own: from `bpe_simple_vocab_16e6.txt.gz`, 49,408 tokens, or from a Hugging Face folder of a CLIP.
+
+  The folder holds `vocab.json` and `merges.txt`, or a `tokenizer.json`, of which the vocabulary is taken; the
+  rules are those of OpenAI's code, which mends texts first.
+
+  Raises:
+    UserError: where the file or folder is not there or holds no such vocabulary.
+  """
+  path = pathlib.Path(path).expanduser()
+  vocabulary, merges = _of_folder(path) if path.is_dir() else _of_gzip(path)
+  if not {START, END} <= vocabulary.keys():
+    raise UserError(f"{path} is not a vocabulary of CLIP: it has no {START} and {END}")
+  try:
+    bpe = models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>")
+  except Exception as e:  # The library raises nothing narrower.
+    raise UserError(f"the vocabulary of {path} and its merges are not of one tokenizer: {e}") from e
+  backend = _with_clip_rules(bpe)
+  backend.add_special_tokens([START, END])
+  return Tokenizer(backend)
+
+
+def _of_gzip(path: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+  try:
+    lines = gzip.decompress(path.read_bytes()).decode().split("\n")
+  except OSError as e:
+    raise UserError(f"cannot read CLIP's vocabulary {path}: {e}") from e
+  merges = [tuple(line.split()) for line in lines[1 : PUBLISHED_MERGES + 1]]
+  if any(len(m) != 2 for m in merges) or len(merges) != PUBLISHED_MERGES:
+    raise UserError(f"{path} is not CLIP's bpe_simple_vocab_16e6.txt.gz")
+  symbols = _byte_symbols().values()
+  tokens = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges), START, END]
+  return {t: i for i, t in enumerate(tokens)}, merges
+
+
+def _of_folder(path: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+  vocabulary, merges, whole = path / "vocab.json", path / "merges.txt", path / "tokenizer.json"
+  try:
+    if vocabulary.is_file() and merges.is_file():
+      lines = merges.read_text("utf-8").splitlines()
+      found = json.loads(vocabulary.read_text("utf-8")), [
+          tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")
+      ]
+    elif whole.is_file():
+      model = json.loads(whole.read_text("utf-8"))["model"]
+      # Older files have the two of a merge in one string.
+      pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
+      found = model["vocab"], [tuple(pair) for pair in pairs]
+    else:
+      raise UserError(f"{path} has neither vocab.json with merges.txt nor tokenizer.json")
+  except (KeyError, TypeError, ValueError) as e:
+    raise UserError(f"the tokenizer in {path} cannot be read: {type(e).__name__}: {e}") from e
+  if not isinstance(found[0], dict) or any(len(m) != 2 for m in found[1]):
+    raise UserError(f"the tokenizer in {path} is not one of merges of two, as CLIP's")
+  return found
+
+
+def _byte_symbols() -> dict[int, str]:
+  """One printable character for each byte, in CLIP's order (GPT-2's bytes_to_unicode)."""
+  printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  rest = [b for b in range(256) if b not in printable]
+  return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(rest)}

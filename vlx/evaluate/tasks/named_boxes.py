@@ -1,0 +1,66 @@
+"""Whether a captioner looks at what it names: attention's mass inside the boxes of the named object."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float
+
+from vlx.data.datasets.scenes.language import plural
+from vlx.evaluate import predict as embed
+from vlx.train.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedBoxes:
+  """Attention at each noun of the first caption of a scene, the caption given word by word.
+
+  Measures `SPLIT/inside`, the percentage of attention in the boxes of the objects of that name, `SPLIT/hit`, how
+  often the likeliest place is there, and `SPLIT/uniform`, what a look at anywhere would have of both.
+  """
+
+  splits: tuple[str, ...]
+  preprocess: str  # must keep "image", "caption" and "objects"
+  text_length: int
+  count: int = 500
+  batch_size: int = 100
+
+  def __call__(self, run: Run, variables, *, draw: bool) -> dict[str, float]:
+    del draw
+    measures = {}
+    for split in self.splits:
+      examples = run.examples(split, self.preprocess)
+      rows = []
+      for first in range(0, min(self.count, len(examples)), self.batch_size):
+        found = [examples(i, None)[1] for i in range(first, min(first + self.batch_size, len(examples)))]
+        ids, mask = run.tokenizer.encode_batch([e["caption"][0] for e in found], self.text_length)
+        images = np.stack([e["image"] for e in found])
+        weights = np.asarray(embed.apply(run.system, "attend", variables, images, ids, mask))
+        for example, tokens, maps in zip(found, ids, weights):
+          words = [run.tokenizer.decode([token]) for token in tokens]
+          rows += _looks(words, maps, example["objects"])
+      inside, hit, uniform = 100 * np.mean(rows, axis=0)
+      measures.update({f"{split}/inside": inside, f"{split}/hit": hit, f"{split}/uniform": uniform})
+    return {name: float(value) for name, value in measures.items()}
+
+
+def _looks(words, maps, objects) -> list[tuple[float, float, float]]:
+  """(mass inside, share of the likeliest place inside, share of all places inside) for each noun."""
+  looks = []
+  for word, weights in zip(words, maps):
+    boxes = [o["box"] for o in objects if word in (o["name"], plural(o["name"]))]
+    if boxes:
+      share = covered(boxes, weights.shape)
+      looks.append(((weights * share).sum(), share.flat[weights.argmax()], share.mean()))
+  return looks
+
+
+def covered(boxes, shape: tuple[int, int]) -> Float[np.ndarray, "rows columns"]:
+  """The share of each cell of a grid that lies in one of some boxes that do not overlap."""
+  total = np.zeros(shape)
+  for x1, y1, x2, y2 in boxes:
+    down, across = (
+        np.clip(np.minimum(high * n, np.arange(n) + 1) - np.maximum(low * n, np.arange(n)), 0, None)
+        for n, low, high in ((shape[0], y1, y2), (shape[1], x1, x2))
+    )
+    total += down[:, None] * across
+  return total
