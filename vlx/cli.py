@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import importlib.util
 import logging as python_logging
 import os
 import pathlib
@@ -14,13 +13,9 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vlx.core.config import nearest
+from vlx.core.config import load_config, nearest
 from vlx.core.errors import UserError
-
-
-def cache_dir() -> pathlib.Path:
-  """Where vlx keeps what it can make again: `$VLX_CACHE`, else `~/.cache/vlx`."""
-  return pathlib.Path(os.environ.get("VLX_CACHE", "~/.cache/vlx")).expanduser()
+from vlx.core.files import cache_dir
 
 
 def use_compile_cache() -> None:
@@ -49,21 +44,6 @@ def keep_freed_memory() -> None:
 def fail(message: str) -> None:
   print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
   sys.exit(2)
-
-
-def load_config(path: str):
-  """The config of "configs/clip.py:emoji".
-
-  Raises:
-    UserError: where there is no such file, or no such variant in it.
-  """
-  file, _, variant = path.partition(":")
-  if not pathlib.Path(file).is_file():
-    raise UserError(f"no config file {file}")
-  spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(variant) if variant else module.get_config()
 
 
 def _config_path(argv: list[str]) -> str | None:

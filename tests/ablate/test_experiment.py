@@ -25,12 +25,13 @@ def small(**changes):
 def test_arms_with_results_are_not_run_again(tmp_path, monkeypatch):
   trained = []
 
-  def train(run):
+  def train(run, on_evaluate):
     trained.append((run.config.seed, run.config.model.similarity_type))
     value = 10.0 * run.config.seed + (run.config.model.similarity_type == "inner_product")
     (run.workdir / "results.json").write_text(json.dumps({MEASURE: value}))
 
   monkeypatch.setattr(experiments.loop, "train", train)
+  monkeypatch.setattr(experiments.Evaluation, "of", lambda run: None)
   experiment = small()
   values = experiments.run_arms(experiment, tmp_path)
   np.testing.assert_array_equal(values["cosine"], [[0.0], [10.0]])

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
-from vlx import cli
+from vlx.core import config as configs
 from vlx.core.errors import UserError
-from vlx.train import loop
+from vlx.evaluate.runner import Evaluation
+from vlx.train import going_on, loop
 from vlx.train.run import Run
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -55,7 +57,7 @@ def load(path: pathlib.Path) -> Experiment:
 
 def arm_config(experiment: Experiment, arm: str, seed: int):
   """The config of one run."""
-  config = cli.load_config(experiment.config)
+  config = configs.load_config(experiment.config)
   try:
     config.update_from_flattened_dict({**experiment.common, **experiment.arms[arm], "seed": seed})
   except (KeyError, AttributeError, TypeError, ValueError) as e:
@@ -70,10 +72,10 @@ def run_arms(experiment: Experiment, folder: pathlib.Path) -> dict[str, np.ndarr
     rows = []
     for seed in experiment.seeds:
       run = Run(arm_config(experiment, arm, seed), folder / arm / str(seed))
-      run.save_config()  # or complains that this folder's run had another config
+      going_on.keep(run.requested, run.config, run.workdir)  # or complains that this run had another config
       done = run.workdir / "results.json"
       if not done.exists():
-        loop.train(run)
+        loop.train(run, on_evaluate=Evaluation.of(run))
       results = json.loads(done.read_text())
       rows.append([results[m] for m in experiment.measures])
     values[arm] = np.array(rows)

@@ -1,6 +1,6 @@
 """Compiles the step of `vlx.train` for a topology and measures what came out. Runs in a process of its own:
 
-  python -m vlx.compile.program CONFIG.json TOPOLOGY FOLDER
+  python -m vlx.compile.program REQUESTED.json TOPOLOGY FOLDER
 
 for compilers read their settings once, write to the terminal, and may crash. FOLDER/result.json is the
 result, or has an `error` for the user. Nothing is executed and no array is made.
@@ -19,11 +19,13 @@ import time
 
 import jax
 
-from vlx.core import config as configs
 from vlx.compile import bundles, flops, hlo, topologies
 from vlx.compile.plan import Plan
+from vlx.core import config as configs
+from vlx.core import system as systems
 from vlx.core.errors import UserError
-from vlx.train import loop, optimizer as optimizers
+from vlx.train import loop
+from vlx.train.state import ALL
 
 
 def measure(config, topology: topologies.Topology, folder: pathlib.Path) -> dict:
@@ -37,7 +39,7 @@ def measure(config, topology: topologies.Topology, folder: pathlib.Path) -> dict
     # Before libtpu is loaded. Without kernels nobody reads the dump, which is large.
     os.environ["LIBTPU_INIT_ARGS"] = bundles.DUMP_FLAGS.format(dump)
   run = Plan(config, folder, tuple(topologies.devices(topology)))
-  step, shapes = loop.compile_step(run), (run.state_shapes, run.batch_shapes)
+  step, shapes = loop.compile_step(run), (run.state_shapes, run.frozen_shapes, run.batch_shapes)
   start = time.monotonic()
   with jax.set_mesh(run.mesh):  # only here: what is not traced would run on these devices
     compiled, needed = _compile(step.lower(*shapes))
@@ -50,7 +52,7 @@ def measure(config, topology: topologies.Topology, folder: pathlib.Path) -> dict
   return dict(
       topology=topology.name, devices=topology.devices, mesh=dict(run.mesh.shape), batch_size=run.batch_size,
       fits=total <= memory, excess_bytes=max(0, total - memory), bytes_per_device=sizes,
-      parameters=sum(math.prod(s.shape) for s in jax.tree.leaves(run.params_shapes)),
+      parameters=sum(math.prod(s.shape) for s in jax.tree.leaves(run.shapes["params"])),
       model_flops_per_step=counted.flops, kernel_flops_per_step=counted.kernels,
       loops_of_unknown_length=counted.endless,
       peak_flops_per_device=peak, seconds_at_peak=peak and counted.flops / (topology.devices * peak),
@@ -66,20 +68,27 @@ def _count(config) -> flops.Count:
   config.mesh = dict(data=1, fsdp=1, tensor=1)
   run = Plan(config, pathlib.Path(), tuple(jax.devices("cpu")[:1]))
   parts = config.optim.accumulate
+  total, moving = flops.Count(), run.state_shapes.variables
 
-  def loss(params, state, batch, step):
-    params = optimizers.stop_frozen(config.optim, params)
-    variables = {"params": params, "state": state}
-    return run.system.loss(variables, batch, jax.random.key(0), step=step, train=True)
+  for player in run.players:
+    own = run.roles.params_of(player, moving["params"])
+    named = {} if player == ALL else {"player": player}
 
-  part = {
-      name: jax.ShapeDtypeStruct((s.shape[0] // parts, *s.shape[1:]), s.dtype)
-      for name, s in run.batch_shapes.items()
-  }
-  plain = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), run.state_shapes)
-  total = flops.Count()
-  variables = plain.variables
-  total.add(flops.count(loss, variables["params"], variables["state"], part, plain.step), parts)
+    def loss(own, params, state, frozen, batch, step, named=named):
+      learning = systems.unflatten({**systems.flatten(params), **systems.flatten(own)})
+      variables = run.roles.merge({"params": learning, "state": state}, frozen)
+      terms, aux = run.system.loss(
+          variables, batch, jax.random.key(0), step=step, train=True, frozen=run.roles.subtrees, **named
+      )
+      return systems.total(terms), aux
+
+    part = {
+        name: jax.ShapeDtypeStruct((s.shape[0] // parts, *s.shape[1:]), s.dtype)
+        for name, s in run.batch_shapes.items()
+    }
+    plain = lambda tree: jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), tree)
+    arguments = (own, moving["params"], moving["state"], run.frozen_shapes)
+    total.add(flops.count(loss, *map(plain, arguments), part, plain(run.state_shapes.step)), parts)
   return total
 
 
@@ -117,8 +126,8 @@ def _sizes(run: Plan) -> dict[str, int]:
 
   state = run.state_shapes
   other = (state.variables["state"], state.average, state.step, state.finite)
-  arguments = (state.variables["params"], state.optimizer, other, run.batch_shapes)
-  return dict(zip(("parameters", "optimizer", "other_state", "batch"), map(size, arguments)))
+  arguments = (state.variables["params"], run.frozen_shapes, state.optimizer, other, run.batch_shapes)
+  return dict(zip(("parameters", "frozen", "optimizer", "other_state", "batch"), map(size, arguments)))
 
 
 def _total(compiled, topology: topologies.Topology) -> int:
@@ -156,9 +165,9 @@ def in_own_process(config, topology: topologies.Topology) -> dict:
   variables = topologies.environment(topology)
   with tempfile.TemporaryDirectory(prefix="vlx-compile-") as folder:
     path = pathlib.Path(folder)
-    (path / "config.json").write_text(configs.to_json(config), encoding="utf-8")
+    (path / "requested.json").write_text(configs.to_json(config), encoding="utf-8")
     command = [
-        sys.executable, "-m", "vlx.compile.program", path / "config.json", topology.name, path
+        sys.executable, "-m", "vlx.compile.program", path / "requested.json", topology.name, path
     ]
     done = subprocess.run(
         command, env={**os.environ, **variables}, capture_output=True, text=True, errors="replace"

@@ -1,8 +1,14 @@
-"""Checkpoints: Orbax, asynchronous and atomic, kept by count and by best measure."""
+"""Checkpoints: Orbax, asynchronous and atomic, kept by count and by best measure; and what is frozen, written once.
+
+A checkpoint holds what training moves. What it does not move lies in `frozen/` beside, once for a run, and once where
+several parts hold the same tensor. A reader of variables need not know which is which.
+"""
 
 import contextlib
+import json
 import logging
 import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,43 +17,63 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from vlx.core import distributed
+from vlx.core import distributed, files, schema1
 from vlx.core.errors import UserError
-from vlx.core import partition
+from vlx.core.system import Variables, flatten, names, unflatten
+
+Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
-def open_manager(
-    folder: pathlib.Path, *, keep: int = 1, best: str = "", read_only: bool = False
-) -> ocp.CheckpointManager:
+class _KeepBest:
+  """Preserves the checkpoint that `mark_best` names."""
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder
+
+  def should_preserve(self, checkpoints, *, context) -> Sequence[bool]:
+    del context
+    best = best_of(self._folder)
+    return [best is not None and info.step == best["step"] for info in checkpoints]
+
+
+def open_manager(folder: pathlib.Path, *, keep: int = 1, read_only: bool = False) -> ocp.CheckpointManager:
   """A manager of `folder`/STEP.
 
   Args:
     folder: of the checkpoints.
-    keep: how many of the latest to keep.
-    best: a measure of results, as "retrieval/combo/image_to_text_r1"; the checkpoint where it was
-      highest is kept too. Empty: none.
+    keep: how many of the latest to keep, beside the best one.
     read_only: for readers of a run that may be going on.
   """
-  kept = [policies.LatestN(keep)]
-  if best:
-    kept.append(policies.BestN(
-        get_metric_fn=lambda measures: measures[best], n=1, keep_checkpoints_without_metrics=False
-    ))
   return ocp.CheckpointManager(
       folder.absolute(),
       item_handlers=ocp.StandardCheckpointHandler(),
       options=ocp.CheckpointManagerOptions(
-          preservation_policy=policies.AnyPreservationPolicy(kept),
+          preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), _KeepBest(folder)]),
           create=not read_only, read_only=read_only, enable_async_checkpointing=not read_only,
           cleanup_tmp_directories=not read_only,
       ),
   )
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: Any, measures: dict[str, float]) -> None:
+def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
   """Starts saving `state`; returns once its arrays are copied to the host."""
   if step not in manager.all_steps():
-    manager.save(step, args=ocp.args.StandardSave(state), metrics=measures or None)
+    manager.save(step, args=ocp.args.StandardSave(state))
+
+
+def best_of(folder: pathlib.Path) -> dict[str, Any] | None:
+  """`step`, `measure` and `value` of the best checkpoint, None where none is marked."""
+  path = folder / "best.json"
+  return json.loads(path.read_text()) if path.is_file() else None
+
+
+def mark_best(folder: pathlib.Path, step: int, measure: str, value: float, *, higher: bool) -> None:
+  """Marks the checkpoint of `step` as the best, where it is: it is kept until a better one comes."""
+  best = best_of(folder)
+  if best and best["measure"] == measure and not (value > best["value"] if higher else value < best["value"]):
+    return
+  if np.isfinite(value) and distributed.is_first():
+    files.write(folder / "best.json", json.dumps({"step": step, "measure": measure, "value": value}) + "\n")
 
 
 def restore_latest(
@@ -65,16 +91,25 @@ def restore_latest(
     UserError: where the checkpoint is of other shapes (every mismatch is named), or none of the
       checkpoints can be read.
   """
+  wanted = flatten(like)
+
+  def read(step):
+    saved = _saved(manager, step)
+    renamed = schema1.state_names(saved, wanted) if schema1.is_state(saved) else {n: n for n in {*saved, *wanted}}
+    _check(step, {n: saved[s] for n, s in renamed.items() if s in saved}, wanted)
+    found = _read(manager, step, {renamed[n]: s for n, s in wanted.items()})
+    return jax.tree.unflatten(jax.tree.structure(like), [found[renamed[n]] for n in wanted])
+
+  return _newest(manager, read, put_aside)
+
+
+def _newest(manager: ocp.CheckpointManager, read: Callable[[int], Any], put_aside: bool = False):
+  """(step, read(step)) of the newest checkpoint that all processes can read."""
   failures = {}
   for step in sorted(manager.all_steps(), reverse=True):
-    state = failure = None
+    found = failure = None
     try:
-      _check(manager, step, like)
-      # Not `manager.restore`: it waits for the other processes at its end, and one that fails never comes.
-      with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
-        state = handler.restore(
-            manager.directory / str(step) / "default", args=ocp.args.StandardRestore(like)
-        )
+      found = read(step)
     except UserError:
       raise
     except Exception as e:  # Orbax, tensorstore and the file system each have their own.
@@ -86,32 +121,11 @@ def restore_latest(
       continue
     if failures and put_aside:
       _put_aside(manager, failures)
-    return step, state
+    return step, found
   if failures:
     named = ", ".join(f"{step} ({error})" for step, error in failures.items())
     raise UserError(f"none of the checkpoints in {manager.directory} can be read: {named}")
   return None
-
-
-def restore_variables(workdir: pathlib.Path, sharding: jax.sharding.Sharding) -> Any:
-  """A run's variables for inference, of its last checkpoint that can be read: averaged where it keeps an average.
-
-  Names and shapes are those of the checkpoint: neither the run's data nor its mesh need be there.
-
-  Raises:
-    UserError: where there is none.
-  """
-  folder = workdir / "checkpoints"
-  if folder.is_dir():
-    with open_manager(folder, read_only=True) as manager:
-      if (last := manager.latest_step()) is not None:
-        placed = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-        _, state = restore_latest(manager, jax.tree.map(placed, manager.item_metadata(last).tree))
-        return {
-            "params": state["average"] or state["variables"]["params"],
-            "state": state["variables"].get("state", {}),
-        }
-  raise UserError(f"{workdir} holds no checkpoint yet")
 
 
 def _put_aside(manager: ocp.CheckpointManager, steps) -> None:
@@ -125,18 +139,119 @@ def _put_aside(manager: ocp.CheckpointManager, steps) -> None:
   manager.reload()
 
 
-def _check(manager: ocp.CheckpointManager, step: int, like: Any) -> None:
+def _saved(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+  """Name → shape and dtype of what a checkpoint holds; no array is read."""
+  return flatten(manager.item_metadata(step).tree)
+
+
+def _read(manager: ocp.CheckpointManager, step: int, wanted: Shapes) -> dict[str, jax.Array]:
+  """Some arrays of a checkpoint, by the names they have there, each read straight to its shards and in its dtype."""
+  tree = manager.item_metadata(step).tree
+  item = jax.tree.map(lambda name: wanted.get(name, ocp.PLACEHOLDER), names(tree))
+  # Not `manager.restore`: it waits for the other processes at its end, and one that fails never comes.
+  with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+    found = handler.restore(
+        manager.directory / str(step) / "default",
+        args=ocp.args.PyTreeRestore(item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)),
+    )
+  return {n: x for n, x in flatten(found).items() if n in wanted}
+
+
+def _check(step: int, saved: Mapping[str, Any], wanted: Shapes) -> None:
   """Compares names, shapes and dtypes before any array is read."""
-
-  def described(tree):
-    pairs = zip(jax.tree.leaves(partition.names(tree)), jax.tree.leaves(tree))
-    return {name: f"{x.dtype}{list(x.shape)}" for name, x in pairs}
-
-  saved = described(manager.item_metadata(step).tree)
-  wanted = described(like)
-  lines = [
-      f"{name}: {saved.get(name, 'nothing')} saved, {wanted.get(name, 'nothing')} in this model"
-      for name in sorted({*saved, *wanted}) if saved.get(name) != wanted.get(name)
-  ]
-  if lines:
+  described = lambda tree: {name: f"{x.dtype}{list(x.shape)}" for name, x in tree.items()}
+  if lines := differences(described(saved), described(wanted), "saved", "in this model"):
     raise UserError(f"checkpoint {step} is of another model: {'; '.join(lines)}")
+
+
+def differences(these: Mapping[str, Any], those: Mapping[str, Any], here: str, there: str) -> list[str]:
+  """A line for every name under which two trees, flat, have different descriptions."""
+  return [
+      f"{name}: {these.get(name, 'nothing')} {here}, {those.get(name, 'nothing')} {there}"
+      for name in sorted({*these, *those}) if these.get(name) != those.get(name)
+  ]
+
+
+def save_frozen(workdir: pathlib.Path, frozen: Variables) -> None:
+  """Writes what training does not move, once, before the first checkpoint; equal arrays once.
+
+  Arrays are equal where they are the same object, as `vlx.train.initialize` gives parts of one source.
+  """
+  flat, first, same = flatten(frozen), {}, {}
+  for name, x in flat.items():
+    same[name] = first.setdefault(id(x), name)
+  if distributed.is_first():
+    files.write(workdir / "frozen" / "same.json", json.dumps({n: s for n, s in same.items() if n != s}) + "\n")
+  with open_manager(workdir / "frozen") as manager:
+    save(manager, 0, unflatten({n: flat[n] for n in first.values()}))
+
+
+def has_frozen(workdir: pathlib.Path) -> bool:
+  return (workdir / "frozen" / "0").is_dir()
+
+
+def read_frozen(workdir: pathlib.Path, wanted: Shapes) -> dict[str, jax.Array]:
+  """Name → array of what `save_frozen` wrote; where two names have the same array there, they have it here."""
+  if not wanted:
+    return {}
+  same = json.loads((workdir / "frozen" / "same.json").read_text())
+  stored = {same.get(name, name): s for name, s in wanted.items()}
+  with open_manager(workdir / "frozen", read_only=True) as manager:
+    found = _read(manager, 0, stored)
+  if lacking := sorted({*stored} - {*found}):
+    raise UserError(f"{workdir / 'frozen'} lacks {', '.join(lacking)}")
+  return {name: found[same.get(name, name)] for name in wanted}
+
+
+class RunVariables:
+  """The variables of a run's or a converted folder, for inference: averaged where it keeps an average.
+
+  Neither the run's data nor its mesh need be there. Names are "params/…" and "state/…".
+
+  Args:
+    workdir: the folder.
+    parts: names of the system's parts, for folders of schema 1.
+
+  Raises:
+    UserError: where there is no checkpoint.
+  """
+
+  def __init__(self, workdir: pathlib.Path, parts: Sequence[str] = ()):
+    self._workdir, self._parts = workdir, parts
+    folder = workdir / "checkpoints"
+    if folder.is_dir():
+      with open_manager(folder, read_only=True) as manager:
+        if (last := manager.latest_step()) is not None:
+          self.shapes = self._shapes(manager, last)
+          return
+    raise UserError(f"{workdir} holds no checkpoint yet")
+
+  def _where(self, manager, step) -> dict[str, str]:
+    """Variable → its name in a checkpoint: an average comes before what it averages."""
+    saved = _saved(manager, step)
+    found = {n.removeprefix("variables/"): n for n in saved if n.startswith("variables/")}
+    found |= {f"params/{n.removeprefix('average/')}": n for n in saved if n.startswith("average/")}
+    return schema1.variable_names(found, self._parts)
+
+  def _shapes(self, manager, step) -> dict[str, jax.ShapeDtypeStruct]:
+    saved = _saved(manager, step)
+    found = {n: saved[s] for n, s in self._where(manager, step).items()}
+    if has_frozen(self._workdir):
+      same = json.loads((self._workdir / "frozen" / "same.json").read_text())
+      with open_manager(self._workdir / "frozen", read_only=True) as frozen:
+        stored = _saved(frozen, 0)
+      found |= stored | {name: stored[s] for name, s in same.items()}
+    return {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in found.items()}
+
+  def read(self, wanted: Shapes) -> dict[str, jax.Array]:
+    """Some of the variables, each straight to its sharding and dtype."""
+    with open_manager(self._workdir / "checkpoints", read_only=True) as manager:
+
+      def of_step(step):
+        where = self._where(manager, step)
+        moving = {n: s for n, s in wanted.items() if n in where}
+        found = _read(manager, step, {where[n]: s for n, s in moving.items()})
+        return {n: found[where[n]] for n in moving}
+
+      _, found = _newest(manager, of_step)
+    return {**found, **read_frozen(self._workdir, {n: s for n, s in wanted.items() if n not in found})}

@@ -7,17 +7,22 @@ that dataclass. There is no registry: whatever Python can import, a config can n
 import dataclasses
 import difflib
 import importlib
+import importlib.util
 import json
 import pathlib
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import ml_collections
 
+from vlx.core import capabilities, files, schema1
 from vlx.core.errors import UserError
 from vlx.core.system import System
+
+SCHEMA = 2  # of config.json
 
 
 def import_path(path: str) -> Any:
@@ -42,20 +47,27 @@ def choose(variants: Mapping[str, Any], name: str) -> Any:
   return variants[name]
 
 
+def is_part(value: Any) -> bool:
+  """Whether a section is a system inside another: it names its class, or where it comes from."""
+  return isinstance(value, Mapping) and bool({"system", "source"} & set(value))
+
+
 def build(cls: type, section: Mapping[str, Any], where: str) -> Any:
   """An instance of a dataclass from a config section with its fields' names.
 
   A field that is itself a dataclass (a Linen module is one) is built from its nested section; of a union of
-  dataclasses, the one whose required fields are there; one that is a system, from the config of the run (or
-  the config file) that its value names. Lists become tuples, so that what is built can be hashed.
+  dataclasses, the one that has the section's fields. A part (`is_part`) becomes the system that it names, and the
+  field's annotation, a capability or None beside one, says what it must be able to do. Lists become tuples, so that
+  what is built can be hashed.
 
   Args:
     cls: a dataclass.
-    section: field name → value.
+    section: field name → value; parts are resolved (`vlx.train.initialize.resolve`).
     where: the section's dotted name, for messages.
 
   Raises:
-    UserError: for names that `cls` has not, with the nearest valid one, and for missing fields.
+    UserError: for names that `cls` has not, with the nearest valid one, for missing fields, and for a part that
+      cannot do what it is there for.
   """
   fields = _fields(cls)
   for name in section:
@@ -66,15 +78,27 @@ def build(cls: type, section: Mapping[str, Any], where: str) -> Any:
   hints = typing.get_type_hints(cls)
   arguments = {}
   for name, value in section.items():
-    if _is_system(hints[name]):
-      value = build_system(_config_of(value, f"{where}.{name}"))
-    elif (kind := _dataclass_of(hints[name], value)) is not None:
-      value = build(kind, value, f"{where}.{name}")
+    if is_part(value):
+      value = _build_part(value, hints[name], f"{where}.{name}")
+    elif isinstance(value, Mapping) and (kinds := _dataclasses(hints[name])):
+      value = build(_choose(kinds, value), value, f"{where}.{name}")
+    elif _protocols(hints[name]) and value is not None:
+      raise UserError(f"{where}.{name} is a system: dict(source=PLACE) or dict(system=…, …), not {value!r}")
     arguments[name] = tuple(value) if isinstance(value, list) else value
   try:
     return cls(**arguments)
   except ValueError as e:
     raise UserError(f"{where}: {e}") from e
+
+
+def _build_part(section: Mapping[str, Any], hint: Any, where: str) -> Any:
+  fields = {k: v for k, v in section.items() if k not in ("system", "source")}
+  if "system" not in section:
+    raise ValueError(f"{where} is not resolved: nothing says of which system {section['source']} is")
+  system = build(import_path(section["system"]), fields, where)
+  if wanted := _protocols(hint):
+    capabilities.require(system, *wanted, what=where)
+  return system
 
 
 def section_of(instance: Any) -> dict[str, Any]:
@@ -83,30 +107,20 @@ def section_of(instance: Any) -> dict[str, Any]:
   for field in dataclasses.fields(instance):
     if field.init and field.name not in ("parent", "name"):
       value = getattr(instance, field.name)
-      section[field.name] = section_of(value) if dataclasses.is_dataclass(value) else value
+      if dataclasses.is_dataclass(value):
+        value = part_of(value) if _is_system(value) else section_of(value)
+      section[field.name] = value
   return section
 
 
-def _is_system(kind: Any) -> bool:
-  return System in getattr(kind, "__mro__", ())
+def part_of(system: System) -> dict[str, Any]:
+  """The section of a system as a part: its class and its fields."""
+  kind = type(system)
+  return {"system": f"{kind.__module__}.{kind.__qualname__}", **section_of(system)}
 
 
-def _config_of(place: str, where: str) -> ml_collections.ConfigDict:
-  """The config of a run's folder, or of "FILE:VARIANT"."""
-  from vlx.cli import load_config  # which imports this module
-
-  if ".py" in place:
-    return load_config(place)
-  path = pathlib.Path(place) / "config.json"
-  if not path.is_file():
-    raise UserError(f"{where}: {place} holds no run: there is no config.json")
-  return from_json(path.read_text())
-
-
-def parts(config: ml_collections.ConfigDict) -> dict[str, str]:
-  """The fields of the system that are systems of their own → the runs or configs that they name."""
-  hints = typing.get_type_hints(import_path(config.system))
-  return {name: place for name, place in config.model.items() if _is_system(hints[name])}
+def _is_system(value: Any) -> bool:
+  return isinstance(value, System) and not isinstance(value, nn.Module)
 
 
 def with_defaults(cls: type, section: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,8 +128,13 @@ def with_defaults(cls: type, section: Mapping[str, Any]) -> dict[str, Any]:
   hints = typing.get_type_hints(cls)
   complete = dict(section)
   for name, field in _fields(cls).items():
-    if (kind := _dataclass_of(hints[name], complete.get(name))) is not None:
-      complete[name] = with_defaults(kind, complete[name])
+    value = complete.get(name)
+    if is_part(value):
+      if "system" in value:
+        fields = {k: v for k, v in value.items() if k not in ("system", "source")}
+        complete[name] = {**value, **with_defaults(import_path(value["system"]), fields)}
+    elif isinstance(value, Mapping) and (kinds := _dataclasses(hints[name])):
+      complete[name] = with_defaults(_choose(kinds, value), value)
     elif field.default is not dataclasses.MISSING:
       complete.setdefault(name, field.default)
   return complete
@@ -133,13 +152,27 @@ def _required(cls: type) -> set[str]:
   }
 
 
-def _dataclass_of(hint: Any, value: Any) -> type | None:
-  """The dataclass to build from a field's value, None where the value is not the section of one."""
-  if not isinstance(value, Mapping):
-    return None
-  members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-  kinds = [m for m in members if dataclasses.is_dataclass(m)]
-  return next((k for k in kinds if _required(k) <= set(value)), kinds[0] if kinds else None)
+def _members(hint: Any) -> tuple[Any, ...]:
+  """A union's, or the one type."""
+  union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+  return typing.get_args(hint) if union else (hint,)
+
+
+def _dataclasses(hint: Any) -> list[type]:
+  return [m for m in _members(hint) if dataclasses.is_dataclass(m)]
+
+
+def _protocols(hint: Any) -> list[type]:
+  return [m for m in _members(hint) if getattr(m, "_is_protocol", False)]
+
+
+def _choose(kinds: list[type], section: Mapping[str, Any]) -> type:
+  """The dataclass that has all of the section's fields and misses none that it needs.
+
+  Where a name is mistyped none does: then the one with most of the names, whose `build` says what is wrong.
+  """
+  fits = [k for k in kinds if _required(k) <= set(section) <= set(_fields(k))]
+  return fits[0] if fits else max(kinds, key=lambda k: len(set(section) & set(_fields(k))))
 
 
 def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -148,9 +181,30 @@ def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return config.lock()
 
 
-def build_system(config: ml_collections.ConfigDict):
-  """The system that `config.system` names, with the fields of `config.model`."""
+def build_system(config: ml_collections.ConfigDict) -> System:
+  """The system that `config.system` names, with the fields of `config.model`, whose parts are resolved."""
   return build(import_path(config.system), config.model.to_dict(), "model")
+
+
+def load_config(path: str) -> ml_collections.ConfigDict:
+  """The config of "configs/clip.py:emoji".
+
+  Raises:
+    UserError: where there is no such file, or no such variant in it.
+  """
+  file, _, variant = path.partition(":")
+  if not pathlib.Path(file).is_file():
+    raise UserError(f"no config file {file}")
+  spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(variant) if variant else module.get_config()
+
+
+def part_from(path: str) -> dict[str, Any]:
+  """The section of a part whose shape, not its variables, is that of a config file's variant: nothing trained it."""
+  config = load_config(path)
+  return {"system": config.system, **config.model.to_dict()}
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
@@ -159,6 +213,40 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 
 def from_json(text: str) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(json.loads(text)).lock()
+
+
+class Kept(NamedTuple):
+  """A run's config.json."""
+
+  requested: ml_collections.ConfigDict  # as the command gave it
+  resolved: ml_collections.ConfigDict  # with the class and the fields of every part: it needs no other folder
+
+
+def write(folder: pathlib.Path, kept: Kept) -> None:
+  """Writes `folder`/config.json."""
+  content = {"schema": SCHEMA, "requested": kept.requested.to_dict(), "resolved": kept.resolved.to_dict()}
+  files.write(folder / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def read(folder: pathlib.Path) -> Kept:
+  """What a folder's config.json says, of any schema that vlx has had.
+
+  Raises:
+    UserError: where there is none, or one that is not vlx's.
+  """
+  path = folder / "config.json"
+  if not path.is_file():
+    raise UserError(f"{folder} holds no run: there is no config.json")
+  content = json.loads(path.read_text("utf-8"))
+  match content.get("schema", 1):
+    case 1 if "system" in content:
+      content = schema1.upgrade(content)
+    case 2:
+      pass
+    case other:
+      raise UserError(f"{path} is of schema {other}, and this vlx reads up to {SCHEMA}")
+  requested, resolved = (ml_collections.ConfigDict(content[k]).lock() for k in ("requested", "resolved"))
+  return Kept(requested, resolved)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:

@@ -1,8 +1,10 @@
 """Files that are whole or not there, whenever the process is killed."""
 
+import json
 import os
 import pathlib
 import tempfile
+from typing import Any
 
 
 def write(path: pathlib.Path, content: str | bytes) -> None:
@@ -28,3 +30,19 @@ def _umask() -> int:
   mask = os.umask(0)
   os.umask(mask)
   return mask
+
+
+def cache_dir() -> pathlib.Path:
+  """Where vlx keeps what it can make again: `$VLX_CACHE`, else `~/.cache/vlx`."""
+  return pathlib.Path(os.environ.get("VLX_CACHE", "~/.cache/vlx")).expanduser()
+
+
+def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The lines of a file of JSON objects; one that was cut off is left out, and there are none where it is not."""
+  lines = []
+  for line in path.read_text().splitlines() if path.exists() else []:
+    try:
+      lines.append(json.loads(line))
+    except ValueError:
+      pass
+  return lines

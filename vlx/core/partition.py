@@ -15,16 +15,10 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from vlx.core.errors import UserError
+from vlx.core.system import flatten, names
 from vlx.ops.axes import BATCH_AXES
 
 Rules = Sequence[tuple[str, Any]]
-
-
-def names(tree: Any) -> Any:
-  """The tree with each leaf replaced by its name, keys joined by "/"."""
-  return jax.tree_util.tree_map_with_path(
-      lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), tree
-  )
 
 
 def match(rules: Rules, params: Any, what: str) -> Any:
@@ -105,29 +99,41 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def state_shardings(rules: Rules, state: Any, mesh: Mesh) -> Any:
-  """Shardings for a `TrainState` of shapes: parameters by the rules, and what follows them alike.
+def shardings(rules: Rules, params: Any, mesh: Mesh) -> Any:
+  """Shardings of parameters (or their shapes) by the rules.
 
-  The optimizer's moments and the moving average mirror the tree of parameters; a leaf is given the
-  sharding of the parameter whose name its own name ends with, if the shapes agree. The rest (steps,
-  counts, batch statistics) is replicated.
+  A rule's value has an axis of the mesh, or None, for each axis of the array; or is "fsdp": the largest axis of a
+  parameter that `fsdp` divides (`largest_axis`).
+
+  Raises:
+    UserError: where a rule fits no parameter, a parameter no rule, or the mesh does not divide what a rule splits.
   """
-  params = state.variables["params"]
-  specs = jax.tree.map(lambda i: P(*rules[i][1]), match(rules, params, "partition"))
-  by_name = {
-      name: (leaf.shape, NamedSharding(mesh, spec))
-      for name, leaf, spec in zip(
-          jax.tree.leaves(names(params)), jax.tree.leaves(params),
-          jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, P)),
-      )
-  }
+  matched = flatten(match(rules, params, "partition"))
 
   def sharding(name, leaf):
-    parts = name.split("/")
-    for start in range(len(parts)):
-      shape, found = by_name.get("/".join(parts[start:]), (None, None))
-      if shape == leaf.shape:
-        return found
-    return replicated(mesh)
+    value = rules[matched[name]][1]
+    spec = largest_axis(name, leaf.shape, mesh) if value == "fsdp" else P(*value)
+    found = NamedSharding(mesh, spec)
+    try:
+      found.shard_shape(leaf.shape)
+    except ValueError as e:
+      raise UserError(
+          f"the mesh {dict(mesh.shape)} does not divide {name} {list(leaf.shape)}, which its partition rule"
+          f" splits by {spec}"
+      ) from e
+    return found
 
-  return jax.tree.map(sharding, names(state), state)
+  return jax.tree.map(sharding, names(params), params)
+
+
+SMALL = 2**14  # numbers; below, a parameter is on every device: to gather it would cost more than it saves
+
+
+def largest_axis(name: str, shape: Sequence[int], mesh: Mesh) -> P:
+  """The largest axis that the mesh's `fsdp` divides, over it; never the depth of scanned layers ("blocks/…")."""
+  scanned = "blocks" in name.split("/")
+  axes = [i for i, n in enumerate(shape) if not n % mesh.shape["fsdp"] and not (scanned and i == 0)]
+  if not axes or np.prod(shape) < SMALL:
+    return P()
+  largest = max(axes, key=lambda i: shape[i])
+  return P(*("fsdp" if i == largest else None for i in range(len(shape))))

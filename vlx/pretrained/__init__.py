@@ -1,3 +1,3 @@
 """Public checkpoints, in and out: one table of names per family, one reader per format."""
 
-from vlx.pretrained.load import Pretrained, load
+from vlx.pretrained.load import Checkpoint, Pretrained, load, open_checkpoint

@@ -114,3 +114,9 @@ def to_hugging_face(system: MaskedLanguageModel) -> tuple[dict[str, Any], Layout
       layer_norm_eps=tower.layer_norm_epsilon,
   )
   return config, from_hugging_face(config)
+
+
+def preprocess(system, config: Mapping | None = None) -> str:
+  """An encoder of texts sees no images."""
+  del system, config
+  return ""

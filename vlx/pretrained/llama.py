@@ -216,3 +216,9 @@ def from_gguf(file: TensorFile) -> Layout:
       tie_embeddings=tied,
   )
   return Layout(LanguageModel(decoder), gguf_rows(heads, groups, tied))
+
+
+def preprocess(system, config: Mapping | None = None) -> str:
+  """A language model sees no images."""
+  del system, config
+  return ""

@@ -1,4 +1,4 @@
-"""`vlx.pretrained.load`: whatever people have on disk → a system and its variables, tokenizer and preprocessing.
+"""Whatever people have on disk → a system and its variables, tokenizer and preprocessing.
 
 A folder of Hugging Face's (`config.json` beside safetensors or torch's files, in one or many), of open_clip's, of
 Meta's (`params.json` beside `consolidated.*.pth`), of OpenAI's dVAE (`encoder.pkl` and `decoder.pkl`), or of vlx (a run, or
@@ -7,19 +7,20 @@ what `vlx.convert` wrote); a single file of safetensors, torch, numpy or llama.c
 
 import importlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh
 
 from vlx.core import config as configs
 from vlx.data.tokenizers import public as public_tokenizers
 from vlx.data.tokenizers import own as tokenizers
 from vlx.core.errors import UserError
-from vlx.core.system import System, Variables
+from vlx.core import system as systems
+from vlx.core.checkpoint import differences
+from vlx.core.system import System, Variables, flatten, names
 from vlx.pretrained import tables
 from vlx.pretrained.formats import TensorFile
 from vlx.pretrained.formats.files import read_json
@@ -59,8 +60,19 @@ CLIP_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 class Pretrained(NamedTuple):
   system: System
   variables: Variables
-  tokenizer: Any  # with `encode(text, length)`; None where there is none
-  preprocess: str  # ops on pictures (vlx.data.transforms.preprocess), up to what the system takes; "" for language models
+  tokenizer: Any  # a `vlx.data.tokenizers.Tokenizer`; None where there is none
+  image_transform: str  # ops that make an encoded image what the system takes; "" for language models
+
+
+class Checkpoint(NamedTuple):
+  """A public checkpoint, or a model of vlx's own, of which no tensor is read yet."""
+
+  system: System
+  shapes: Mapping[str, jax.ShapeDtypeStruct]  # of its variables, by their names "params/…" and "state/…"
+  # Name → array for some of them, each from its file straight to the sharding and the dtype that is asked for.
+  read: Callable[[Mapping[str, jax.ShapeDtypeStruct]], dict[str, jax.Array]]
+  tokenizer: Callable[[], Any]
+  image_transform: str
 
 
 class _Found(NamedTuple):
@@ -71,43 +83,76 @@ class _Found(NamedTuple):
   file: TensorFile
 
 
+def open_checkpoint(path_or_name: str | pathlib.Path) -> Checkpoint:
+  """A public checkpoint, or a folder of vlx's own: a run's, or one that `vlx.convert` wrote.
+
+  Args:
+    path_or_name: a folder, a file, or the name of a repository on the hub ("hub:openai/clip-vit-base-patch32", or
+      without "hub:").
+
+  Raises:
+    UserError: where there is no such thing, where it is damaged, of a family or format that vlx does not know, or
+      more than data.
+  """
+  path = locate(path_or_name)
+  if is_vlx(path):
+    return _open_vlx(path)
+  family, layout, file = _find(path)
+  shapes = variable_shapes(layout.system)
+
+  def read(wanted):
+    return tables.read(
+        layout.rows, shapes, file.shapes, file.fetch, aliases=layout.aliases, copies=layout.copies, wanted=wanted,
+        place=lambda name, array: jax.make_array_from_callback(array.shape, wanted[name].sharding, array.__getitem__),
+    )
+
+  def tokenizer():
+    return public_tokenizers.from_gguf(file.metadata) if path.suffix == ".gguf" else _tokenizer(path, family)
+
+  return Checkpoint(layout.system, flatten(shapes), read, tokenizer, _preprocess(path, family, layout.system))
+
+
 def load(
     path_or_name: str | pathlib.Path, *, mesh: Mesh | None = None, partition: partitions.Rules = ((".*", ()),)
 ) -> Pretrained:
-  """A public checkpoint, or a model of vlx's own.
+  """What `open_checkpoint` opens, with its variables.
 
   Each tensor goes from its file to where it belongs; beside the variables the host holds only what is being read.
 
   Args:
-    path_or_name: a folder, a file, or the name of a repository on the hub ("openai/clip-vit-base-patch32").
+    path_or_name: see `open_checkpoint`.
     mesh: of the devices that the variables go to; the first device alone where None.
     partition: rules from names of parameters to axes of the mesh, as in a config; by default each device holds
       all of them.
 
   Raises:
-    UserError: where there is no such thing, where it is damaged, of a family or format that vlx does not know, or
-      more than data; with a line for each tensor that does not fit.
+    UserError: as `open_checkpoint`; with a line for each tensor that does not fit.
   """
-  path = locate(path_or_name)
-  if is_vlx(path):
-    return _load_vlx(path, mesh, partition)
-  family, layout, file = _find(path)
-  shapes = variable_shapes(layout.system)
-  variables = tables.load(
-      layout.rows, shapes, file.shapes, file.fetch, aliases=layout.aliases, copies=layout.copies,
-      place=_placer(shapes, mesh, partition),
-  )
-  if path.suffix == ".gguf":
-    tokenizer = public_tokenizers.from_gguf(file.metadata)
+  found = open_checkpoint(path_or_name)
+  shapes = variable_shapes(found.system)
+  if mesh is None:
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shardings = jax.tree.map(lambda _: one, shapes)
   else:
-    tokenizer = _tokenizer(path, family)
-  return Pretrained(layout.system, variables, tokenizer, _preprocess(path, family, layout.system))
+    shardings = {
+        "params": partitions.shardings(partition, shapes["params"], mesh),
+        "state": jax.tree.map(lambda _: partitions.replicated(mesh), shapes["state"]),
+    }
+  placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+  described = lambda flat: {n: f"{x.dtype}{list(x.shape)}" for n, x in flat.items()}
+  wanted = flatten(placed)
+  if lines := differences(described(found.shapes), described(wanted), "saved", "in the model of its config.json"):
+    raise UserError(f"{path_or_name} does not hold what its config says: {'; '.join(lines)}")
+  arrays = found.read(wanted)
+  variables = jax.tree.map(arrays.__getitem__, names(shapes))
+  return Pretrained(found.system, variables, found.tokenizer(), found.image_transform)
 
 
 def locate(path_or_name: str | pathlib.Path) -> pathlib.Path:
   """The folder or file; of a repository on the hub, where its copy lies."""
-  path = pathlib.Path(path_or_name).expanduser()
-  return path if path.exists() else download(str(path_or_name))
+  name = str(path_or_name)
+  path = pathlib.Path(name).expanduser()
+  return path if path.exists() else download(name.removeprefix("hub:"))
 
 
 def module(family: str) -> ModuleType:
@@ -117,19 +162,12 @@ def module(family: str) -> ModuleType:
 
 def is_vlx(path: pathlib.Path) -> bool:
   """Whether a folder is a run's, or one that `vlx.convert` wrote."""
-  return (path / "config.json").is_file() and "system" in read_json(path / "config.json")
+  return (path / "config.json").is_file() and bool({"system", "schema"} & read_json(path / "config.json").keys())
 
 
 def variable_shapes(system: System) -> Variables:
-  """Of a system's variables; no array is made."""
-  tower = getattr(system, "image", None) or getattr(system, "tower", None)
-  size = getattr(tower or system, "image_size", 224)
-  batch = dict(
-      image=jax.ShapeDtypeStruct((1, size, size, 3), np.float32),
-      text=jax.ShapeDtypeStruct((1, 2), np.int32),
-      text_mask=jax.ShapeDtypeStruct((1, 2), np.bool_),
-  )
-  return jax.eval_shape(system.init, jax.random.key(0), batch)
+  """Of a system's variables, those of its parts too; no array is made."""
+  return jax.eval_shape(lambda rng: systems.init(system, rng), jax.random.key(0))
 
 
 def _find(path: pathlib.Path) -> _Found:
@@ -214,8 +252,6 @@ def _tokenizer(path: pathlib.Path, family: str) -> Any:
 
 
 def _preprocess(path: pathlib.Path, family: str, system: System) -> str:
-  if not hasattr(module(family), "preprocess"):
-    return ""
   folder = path if path.is_dir() else path.parent
   file, open_clip = folder / "preprocessor_config.json", folder / OPEN_CLIP
   if family == "clip" and open_clip.is_file() and not file.is_file():
@@ -223,45 +259,15 @@ def _preprocess(path: pathlib.Path, family: str, system: System) -> str:
   return module(family).preprocess(system, read_json(file) if file.is_file() else None)
 
 
-def _placer(shapes: Variables, mesh: Mesh | None, rules: partitions.Rules):
-  """From a variable's name and the whole of it to the array on its devices."""
-  if mesh is None:
-    return lambda name, array: jax.device_put(array, jax.devices()[0])
-  shardings = _shardings(shapes, mesh, rules)
-  named = dict(zip(jax.tree.leaves(partitions.names(shapes)), jax.tree.leaves(shardings)))
-  return lambda name, array: jax.make_array_from_callback(array.shape, named[name], array.__getitem__)
+def _open_vlx(folder: pathlib.Path) -> Checkpoint:
+  config = configs.read(folder).resolved
+  system = configs.build_system(config)
+  stored = checkpoint.RunVariables(folder, tuple(systems.parts(system)))
 
-
-def _shardings(variables: Variables, mesh: Mesh, rules: partitions.Rules) -> Variables:
-  """Parameters by the rules, all else on every device."""
-  matched = partitions.match(rules, variables["params"], "partition")
-  return {
-      "params": jax.tree.map(lambda i: NamedSharding(mesh, P(*rules[i][1])), matched),
-      "state": jax.tree.map(lambda _: partitions.replicated(mesh), variables["state"]),
-  }
-
-
-def _load_vlx(folder: pathlib.Path, mesh: Mesh | None, rules: partitions.Rules) -> Pretrained:
-  config = configs.from_json((folder / "config.json").read_text())
-  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  variables = checkpoint.restore_variables(folder, partitions.replicated(mesh) if mesh else one)
-  if mesh is not None:
-    variables = jax.device_put(variables, _shardings(variables, mesh, rules))
-  if config.get("tokenizer"):
-    tokenizer = tokenizers.load(folder / "tokenizer.json")
-  else:
+  def tokenizer():
+    if (folder / "tokenizer.json").is_file() and config.get("tokenizer"):
+      return tokenizers.load(folder / "tokenizer.json")
     family = next((name for name, system in FAMILIES.items() if system == config.system), None)
-    tokenizer = _tokenizer(folder, family) if family else None
-  return Pretrained(configs.build_system(config), variables, tokenizer, _picture_ops(config))
+    return _tokenizer(folder, family) if family else None
 
-
-def _picture_ops(config) -> str:
-  """What `vlx.convert` wrote down; of a run the ops of its first evaluator, up to `normalize`."""
-  if "preprocess" in config:
-    return config.preprocess
-  for section in config.get("evaluators", {}).values():
-    ops = section.get("preprocess", "").split("|")
-    last = next((i for i, op in enumerate(ops) if op.startswith("normalize")), None)
-    if last is not None:
-      return "|".join(ops[: last + 1])
-  return ""
+  return Checkpoint(system, stored.shapes, stored.read, tokenizer, config.data.image_transform)

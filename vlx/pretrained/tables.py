@@ -21,8 +21,7 @@ import jax
 import numpy as np
 
 from vlx.core.errors import UserError
-from vlx.core.system import System
-from vlx.core.partition import names
+from vlx.core.system import System, flatten
 
 Pattern = tuple[str, Mapping[str, int]]
 AS_IT_IS: Pattern = ("", {})
@@ -55,13 +54,13 @@ class _Piece(NamedTuple):
 
 def public_shapes(rows: Sequence[Row], variables: Any) -> dict[str, tuple[int, ...]]:
   """Names and shapes of the public tensors for variables (or their shapes)."""
-  shapes = {name: leaf.shape for name, leaf in _flat(variables).items()}
+  shapes = {name: leaf.shape for name, leaf in flatten(variables).items()}
   return {
       piece.public: piece.shape for row in _kept(rows) for piece in _pieces(row, shapes[_paths(row)[0]])
   }
 
 
-def load(
+def read(
     rows: Sequence[Row],
     variables: Any,
     shapes: Mapping[str, tuple[int, ...]],
@@ -69,20 +68,22 @@ def load(
     *,
     aliases: Sequence[tuple[str, str]] = (),
     copies: Mapping[str, str] = {},
+    wanted: Mapping[str, Any] | None = None,
     place: Callable[[str, np.ndarray], Any] = lambda name, array: jax.device_put(array),
-) -> Any:
-  """The variables that a public checkpoint holds.
+) -> dict[str, Any]:
+  """Name → array of the variables that a public checkpoint holds.
 
   Everything is checked before the first tensor is read. Then each variable is allocated once, filled from the
   public tensors, `WORKERS` at a time, and placed; at most two are held that are not yet placed.
 
   Args:
     rows: the table.
-    variables: the tree that is wanted, of `jax.ShapeDtypeStruct` or arrays: names, shapes and types.
+    variables: the tree of all of them, of `jax.ShapeDtypeStruct` or arrays: names, shapes and types.
     shapes: of the tensors in the public file, by name.
     fetch: reads one of them.
     aliases: (pattern, replacement) by `re.sub`, from older public names to those of the table.
     copies: public names that a file may hold besides, each equal to the tensor of another: tied weights.
+    wanted: those to read, with the types they are to have; all, as in `variables`, where None.
     place: puts a variable, given its name and the whole of it, where it belongs (its device and sharding). The
       array is given away: nobody writes to it again.
 
@@ -91,8 +92,9 @@ def load(
       names; for a copy that is not equal to its original.
   """
   found = {renamed(public, aliases): public for public in shapes}
-  wanted = _flat(variables)
-  if problems := _problems(rows, wanted, {n: tuple(shapes[found[n]]) for n in found if n not in copies}):
+  known = flatten(variables)
+  wanted = known if wanted is None else wanted
+  if problems := _problems(rows, known, {n: tuple(shapes[found[n]]) for n in found if n not in copies}):
     raise UserError("the checkpoint does not fit:\n" + "\n".join(f"  {p}" for p in problems))
   for copy, original in copies.items():
     if copy in found and not np.array_equal(fetch(found[copy]), fetch(found[original])):
@@ -108,25 +110,27 @@ def load(
   def finish(paths, arrays, filling):
     for piece in filling:
       piece.result()
-    placed.update({path: place(path, array) for path, array in zip(paths, arrays)})
+    placed.update({path: place(path, array) for path, array in zip(paths, arrays) if path in wanted})
 
   with futures.ThreadPoolExecutor(WORKERS) as pool:
     # The largest tensors first, while little else is held; a row is begun before the last is done, that no worker waits.
     begun = None
-    for row in sorted(_kept(rows), key=lambda row: -math.prod(_pieces(row, wanted[_paths(row)[0]].shape)[0].shape)):
+    asked = [row for row in _kept(rows) if any(path in wanted for path in _paths(row))]
+    for row in sorted(asked, key=lambda row: -math.prod(_pieces(row, known[_paths(row)[0]].shape)[0].shape)):
       paths = _paths(row)
-      arrays = [_aligned(wanted[path].shape, wanted[path].dtype) for path in paths]
+      arrays = [_aligned(known[path].shape, wanted.get(path, known[path]).dtype) for path in paths]
       filling = [pool.submit(fill, row, arrays, piece) for piece in _pieces(row, arrays[0].shape)]
       if begun:
         finish(*begun)
       begun = paths, arrays, filling
-    finish(*begun)
-  return jax.tree.map(placed.__getitem__, names(variables))
+    if begun:
+      finish(*begun)
+  return placed
 
 
 def export(rows: Sequence[Row], variables: Any) -> Iterator[tuple[str, np.ndarray]]:
   """The tensors of a public checkpoint, one after another, under their public names."""
-  variables = _flat(variables)
+  variables = flatten(variables)
   for row in _kept(rows):
     arrays = [variables[path] for path in _paths(row)]
     for piece in _pieces(row, arrays[0].shape):
@@ -215,10 +219,6 @@ def renamed(public: str, aliases: Sequence[tuple[str, str]]) -> str:
   for pattern, replacement in aliases:
     public = re.sub(pattern, replacement, public)
   return public
-
-
-def _flat(variables: Any) -> dict[str, Any]:
-  return dict(zip(jax.tree.leaves(names(variables)), jax.tree.leaves(variables)))
 
 
 def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -11,6 +11,7 @@ from absl import flags
 from vlx import cli
 from vlx.core import distributed
 from vlx.core.errors import UserError
+from vlx.evaluate.runner import Evaluation
 from vlx.train import loop
 from vlx.train.run import Run
 
@@ -24,7 +25,8 @@ def main():
   if CONFIG.value is None or WORKDIR.value is None:
     raise UserError("give --config=FILE:VARIANT and --workdir=DIR")
   distributed.join(*(flag.value for flag in PROCESSES))
-  loop.train(Run(CONFIG.value, pathlib.Path(WORKDIR.value)), profile=PROFILE.value)
+  run = Run(CONFIG.value, pathlib.Path(WORKDIR.value).expanduser())
+  loop.train(run, on_evaluate=Evaluation.of(run), profile=PROFILE.value)
 
 
 if __name__ == "__main__":

@@ -17,19 +17,18 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.system = ml_collections.config_dict.placeholder(str)  # import path of a System
   config.model = ml_collections.ConfigDict()  # the System's fields
-  # (run folder, name there, name here): parameters that start where another run ended (vlx.train.init_from).
-  config.init_from = ()
+  # Where variables start, dict(source=…, take=…, put=…, without=…, layers=…) each (vlx.train.initialize).
+  config.init = ()
   config.seed = 0
   config.steps = ml_collections.config_dict.placeholder(int)
   config.log_every = 20
-  config.eval_every = 1_000_000_000  # the last step is always evaluated
 
   config.data = dict(
       source=ml_collections.config_dict.placeholder(str),  # KIND:PLACE (vlx.data.sources)
       split="train",
       batch_size=256,
-      preprocess="",  # ops (vlx.data.transforms.preprocess)
-      picture="",  # ops that make a user's picture what the model takes
+      preprocess="",  # ops that make a record an example of training (vlx.data.transforms)
+      image_transform="",  # ops that make an encoded image what the model takes: in evaluation, and anybody's image
       bad_records=100,  # so many are replaced by their neighbours; one more stops the run
       workers=0,  # processes that make batches; 0: threads of this one
       threads=1,
@@ -42,16 +41,20 @@ def get_config() -> ml_collections.ConfigDict:
       schedule="cosine",
       warmup_steps=0,
       final_lr_ratio=0.0,
+      decay_steps=0,  # that the schedule is made for; 0: `steps`. With it a run may be given more steps later
       decay_every=0,  # steps; of the schedule "step"
       decay_factor=0.5,
       b1=0.9,
       b2=0.999,
       eps=1e-8,
       weight_decay=0.0,
-      # (pattern over parameter names, changes); None freezes. No decay on gains, biases, scalars.
-      rules=((r"(bias|scale|logit_.*|cls|position_embedding)$", dict(weight_decay=0.0)), (".*", {})),
+      # (pattern of a parameter's whole path, changes: lr_scale, weight_decay, average, frozen, dtype), merged over the
+      # defaults, later ones over earlier ones. No decay on gains, biases, scalars.
+      rules=((r".*(bias|scale|logit_\w*|cls|position_embedding)", dict(weight_decay=0.0)),),
+      players={},  # of a system with players: name → what departs from this section
       clip_norm=1.0,  # 0: no clipping
-      accumulate=1,
+      accumulate=1,  # parts that a batch is taken in, one after another
+      accumulate_inexact=False,  # also where parts do not make up the whole (System.accumulates says why)
       ema_decay=0.0,  # 0: no moving average
   )
 

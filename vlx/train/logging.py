@@ -34,7 +34,7 @@ class MetricsLog:
     self._writes = distributed.is_first()
     path = workdir / "metrics.jsonl"
     if self._writes:
-      kept = [line for line in read_metrics(workdir) if line["step"] <= start]
+      kept = [line for line in files.read_json_lines(path) if line["step"] <= start]
       files.write(path, "".join(json.dumps(line) + "\n" for line in kept))
     self._file = open(path if self._writes else os.devnull, "a", encoding="utf-8")
     self._board = tensorboardX.SummaryWriter(
@@ -111,14 +111,3 @@ class MetricsLog:
     self._bar.close()
     self._file.close()
     self._board.close()
-
-
-def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-  """The lines of a run's metrics.jsonl; a last one that was cut off is left out."""
-  path, lines = workdir / "metrics.jsonl", []
-  for line in path.read_text().splitlines() if path.exists() else []:
-    try:
-      lines.append(json.loads(line))
-    except ValueError:
-      pass
-  return lines

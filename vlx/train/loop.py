@@ -1,170 +1,272 @@
 """The one training loop.
 
-Order of a step (the state that is evaluated and saved is always the one *before* the batch):
+Order of a step (the state that is saved and evaluated is always the one *before* the batch):
 
-  evaluate → save → batch → step → log the step before, whose numbers are ready by then
+  save → evaluate → batch → step → log the step before, whose numbers are ready by then
 """
 
 import contextlib
 import signal
 import time
+from typing import Any, Protocol
 
+import filelock
 import jax
 from jax.experimental import multihost_utils
 
+from vlx.core import checkpoint, distributed, partition
+from vlx.core.errors import UserError
+from vlx.core.system import Variables
 from vlx.data import batches
-from vlx.evaluate import runner as evaluators
-from vlx.evaluate.report import page as report
-from vlx.train import step as steps
-from vlx.core import checkpoint
-from vlx.core import partition
+from vlx.train import going_on, step as steps
 from vlx.train.logging import MetricsLog
 from vlx.train.run import Run
+from vlx.train.state import TrainState
 
 PROFILED_STEPS = (10, 15)  # after the first, which compile and fill caches
 
 
-class _Stop:
-  """Remembers that SIGTERM came; the loop ends at the next step.
+class OnEvaluate(Protocol):
+  """What a command has the loop do at some steps (`vlx.evaluate.runner.Evaluation`)."""
 
-  Of many processes any may get it. JAX's preemption service, which has the signal then, tells the
-  others, and all agree on the step.
+  def due(self, step: int, last: int) -> bool:
+    """Whether anything is to be evaluated at a step."""
+
+  def __call__(self, step: int, variables: Variables, log: MetricsLog) -> dict[str, float]:
+    """Evaluates, and gives measures "evaluator/split/measure"."""
+
+  def is_higher_better(self, measure: str) -> bool:
+    """Of a measure that `checkpoint.best` names."""
+
+  def write_report(self) -> None:
+    """From what the folder holds."""
+
+
+class _Nothing:
+  """Evaluates nothing."""
+
+  def due(self, step, last):
+    return False
+
+  def __call__(self, step, variables, log):
+    return {}
+
+  def is_higher_better(self, measure):
+    return True
+
+  def write_report(self):
+    pass
+
+
+class _Stop:
+  """Remembers that SIGTERM or ctrl-C came; the loop ends at the next step. A second ctrl-C ends at once.
+
+  Of many processes any may get it. JAX's preemption service, which has SIGTERM then, tells the others, and all agree
+  on the step.
   """
 
   def __init__(self):
     self._asked = False
+    self._before = {}
 
   def __enter__(self):
-    if jax.process_count() == 1:
-      self._before = signal.signal(signal.SIGTERM, self._ask)
+    signals = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+    self._before = {number: signal.signal(number, self._ask) for number in signals}
     return self
 
-  def _ask(self, *_):
+  def _ask(self, number, _):
     self._asked = True
+    if number == signal.SIGINT:
+      signal.signal(number, self._before[number])
 
   def at(self, step: int) -> bool:
     """Whether to end before `step`; to be asked once at each."""
     return self._asked or multihost_utils.reached_preemption_sync_point(step)
 
   def __exit__(self, *_):
-    if jax.process_count() == 1:
-      signal.signal(signal.SIGTERM, self._before)
+    for number, before in self._before.items():
+      signal.signal(number, before)
 
 
-def train(run: Run, *, profile: bool = False) -> dict[str, float]:
+@contextlib.contextmanager
+def _alone_in(workdir):
+  """A folder is one run's, and one process writes there."""
+  if not distributed.is_first():
+    yield
+    return
+  workdir.mkdir(parents=True, exist_ok=True)
+  try:
+    with filelock.FileLock(workdir / ".lock", timeout=0):
+      yield
+  except filelock.Timeout as e:
+    raise UserError(f"another process trains in {workdir}; wait for its end, or name another --workdir") from e
+
+
+def train(run: Run, *, on_evaluate: OnEvaluate | None = None, profile: bool = False) -> dict[str, float]:
   """Trains to `config.steps`, going on from the folder's last checkpoint where there is one.
 
   Args:
     run: the config and the folder.
+    on_evaluate: evaluates at the steps that it wants; nothing where None.
     profile: whether to write a trace of a few steps to `profile/`.
 
   Returns:
-    The results of the last evaluation (also in results.json).
+    The measures of the last evaluation.
 
   Raises:
     UserError: for what the user can mend.
     FloatingPointError: where the loss is not finite; the state from before that batch is saved.
   """
   config, workdir = run.config, run.workdir
-  run.save_config()
-  with jax.set_mesh(run.mesh), checkpoint.open_manager(
-      workdir / "checkpoints", keep=config.checkpoint.keep, best=config.checkpoint.best
-  ) as manager, _Stop() as stop:
-    restored = checkpoint.restore_latest(manager, run.state_shapes, put_aside=True)
-    start, state = restored if restored else (0, run.fresh_state())
-    train_step = compile_step(run)
-    log = MetricsLog(workdir, start, config.steps, config.data.batch_size)
-    with contextlib.closing(log):
-      log.say(_greeting(run, start))
-      return _loop(run, state, start, train_step, manager, log, stop, profile)
+  with _alone_in(workdir), jax.set_mesh(run.mesh), _Stop() as stop:
+    if config.steps:
+      run.check_accumulation()
+    going_on.keep(run.requested, config, workdir)
+    with checkpoint.open_manager(workdir / "checkpoints", keep=config.checkpoint.keep) as manager:
+      start, state, frozen = _begin(run, manager)
+      log = MetricsLog(workdir, start, config.steps, config.data.batch_size)
+      with contextlib.closing(log):
+        log.say(_greeting(run, start))
+        return _Loop(run, manager, log, stop, on_evaluate or _Nothing()).go(start, state, frozen, profile)
+
+
+def _begin(run: Run, manager) -> tuple[int, TrainState, Variables]:
+  """(step, state, what is frozen): from the folder, or fresh; what is frozen is written before the first checkpoint."""
+  restored = checkpoint.restore_latest(manager, run.state_shapes, put_aside=True)
+  some_frozen = bool(run.roles.frozen)
+  if restored is None:
+    state, frozen = run.fresh()
+    if some_frozen:
+      checkpoint.save_frozen(run.workdir, frozen)
+    return 0, state, frozen
+  return *restored, run.stored_frozen() if some_frozen else run.frozen_shapes
 
 
 def compile_step(run: Run):
   """The jitted step: shardings from the run's rules, the old state's memory reused for the new."""
-  shardings = jax.tree.map(lambda s: s.sharding, run.state_shapes)
-  batch = jax.tree.map(lambda s: s.sharding, run.batch_shapes)
+  shardings = lambda shapes: jax.tree.map(lambda s: s.sharding, shapes)
   function = steps.make(
-      run.system, run.optimizer, run.config.optim, run.config.steps, run.config.seed
+      run.system, run.roles, run.players, steps=run.config.steps, seed=run.config.seed,
+      accumulate=run.config.optim.accumulate,
   )
+  state = shardings(run.state_shapes)
   return jax.jit(
-      function, donate_argnums=0, in_shardings=(shardings, batch),
-      out_shardings=(shardings, partition.replicated(run.mesh)),
+      function, donate_argnums=0,
+      in_shardings=(state, shardings(run.frozen_shapes), shardings(run.batch_shapes)),
+      out_shardings=(state, partition.replicated(run.mesh)),
   )
 
 
-def _loop(run, state, start, train_step, manager, log, stop, profile):
-  config, last = run.config, run.config.steps
-  sharding = partition.batch_sharding(run.mesh)
-  rows = config.data.batch_size
-  data = run.batches.iterate(
-      start, last, workers=config.data.workers, threads=config.data.threads, ahead=config.data.ahead
-  )
-  pending = None  # (step, metrics, example ids) of the step that may still be running
-  results = {}
+class _Pending:
+  """A step that may still be running."""
 
-  def finish(pending):
-    step, metrics, example_ids = pending
-    log.advance(step)
-    if step % config.log_every == 0 or step == last or not metrics["finite"]:
-      values = {f"train/{k}": v for k, v in jax.device_get(metrics).items() if k != "finite"}
-      log.write(step, {**values, **log.speed(step)})
-    if not metrics["finite"]:
-      # The state did not move: it is the one from before this batch.
-      checkpoint.save(manager, step - 1, state.replace(finite=jax.numpy.array(True)), {})
-      manager.wait_until_finished()
-      raise FloatingPointError(
-          f"loss or gradients of step {step - 1} are not finite; the state before it is saved as"
-          f" checkpoint {step - 1}. Its examples: {example_ids.tolist()}"
-      )
+  def __init__(self, step: int, metrics: dict[str, jax.Array], example_ids):
+    self.step, self.metrics, self.example_ids = step, metrics, example_ids
 
-  for step in range(start, last + 1):
-    stopping = stop.at(step) and step < last
-    evaluating = step == last or (step > start and step % config.eval_every == 0 and not stopping)
-    saving = step == last or stopping or (step > start and step % config.checkpoint.every == 0)
-    if pending and (evaluating or saving):
-      finish(pending)
-      pending = None
-    if evaluating:
-      with log.paused():
-        results = evaluators.evaluate(run, state.for_inference, pictures=step == last)
-      log.write(step, results)
-      log.say(evaluators.table(results, config.baselines, f"step {step}"))
-    if saving:
-      log.flush()
-      checkpoint.save(manager, step, state, results if evaluating else {})
-    if (saving or evaluating) and step < last:
-      with log.paused():
-        report.write(run)
-    if step == last or stopping:
-      break
-    if profile and step - start == PROFILED_STEPS[0]:
-      jax.profiler.start_trace(run.workdir / "profile")
+
+class _Loop:
+  """What stays the same from step to step."""
+
+  def __init__(self, run: Run, manager, log: MetricsLog, stop: _Stop, on_evaluate: OnEvaluate):
+    self._run, self._manager, self._log, self._stop = run, manager, log, stop
+    self._evaluate = on_evaluate
+    self._results: dict[str, float] = {}
+
+  def go(self, start: int, state: TrainState, frozen: Variables, profile: bool) -> dict[str, float]:
+    config, last = self._run.config, self._run.config.steps
+    if start < last:
+      train_step, data = compile_step(self._run), self._data(start, last)
+    pending = None
+    for step in range(start, last + 1):
+      stopping = self._stop.at(step) and step < last
+      evaluating = not stopping and self._evaluate.due(step, last) and (step > start or step == last)
+      saving = step == last or stopping or (step > start and step % config.checkpoint.every == 0)
+      saving |= evaluating and bool(config.checkpoint.best)
+      if pending and (evaluating or saving):
+        pending = self._finish(pending, state)
+      if saving:
+        self._log.flush()
+        checkpoint.save(self._manager, step, state)
+      if evaluating:
+        self._evaluated(step, self._run.variables(state, frozen))
+      if (saving or evaluating) and step < last:
+        with self._log.paused():
+          self._evaluate.write_report()
+      if step == last or stopping:
+        break
+      if profile:
+        self._profile(step - start, state)
+      batch, host = self._next(data, pending, first=step == start)
+      state, metrics = train_step(state, frozen, batch)
+      if pending:
+        self._finish(pending, state)
+      pending = _Pending(step + 1, metrics, host["example_id"])
+    self._manager.wait_until_finished()
+    if stopping:
+      self._log.say(f"stopped at step {step} of {last}, saved; the same command goes on from there")
+      raise SystemExit(0)
+    self._log.flush()
+    self._evaluate.write_report()
+    return self._results
+
+  def _data(self, start: int, last: int):
+    data = self._run.config.data
+    return self._run.batches.iterate(
+        start, last, workers=data.workers, threads=data.threads, ahead=data.ahead
+    )
+
+  def _next(self, data, pending: _Pending | None, *, first: bool) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """(a batch on the devices, what of it stays on the host)."""
     asked = time.monotonic()
     batch, host = batches.split_host(next(data))
-    if not pending or pending[1]["loss"].is_ready():  # else the devices had work meanwhile
-      log.waited(time.monotonic() - asked)
-    state, metrics = train_step(state, partition.to_devices(batch, sharding, rows))
-    if pending:
-      finish(pending)
-    pending = (step + 1, metrics, host["example_id"])
-    if profile and step - start == PROFILED_STEPS[1]:
+    if not pending or pending.metrics["finite"].is_ready():  # else the devices had work meanwhile
+      self._log.waited(time.monotonic() - asked)
+    if first:
+      self._run.check_batch(batch)
+    wanted = {name: batch[name] for name in self._run.batch_shapes}
+    sharding = partition.batch_sharding(self._run.mesh)
+    return partition.to_devices(wanted, sharding, self._run.batch_size), host
+
+  def _finish(self, pending: _Pending, state: TrainState) -> None:
+    """Logs a step; a loss that was not finite ends the run."""
+    step, metrics, last = pending.step, pending.metrics, self._run.config.steps
+    self._log.advance(step)
+    if step % self._run.config.log_every == 0 or step == last or not metrics["finite"]:
+      values = {f"train/{k}": v for k, v in jax.device_get(metrics).items() if k != "finite"}
+      self._log.write(step, {**values, **self._log.speed(step)})
+    if not metrics["finite"]:
+      # The state did not move: it is the one from before this batch.
+      checkpoint.save(self._manager, step - 1, state.replace(finite=jax.numpy.array(True)))
+      self._manager.wait_until_finished()
+      raise FloatingPointError(
+          f"loss or gradients of step {step - 1} are not finite; the state before it is saved as"
+          f" checkpoint {step - 1}. Its examples: {pending.example_ids.tolist()}"
+      )
+
+  def _evaluated(self, step: int, variables: Variables) -> None:
+    with self._log.paused():
+      self._results |= (found := self._evaluate(step, variables, self._log))
+    self._log.write(step, found)
+    best = self._run.config.checkpoint.best
+    if best in found:
+      higher = self._evaluate.is_higher_better(best)
+      checkpoint.mark_best(self._run.workdir / "checkpoints", step, best, found[best], higher=higher)
+
+  def _profile(self, done: int, state: TrainState) -> None:
+    if done == PROFILED_STEPS[0]:
+      jax.profiler.start_trace(self._run.workdir / "profile")
+    if done == PROFILED_STEPS[1]:
       jax.block_until_ready(state)
       jax.profiler.stop_trace()
-  manager.wait_until_finished()
-  if stopping:
-    log.say(f"stopped at step {step} of {last}, saved; the same command goes on from there")
-    raise SystemExit(0)
-  evaluators.write_results(run, results)
-  report.write(run)
-  log.say(f"{run.workdir}/report.html: what was trained, the figures, pictures to look at")
-  return results
 
 
 def _greeting(run: Run, start: int) -> str:
-  count = sum(x.size for x in jax.tree.leaves(run.params_shapes))
+  learning, frozen = (sum(x.size for x in jax.tree.leaves(s)) for s in (
+      run.state_shapes.variables["params"], run.frozen_shapes["params"]))
   where = f"going on at step {start} of" if start else "training for"
   return (
-      f"{run.config.system.rpartition('.')[2]}, {count:,} parameters, {where} {run.config.steps} steps"
+      f"{run.config.system.rpartition('.')[2]}, {learning + frozen:,} parameters"
+      f"{f', {frozen:,} of them frozen' if frozen else ''}, {where} {run.config.steps} steps"
       f" of {run.config.data.batch_size} on {len(run.mesh.devices.flat)} x"
       f" {jax.devices()[0].device_kind} ({run.workdir})"
   )

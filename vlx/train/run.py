@@ -1,9 +1,10 @@
-"""What a config makes: system, data, mesh, state's shapes. Shared by training and evaluation."""
+"""A run: what its config makes, as shapes first; its folder; its first state."""
 
 import dataclasses
 import functools
-import logging
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,44 +12,55 @@ import ml_collections
 import numpy as np
 import optax
 
+from vlx.core import capabilities
 from vlx.core import config as configs
-from vlx.core import distributed
-from vlx.core import files
-from vlx.data.transforms import augment  # registers its ops  # pylint: disable=unused-import
-from vlx.data import batches, sources
-from vlx.data.transforms import preprocess
-from vlx.data.tokenizers import own as tokenizers
+from vlx.core import checkpoint, partition, system as systems
 from vlx.core.errors import UserError
-from vlx.core.system import System
-from vlx.train import init_from, optimizer as optimizers, state as states
-from vlx.core import checkpoint
-from vlx.core import partition
+from vlx.core.system import HasPlayers, Prepares, Trains, Variables, flatten
+from vlx.data import batches, sources, tokenizers
+from vlx.data.transforms import preprocess
+from vlx.train import going_on, initialize, optimizer as optimizers, state as states
+from vlx.train.state import ALL, Roles, TrainState
+from vlx.train.step import Player
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run's folder and config, and what follows from them."""
+  """A run's folder and what was asked for, and what follows from them; no array is made until `fresh`."""
 
-  config: ml_collections.ConfigDict
+  requested: ml_collections.ConfigDict
   workdir: pathlib.Path
 
   @functools.cached_property
-  def system(self) -> System:
-    return configs.build_system(self.config)
+  def config(self) -> ml_collections.ConfigDict:
+    """Resolved: from the folder where it holds this run already, else from the sources of its parts."""
+    if (self.workdir / "config.json").is_file():
+      return going_on.config(configs.read(self.workdir), self.requested, self.workdir)
+    return initialize.resolve(self.requested)
+
+  @functools.cached_property
+  def system(self) -> Trains:
+    system = configs.build_system(self.config)
+    if self.config.steps:  # with none, a run only puts parts together
+      capabilities.require(system, Trains)
+    return system
 
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
     return partition.make_mesh(self.config.mesh)
 
+  # Data.
+
   @functools.cached_property
   def tokenizer(self) -> tokenizers.Tokenizer | None:
-    """The run folder's, made there on first use: read from CLIP's file, or learned from captions."""
+    """The run folder's, made there on first use as the config's `tokenizer` says."""
     section = self.config.get("tokenizer")
     if not section:
       return None
     path = self.workdir / "tokenizer.json"
     if not path.exists():
-      self._make_tokenizer(section).save(path)
+      texts = lambda: self.source(self.config.data.split).texts(section.fields)
+      tokenizers.make(section, texts).save(path)
     tokenizer = tokenizers.load(path)
     if tokenizer.vocab_size > section.vocab_size:
       raise UserError(
@@ -56,23 +68,8 @@ class Run:
       )
     return tokenizer
 
-  def _make_tokenizer(self, section) -> tokenizers.Tokenizer:
-    kind = section.get("kind", "bpe")
-    if kind not in ("bpe", "words"):
-      raise UserError(f"tokenizer.kind is 'bpe' or 'words', not {kind!r}")
-    if section.get("vocabulary"):
-      return tokenizers.load_clip(section.vocabulary)
-    texts = self.source(self.config.data.split).texts(section.fields)
-    if kind == "words":
-      return tokenizers.words(texts, section.vocab_size, section.min_count)
-    return tokenizers.train(texts, section.vocab_size)
-
   def source(self, split: str) -> sources.Source:
     return sources.open_source(self.config.data.source, split)
-
-  def examples(self, split: str, ops: str, *, bad_records: int = 0) -> batches.Examples:
-    parsed = preprocess.parse(ops, self.tokenizer)
-    return batches.Examples(self.source(split), parsed, bad_records)
 
   @functools.cached_property
   def batch_size(self) -> int:
@@ -90,101 +87,166 @@ class Run:
     """Of training."""
     data = self.config.data
     rows = partition.own_rows(partition.batch_sharding(self.mesh), self.batch_size)
-    examples = self.examples(data.split, data.preprocess, bad_records=data.bad_records)
+    examples = batches.Examples(
+        self.source(data.split), preprocess.parse(data.preprocess, self.tokenizer), data.bad_records
+    )
     return batches.Batches(examples, data.batch_size, self.config.seed, rows=rows)
 
-  def some_rows(self) -> dict[str, np.ndarray]:
-    """At least one row of a batch, for the shapes."""
-    return self.batches[0]
+  def check_batch(self, batch: Mapping[str, np.ndarray]) -> None:
+    """Raises `UserError` where the data's batches are not what the system takes; every misfit is named."""
+    described = lambda shape, dtype: f"{jax.dtypes.canonicalize_dtype(dtype)}{list(shape)}"
+    given = {name: described(x.shape[1:], x.dtype) for name, x in batch.items()}
+    lines = [
+        f"{name} {described(s.shape, s.dtype)} (here {given.get(name, 'nothing')})"
+        for name, s in self.system.inputs().items() if given.get(name) != described(s.shape, s.dtype)
+    ]
+    if lines:
+      raise UserError(
+          f"{type(self.system).__name__} takes examples of {'; '.join(lines)}: data.preprocess and model differ"
+      )
 
   @functools.cached_property
-  def batch_shapes(self):
-    """Shapes of a global batch on the devices."""
+  def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Of a global batch on the devices."""
     sharding = partition.batch_sharding(self.mesh)
-    device, _ = batches.split_host(self.some_rows())
     return {
-        k: jax.ShapeDtypeStruct((self.batch_size, *v.shape[1:]), _canonical(v.dtype), sharding=sharding)
-        for k, v in device.items()
+        name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding)
+        for name, s in systems.batch_shapes(self.system.inputs(), self.batch_size).items()
+    }
+
+  # Who learns.
+
+  @functools.cached_property
+  def shapes(self) -> Variables:
+    """Of all variables, parts and all."""
+    return jax.eval_shape(functools.partial(systems.init, self.system), jax.random.key(0))
+
+  @functools.cached_property
+  def learning(self) -> dict[str, optimizers.Learning]:
+    return optimizers.learning(self.config.optim, self.shapes["params"], self.system)
+
+  @functools.cached_property
+  def roles(self) -> Roles:
+    frozen = frozenset(path for path, one in self.learning.items() if one.frozen)
+    subtrees = optimizers.frozen_subtrees(self.learning)
+    return states.roles(self.system, systems.names(self.shapes), frozen, subtrees, _players(self.system))
+
+  @functools.cached_property
+  def players(self) -> dict[str, Player]:
+    optim, named = self.config.optim, list(_players(self.system))
+    sections = optimizers.of_players(optim, named) if named else {ALL: optim} if self.roles.owner else {}
+    found = {}
+    for name, section in sections.items():
+      own = [p.removeprefix("params/") for p, player in self.roles.owner.items() if player == name and p[0] == "p"]
+      averaged = [p for p in own if section.ema_decay and self.learning[p].average]
+      optimizer = optimizers.make(section, self.config.steps, self.learning)
+      found[name] = Player(section, optimizer, frozenset(averaged))
+    return found
+
+  def check_accumulation(self) -> None:
+    """Raises `UserError` where a batch taken in parts would be another one, and nobody said that this is wanted."""
+    optim = self.config.optim
+    if optim.accumulate > 1 and not optim.accumulate_inexact and (why := self.system.accumulates()):
+      raise UserError(
+          f"optim.accumulate={optim.accumulate}: the parts of a batch do not make up the whole ({why});"
+          " optim.accumulate_inexact=True takes them all the same"
+      )
+
+  # Shapes and shardings of what a step takes.
+
+  @functools.cached_property
+  def variable_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Name → shape, dtype and sharding of every variable."""
+    params = partition.shardings(self.config.partition, self.shapes["params"], self.mesh)
+    shardings = {f"params/{n}": s for n, s in flatten(params).items()}
+    replicated = partition.replicated(self.mesh)
+    dtypes = {f"params/{path}": one.dtype for path, one in self.learning.items() if one.dtype}
+    return {
+        name: jax.ShapeDtypeStruct(
+            s.shape, dtypes.get(name, s.dtype), sharding=shardings.get(name, replicated)
+        )
+        for name, s in flatten(self.shapes).items()
     }
 
   @functools.cached_property
-  def params_shapes(self):
-    return jax.eval_shape(self.system.init, jax.random.key(0), self.batch_shapes)["params"]
+  def _split_shapes(self) -> tuple[Variables, Variables]:
+    return self.roles.split(jax.tree.map(self.variable_shapes.__getitem__, self.roles.names))
+
+  @property
+  def frozen_shapes(self) -> Variables:
+    """Of what nobody moves."""
+    return self._split_shapes[1]
 
   @functools.cached_property
-  def optimizer(self) -> optax.GradientTransformation:
-    return optimizers.make(self.config.optim, self.config.steps, self.params_shapes)
+  def state_shapes(self) -> TrainState:
+    """Of all that training moves: moments and averages lie as the parameters that they mirror."""
+    moving = self._split_shapes[0]
+    shapes = jax.eval_shape(self._init_state, moving)
+    shardings = {n: s.sharding for n, s in flatten(moving["params"]).items()}
+    replicated = partition.replicated(self.mesh)
 
-  def init_state(self, rng, batch) -> states.TrainState:
-    averaged = bool(self.config.optim.ema_decay)
-    return states.init(self.system, self.optimizer, rng, batch, averaged=averaged)
+    def mirrored(name, optimizer):
+      own = self.roles.params_of(name, systems.unflatten(shardings))
+      return optax.tree_map_params(
+          self.players[name].optimizer, lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+          optimizer, own, transform_non_params=lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=replicated),
+      )
 
-  @functools.cached_property
-  def state_shapes(self) -> states.TrainState:
-    """Shapes, dtypes and shardings of the whole state; no array is made."""
-    shapes = jax.eval_shape(self.init_state, jax.random.key(0), self.batch_shapes)
-    shardings = partition.state_shardings(self.config.partition, shapes, self.mesh)
+    average = {
+        n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[n]) for n, s in flatten(shapes.average).items()
+    }
+    scalar = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=replicated)
+    return TrainState(
+        step=scalar(shapes.step), variables=moving, average=systems.unflatten(average), finite=scalar(shapes.finite),
+        optimizer={name: mirrored(name, o) for name, o in shapes.optimizer.items()},
+    )
 
-    def placed(name, shape, sharding):
-      try:
-        sharding.shard_shape(shape.shape)
-      except ValueError as e:
-        raise UserError(
-            f"the mesh {dict(self.mesh.shape)} does not divide {name} {list(shape.shape)}, which its"
-            f" partition rule splits by {sharding.spec}"
-        ) from e
-      return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+  def _init_state(self, moving: Variables) -> TrainState:
+    averaged = frozenset().union(*(player.averaged for player in self.players.values()))
+    return states.init(moving, {n: p.optimizer for n, p in self.players.items()}, self.roles, averaged)
 
-    return jax.tree.map(placed, partition.names(shapes), shapes, shardings)
+  # Arrays.
 
-  def fresh_state(self) -> states.TrainState:
-    """A new state, each array made where it will live, or taken from where `config.init_from` says."""
+  def fresh(self) -> tuple[TrainState, Variables]:
+    """(a new state, what is frozen), each array made where it will live, or taken from where the config says."""
+    rng = jax.random.key(self.config.seed)
+    flat = initialize.variables(self.system, self.config, self.variable_shapes, rng)
+    variables = jax.tree.map(flat.__getitem__, self.roles.names)
+    if capabilities.has(self.system, Prepares):
+      variables = self.system.prepare(variables, _OnDevices(self), jax.random.fold_in(rng, 1))
+      flat = flatten(variables)
+      variables = jax.tree.map(
+          lambda name: jax.device_put(flat[name], self.variable_shapes[name].sharding), self.roles.names
+      )
+    moving, frozen = self.roles.split(variables)
     shardings = jax.tree.map(lambda s: s.sharding, self.state_shapes)
+    return jax.jit(self._init_state, out_shardings=shardings)(moving), frozen
 
-    def init(rng):
-      zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.batch_shapes)
-      return self.init_state(rng, zeros)
+  def stored_frozen(self) -> Variables:
+    """What is frozen, from the folder."""
+    found = checkpoint.read_frozen(self.workdir, flatten(self.frozen_shapes))
+    return jax.tree.map(found.__getitem__, systems.names(self.frozen_shapes))
 
-    state = jax.jit(init, out_shardings=shardings)(jax.random.key(self.config.seed))
-    variables = {**state.variables, "state": self._with_parts(state.variables["state"])}
-    if not self.config.get("init_from"):
-      return state.replace(variables=variables)
-    variables = init_from.replace(variables, self.config.init_from, self.mesh)
-    copied = state.average and jax.tree.map(jnp.copy, variables["params"])
-    return state.replace(variables=variables, average=copied)
+  def variables(self, state: TrainState, frozen: Variables) -> Variables:
+    """Those of inference: averaged where there is an average."""
+    return self.roles.merge(state.for_inference, frozen)
 
-  def _with_parts(self, state):
-    """The system's `state` with the variables of the runs that its config names."""
-    state = dict(state)
-    for name, place in configs.parts(self.config).items():
-      if ".py" in place:
-        logging.warning("model.%s is %s: nothing has trained it", name, place)
-        continue
-      found = checkpoint.restore_variables(pathlib.Path(place), partition.replicated(self.mesh))
-      described = lambda tree: jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)
-      if described(found) != described(state[name]):
-        raise UserError(f"model.{name}: the checkpoint of {place} is not of the model in its config.json")
-      state[name] = found
-    return state
 
-  def save_config(self) -> None:
-    """Writes config.json, or compares with the one that is there.
+def _players(system: Trains) -> Mapping[str, str]:
+  return system.players if capabilities.has(system, HasPlayers) else {}
 
-    Raises:
-      UserError: where the folder belongs to a run with another config; every difference is named.
-    """
-    path = self.workdir / "config.json"
-    ours = configs.from_json(configs.to_json(self.config)).to_dict()
-    if path.exists():
-      theirs = configs.from_json(path.read_text()).to_dict()
-      if changed := configs.differences(theirs, ours):
-        raise UserError(
-            f"{self.workdir} holds a run with another config ({'; '.join(changed)});"
-            " name another --workdir, or remove this one"
-        )
-      return
-    if distributed.is_first():
-      files.write(path, configs.to_json(self.config))
+
+@dataclasses.dataclass(frozen=True)
+class _OnDevices:
+  """The run's batches, as `System.prepare` asks for them."""
+
+  run: Run
+
+  def __getitem__(self, step: int) -> dict[str, Any]:
+    device, _ = batches.split_host(self.run.batches[step])
+    self.run.check_batch(device)
+    sharding = partition.batch_sharding(self.run.mesh)
+    return jax.tree.map(jnp.asarray, partition.to_devices(device, sharding, self.run.batch_size))
 
 
 def open_run(workdir: str) -> Run:
@@ -193,12 +255,5 @@ def open_run(workdir: str) -> Run:
   Raises:
     UserError: where it holds none.
   """
-  path = pathlib.Path(workdir) / "config.json"
-  if not path.is_file():
-    raise UserError(f"{workdir} holds no run: there is no config.json")
-  return Run(configs.from_json(path.read_text()), pathlib.Path(workdir))
-
-
-def _canonical(dtype: np.dtype) -> np.dtype:
-  """The dtype an array of this dtype has on a device (JAX works in 32 bits)."""
-  return jax.dtypes.canonicalize_dtype(dtype)
+  folder = pathlib.Path(workdir)
+  return Run(configs.read(folder).requested, folder)

@@ -1,4 +1,7 @@
-"""One training step: a pure function of (state, batch)."""
+"""One training step: a pure function of (state, what is frozen, batch)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -6,85 +9,136 @@ import optax
 from einops import rearrange
 from ml_collections import ConfigDict
 
-from vlx.core.system import Aux, Batch, System
+from vlx.core import system as systems
+from vlx.core.system import Aux, Batch, System, Term, Variables, flatten, unflatten
 from vlx.train import optimizer as optimizers
-from vlx.train.state import TrainState
+from vlx.train.state import ALL, Roles, TrainState
+
+# (params, state, batch, key) → (terms, aux)
+Loss = Callable[..., tuple[systems.Terms, Aux]]
 
 
-def _loss_and_gradients(system: System, optim: ConfigDict, variables, batch, rng, step):
-  """((loss, aux), gradients) of one batch, or the means over `accumulate` equal parts of it.
+class Player(NamedTuple):
+  """One that learns in a step."""
 
-  Parts are taken one after another, so memory is that of one part. A contrastive loss then sees
-  the negatives of its part only.
+  optim: ConfigDict
+  optimizer: optax.GradientTransformation
+  averaged: frozenset[str]  # paths of its parameters that an average is kept of
+
+
+def _gradients(loss: Loss, params, state, batch: Batch, rng, parts: int):
+  """(terms' means, metrics, state, gradients) of a batch, taken in `parts` parts one after another.
+
+  Memory is that of one part. Of the terms' counts each part needs the whole batch's: they are counted first, which
+  costs little, for all else of that pass is pruned. So the gradients are those of the whole batch wherever terms add.
   """
-
-  def loss(params, state, batch, rng):
-    params = optimizers.stop_frozen(optim, params)
-    return system.loss({"params": params, "state": state}, batch, rng, step=step, train=True)
-
-  gradient = jax.value_and_grad(loss, has_aux=True)
-  params, state = variables["params"], variables["state"]
-  parts = optim.accumulate
   if parts == 1:
-    return gradient(params, state, batch, rng)
 
-  def one(state, inputs):
-    part, index = inputs
-    (value, aux), grads = gradient(params, state, part, jax.random.fold_in(rng, index))
-    return aux.state, (value, aux.metrics, grads)
+    def value(params):
+      terms, aux = loss(params, state, batch, rng)
+      return systems.total(terms), (terms, aux)
 
-  def total(carry, inputs):
-    state, sums = carry
-    state, out = one(state, inputs)
-    return (state, jax.tree.map(jnp.add, sums, out)), None
+    (_, (terms, aux)), grads = jax.value_and_grad(value, has_aux=True)(params)
+    return terms, aux.metrics, aux.state, grads
 
   # "(b parts)": each part takes every parts-th row, so that rows stay on their devices.
   split = jax.tree.map(lambda x: rearrange(x, "(b p) ... -> p b ...", p=parts), batch)
   inputs = (split, jnp.arange(parts))
-  shapes = jax.eval_shape(one, state, jax.tree.map(lambda x: x[0], inputs))[1]
-  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-  (state, sums), _ = jax.lax.scan(total, (state, zeros), inputs)
-  value, metrics, grads = jax.tree.map(lambda x: x / parts, sums)
-  return (value, Aux(metrics, state)), grads
+
+  def of_part(params, state, inputs):
+    part, index = inputs
+    return loss(params, state, part, jax.random.fold_in(rng, index))
+
+  def counted(total, inputs):
+    terms, _ = of_part(params, state, inputs)
+    return {n: total[n] + t.count for n, t in terms.items()}, None
+
+  shapes = jax.eval_shape(of_part, params, state, jax.tree.map(lambda x: x[0], inputs))
+  counts, _ = jax.lax.scan(counted, {n: jnp.zeros(()) for n in shapes[0]}, inputs)
+
+  def one(carry, inputs):
+    state, sums = carry
+
+    def value(params):
+      terms, aux = of_part(params, state, inputs)
+      return sum(t.weight * Term(t.sum, counts[n]).mean for n, t in terms.items()), (terms, aux)
+
+    (_, (terms, aux)), grads = jax.value_and_grad(value, has_aux=True)(params)
+    means = {n: Term(t.sum, counts[n], t.weight / parts) for n, t in terms.items()}
+    out = {n: (t.mean, t.weight) for n, t in means.items()}, aux.metrics, grads
+    return (aux.state, jax.tree.map(jnp.add, sums, out)), None
+
+  zeros = jax.tree.map(
+      lambda s: jnp.zeros(s.shape, s.dtype),
+      ({n: (t.sum, t.sum) for n, t in shapes[0].items()}, shapes[1].metrics, params),
+  )
+  (state, (means, metrics, grads)), _ = jax.lax.scan(one, (state, zeros), inputs)
+  terms = {n: Term(mean, 1.0, weight) for n, (mean, weight) in means.items()}
+  return terms, jax.tree.map(lambda x: x / parts, metrics), state, grads
 
 
-def make(
-    system: System, optimizer: optax.GradientTransformation, optim: ConfigDict, steps: int, seed: int
-):
-  """train_step(state, batch) → (state, metrics).
+def make(system: System, who: Roles, players: Mapping[str, Player], *, steps: int, seed: int, accumulate: int = 1):
+  """train_step(state, frozen, batch) → (state, metrics).
 
-  The key of step s is fold_in(seed, s). A loss that is not finite, or gradients that are not, leave
-  everything as it was and set `state.finite` to False, for good.
+  The key of step s is fold_in(seed, s); of several players each folds its place into it. They act one after another
+  on the same batch, each with what the one before left, and a turn moves its own player's parameters and state alone.
+  A loss that is not finite, or gradients that are not, leave everything as it was and set `state.finite` to False,
+  for good.
+
+  Args:
+    system: with the loss.
+    who: moves what.
+    players: name → how it learns; of a system without players the one that is called `ALL`.
+    steps: of the run.
+    seed: of the run.
+    accumulate: parts that a batch is taken in.
   """
-  schedule = optimizers.schedule(optim, steps)
 
-  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-    rng = jax.random.fold_in(jax.random.key(seed), state.step)
-    (loss, aux), grads = _loss_and_gradients(
-        system, optim, state.variables, batch, rng, state.step
-    )
+  def turn(name: str, player: Player, state: TrainState, frozen: Variables, batch, rng):
+    params, rest = state.variables["params"], {} if name == ALL else {"player": name}
+    own = who.params_of(name, params)
+
+    def loss(own, moving, batch, rng):
+      learning = unflatten({**flatten(params), **flatten(own)})
+      variables = who.merge({"params": learning, "state": moving}, frozen)
+      terms, aux = system.loss(
+          variables, batch, rng, step=state.step, train=True, frozen=who.subtrees, **rest
+      )
+      new = {f"state/{n}": x for n, x in flatten(aux.state).items()}
+      kept = {n: new[f"state/{n}"] if who.owner.get(f"state/{n}", name) == name else x for n, x in flatten(moving).items()}
+      return terms, Aux(aux.metrics, jax.tree.unflatten(jax.tree.structure(moving), kept.values()))
+
+    terms, metrics, moved, grads = _gradients(loss, own, state.variables["state"], batch, rng, accumulate)
     grad_norm = optax.tree.norm(grads)
-    params = state.variables["params"]
-    updates, optimizer_state = optimizer.update(grads, state.optimizer, params)
-    params = optax.apply_updates(params, updates)
-    average = state.average
-    if average is not None:
-      # The average follows closely while it is young: Polyak averaging with TensorFlow's warmup.
-      decay = jnp.minimum(optim.ema_decay, (1 + state.step) / (10 + state.step))
-      average = optax.incremental_update(params, average, 1 - decay)
-    finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    new = TrainState(
-        step=state.step + 1,
-        variables={"params": params, "state": aux.state},
-        optimizer=optimizer_state,
-        average=average,
-        finite=finite,
+    updates, optimizer = player.optimizer.update(grads, state.optimizer[name], own)
+    own = optax.apply_updates(own, updates)
+    # The average follows closely while it is young: Polyak averaging with TensorFlow's warmup.
+    decay = jnp.minimum(player.optim.ema_decay, (1 + state.step) / (10 + state.step))
+    average, now = flatten(state.average), flatten(own)
+    average |= {n: optax.incremental_update(now[n], average[n], 1 - decay) for n in player.averaged}
+    new = state.replace(
+        variables={"params": unflatten({**flatten(params), **now}), "state": moved},
+        optimizer={**state.optimizer, name: optimizer},
+        average=unflatten(average),
     )
-    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
-    metrics = {
-        **aux.metrics, "loss": loss, "grad_norm": grad_norm, "lr": schedule(state.step),
-        "finite": finite,
+    value = systems.total(terms)
+    schedule = optimizers.schedule(player.optim, steps)
+    measured = {
+        **{n: t.mean for n, t in terms.items()}, **metrics, "loss": value, "grad_norm": grad_norm,
+        "lr": schedule(state.step),
     }
-    return kept.replace(finite=finite), metrics
+    return new, measured, jnp.isfinite(value) & jnp.isfinite(grad_norm)
+
+  def train_step(state: TrainState, frozen: Variables, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+    rng = jax.random.fold_in(jax.random.key(seed), state.step)
+    new, metrics, finite = state, {}, state.finite
+    for place, (name, player) in enumerate(players.items()):
+      key = rng if name == ALL else jax.random.fold_in(rng, place)
+      new, measured, well = turn(name, player, new, frozen, batch, key)
+      finite &= well
+      metrics |= measured if name == ALL else {f"{name}/{k}": v for k, v in measured.items()}
+    new = new.replace(step=state.step + 1)
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+    return kept.replace(finite=finite), {**metrics, "finite": finite}
 
   return train_step

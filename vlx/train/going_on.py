@@ -1,0 +1,71 @@
+"""What may change where a run goes on: whatever leaves its mathematics alone."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from vlx.core import config as configs
+from vlx.core import distributed
+from vlx.core.config import Kept
+from vlx.core.errors import UserError
+
+# By their dotted names, sections or values.
+FREE = (
+    "mesh", "partition", "log_every", "checkpoint", "evaluators", "baselines", "data.image_transform",
+    "data.workers", "data.threads", "data.ahead", "data.bad_records",
+)
+# Schedules that do not know how many steps the run has.
+ENDLESS = ("constant", "step")
+
+
+def config(
+    kept: Kept, requested: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> ml_collections.ConfigDict:
+  """The resolved config with which a folder's run goes on; no source is opened again.
+
+  Args:
+    kept: what the folder has.
+    requested: what is asked for now.
+    workdir: the folder.
+
+  Raises:
+    UserError: where the mathematics would be another; every difference is named.
+  """
+  ours, theirs = (ml_collections.ConfigDict(c.to_dict()) for c in (_plain(requested), kept.requested))
+  free = FREE
+  if ours.optim.decay_steps or ours.optim.schedule in ENDLESS:
+    free = (*FREE, "steps")
+  lines = configs.differences(_without(theirs.to_dict(), free), _without(ours.to_dict(), free))
+  if lines:
+    hint = (
+        "; steps may change where optim.decay_steps was given" if any(s.startswith("steps:") for s in lines) else ""
+    )
+    raise UserError(
+        f"{workdir} holds a run with another config ({'; '.join(lines)}{hint}); name another --workdir, or remove"
+        " this one"
+    )
+  resolved = ml_collections.ConfigDict(kept.resolved.to_dict())
+  for name in free:
+    section, _, field = name.rpartition(".")
+    (resolved[section] if section else resolved)[field] = (ours[section] if section else ours)[field]
+  return resolved.lock()
+
+
+def keep(run_requested: ml_collections.ConfigDict, resolved: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Writes the folder's config.json."""
+  if distributed.is_first():
+    configs.write(workdir, Kept(run_requested, resolved))
+
+
+def _plain(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """As it comes back from a file: tuples are lists."""
+  return configs.from_json(configs.to_json(config))
+
+
+def _without(config: Mapping[str, Any], names: tuple[str, ...], where: str = "") -> dict[str, Any]:
+  return {
+      k: _without(v, names, f"{where}{k}.") if isinstance(v, Mapping) else v
+      for k, v in config.items() if f"{where}{k}" not in names
+  }
