@@ -23,7 +23,7 @@ def vlx_batches(folder: pathlib.Path, workers: int, threads: int):
 
   from vlx.data import sources
   from vlx.data.transforms import preprocess
-  from vlx.data.tokenizers import own as tokenizers
+  from vlx.data.tokenizers import trained as tokenizers
   from vlx.data.batches import Batches, Examples
 
   flags.FLAGS.mark_as_parsed()

@@ -1,6 +1,6 @@
 """DALL-E.
 
-Variants: smoke, emoji, judged, ablation, paper. The codes, the transformer, and, in a second terminal meanwhile, the
+The codes, the transformer, and, in a second terminal meanwhile, the
 judges: a CLIP that picks the best of many samples, another that scores them, classifiers of the emoji's group and
 skin tone. `judged` is `emoji` measured by them too:
 
@@ -13,8 +13,8 @@ skin tone. `judged` is `emoji` measured by them too:
   python -m vlx.train --config=configs/vit.py:tones --workdir=runs/tones            # 2
 
   python -m vlx.evaluate --workdir=runs/dalle --config=configs/dalle.py:judged      # 3
-  python -m vlx.generate --workdir=runs/dalle --prompt="red apple" --temperature=0.7 --guidance_scale=2 --num=64 \
-      --rerank=runs/clip
+  python -m vlx.generate --workdir=runs/dalle --prompt="red apple" --num=64 --rerank=runs/clip \
+      --sampler=temperature=0.7,guidance_scale=2
 
 52 minutes in all on two CPU cores, each terminal on its own (`export GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, and
 `taskset -c 0` or `taskset -c 1` before each command of theirs), the last two commands on both.
@@ -23,13 +23,13 @@ skin tone. `judged` is `emoji` measured by them too:
 
   python -m vlx.train --config=configs/vqvae.py:ablation --workdir=runs/vqvae_ablation
 
-`emoji`, seed 0: the loss of a real picture's code, in nats, is 1.8 on `train`, 2.4 on `combo`, 5.0 on `concept`; a
+`emoji`, seed 0: the loss of a real picture's code, in nats (`loss/SPLIT/image`), is 1.8 on `train`, 2.4 on `combo`, 5.0 on `concept`; a
 guess has 6.9. After 3,500 steps (--config.steps=3500) it is 0.4, 2.8 and 6.9.
 """
 
 import ml_collections
 
-from vlx.core.config import choose, finish
+from vlx.core.config import choose, finish, part_from
 from vlx.models.generation import dalle
 from vlx.train import defaults
 
@@ -40,50 +40,52 @@ PARTITION = (
 )
 
 
+NO_DECAY = (r".*(bias|scale|padding|image_start|_position)", dict(weight_decay=0.0))
+
 # Guidance is a later practice (Ho & Salimans, 2022), for which `text_dropout` trains the unconditional model.
 SAMPLING = dict(temperature=0.7, guidance_scale=2.0)
 
 
 def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
-  variants = dict(smoke=smoke, emoji=emoji, judged=judged, ablation=ablation, paper=paper)
-  return finish(choose(variants, variant)())
+  return finish(choose(VARIANTS, variant)())
 
 
 def _emoji(size: int, text_length: int, vocab_size: int) -> ml_collections.ConfigDict:
   config = defaults.get_config()
   config.system = "vlx.models.generation.dalle.DALLE"
   config.data.source = "tfds:emoji"
-  picture = f'decode|resize({size})'
-  config.data.preprocess = (
-      f'{picture}|cache|normalize|tokenize("caption", {text_length})|keep("image", "text", "text_mask")'
-  )
+  config.data.image_transform = f"decode|resize({size})|normalize"
+  tokenize = f'tokenize("caption", {text_length})'
+  config.data.preprocess = f'decode|resize({size})|cache|normalize|{tokenize}|keep("image", "text", "text_mask")'
   config.data.batch_size = 32
   config.tokenizer = dict(vocabulary="", vocab_size=vocab_size, fields=("caption",))
-  config.evaluators = dict(
-      generation=dict(
-          type="vlx.evaluate.tasks.generation.Generation", splits=("train", "combo", "concept"),
-          text_length=text_length,
-          preprocess=(
-              f'{picture}|normalize|tokenize("caption", {text_length})|'
-              'keep("image", "text", "text_mask", "caption")'
-          ),
-          prompts=8, samples=8, clip="", classifiers=(), nearest_in="train",
-      ),
-  )
+  config.evaluators = _evaluators(("train", "combo", "concept"), tokenize, nearest_in="train")
   return config
+
+
+def _evaluators(splits: tuple[str, ...], tokenize: str, nearest_in: str = "") -> dict:
+  return dict(
+      generation=dict(
+          type="vlx.evaluate.tasks.generation.Generation", splits=splits, prompts=8, samples=8, clip="",
+          classifiers=(), nearest_in=nearest_in, sampler={},
+      ),
+      # `image` is the loss of a real image's code, in nats.
+      loss=dict(type="vlx.evaluate.tasks.loss.HeldOutLoss", splits=splits, ops=tokenize),
+  )
 
 
 def smoke() -> ml_collections.ConfigDict:
   """Seconds; the tests use it. Its tokenizer is not trained."""
   config = _emoji(size=16, text_length=12, vocab_size=1000)
   config.model = dict(
-      tokenizer="configs/vqvae.py:smoke", vocab_size=1000, context_length=12, width=32, depth=3, num_heads=2,
+      tokenizer=part_from("configs/vqvae.py:smoke"), vocab_size=1000, context_length=12, width=32, depth=3, num_heads=2,
       mlp_dim=64, conv_size=3,
   )
   config.steps = 4
   config.log_every = 1
   config.optim.lr = 1e-3
   config.evaluators.generation.update(dict(splits=("combo",), prompts=2, samples=2))
+  config.evaluators.loss.splits = ("combo",)
   return config
 
 
@@ -92,14 +94,14 @@ def emoji() -> ml_collections.ConfigDict:
   text_length, vocab_size = 16, 4000
   config = _emoji(64, text_length, vocab_size)
   config.model = dict(
-      tokenizer="runs/vqvae", vocab_size=vocab_size, context_length=text_length, width=192, depth=6,
+      tokenizer=dict(source="runs/vqvae"), vocab_size=vocab_size, context_length=text_length, width=192, depth=6,
       num_heads=6, mlp_dim=768, conv_size=5, text_dropout=0.1, unroll=6,
   )
-  config.evaluators.generation.update(SAMPLING)
+  config.evaluators.generation.sampler = SAMPLING
   config.steps = 2000
   config.optim.update(dict(
       lr=1.5e-3, warmup_steps=100, final_lr_ratio=0.05, b2=0.96, weight_decay=0.045, ema_decay=0.995,
-      rules=((r"(bias|scale|padding|image_start|.*_position)$", dict(weight_decay=0.0)), (".*", {})),
+      rules=(NO_DECAY,),
   ))
   return config
 
@@ -109,7 +111,7 @@ def judged() -> ml_collections.ConfigDict:
   config = emoji()
   generation = config.evaluators.generation
   generation.update(dict(prompts=64, clip="runs/clip_judge", classifiers=("runs/groups", "runs/tones")))
-  common = dict(SAMPLING, splits=("combo", "concept"), preprocess=generation.preprocess)
+  common = dict(sampler=SAMPLING, splits=("combo", "concept"))
   config.evaluators.reranking = dict(
       common, type="vlx.evaluate.tasks.reranking.Reranking", rerank="runs/clip", clip="runs/clip_judge",
       classifiers=generation.classifiers, prompts=16, samples=64,
@@ -125,7 +127,7 @@ def ablation() -> ml_collections.ConfigDict:
   text_length, vocab_size = 12, 2000
   config = _emoji(32, text_length, vocab_size)
   config.model = dict(
-      tokenizer="runs/vqvae_ablation", vocab_size=vocab_size, context_length=text_length, width=96, depth=4,
+      tokenizer=dict(source="runs/vqvae_ablation"), vocab_size=vocab_size, context_length=text_length, width=96, depth=4,
       num_heads=3, mlp_dim=384, pattern=("row", "column", "row", "row"), last_mask="conv", conv_size=5,
       text_weight=1 / 8, unroll=4,
   )
@@ -151,7 +153,7 @@ def paper() -> ml_collections.ConfigDict:
   config = defaults.get_config()
   config.system = "vlx.models.generation.dalle.DALLE"
   config.model = dict(
-      dalle.published_size(), tokenizer="configs/dvae.py:paper", remat=True, dtype="bfloat16",
+      dalle.published_size(), tokenizer=part_from("configs/dvae.py:paper"), remat=True, dtype="bfloat16",
   )
   config.tokenizer = dict(vocabulary="", vocab_size=16_384, fields=("caption",))
   config.data.source = "folder:."
@@ -165,18 +167,30 @@ def paper() -> ml_collections.ConfigDict:
   config.optim.update(dict(
       lr=4.5e-4, warmup_steps=5000, final_lr_ratio=1 / 32, b1=0.9, b2=0.96, eps=1e-8, weight_decay=4.5e-2,
       clip_norm=4.0, ema_decay=0.99 ** (1 / 25),
-      rules=((r"(bias|scale|padding|image_start|.*_position)$", dict(weight_decay=0.0)), (".*", {})),
+      rules=(NO_DECAY,),
   ))
   # Of 256 chips 128 share the parameters; -1: two such groups on v5e:16x16, one on v5e:8x16.
   config.mesh.update(dict(data=-1, fsdp=128))
   config.partition = PARTITION
-  config.evaluators = dict(
-      generation=dict(
-          type="vlx.evaluate.tasks.generation.Generation", splits=("val",), text_length=256,
-          preprocess=(
-              'decode|resize_small(256)|central_crop(256)|normalize|tokenize("caption", 256)|'
-              'keep("image", "text", "text_mask", "caption")'
-          ),
-      ),
-  )
+  config.data.image_transform = "decode|resize_small(256)|central_crop(256)|normalize"
+  config.evaluators = _evaluators(("val",), 'tokenize("caption", 256)')
   return config
+
+
+def folder() -> ml_collections.ConfigDict:
+  """Your own images: --config.data.source=folder:PATH, above a run of configs/vqvae.py:folder in runs/vqvae_folder."""
+  config = emoji()
+  config.model.tokenizer = dict(source="runs/vqvae_folder")
+  text_length = config.model.context_length
+  tokenize = f'tokenize("caption", {text_length})'
+  config.data.source = "folder:."
+  config.data.image_transform = "decode|resize_small(64)|central_crop(64)|normalize"
+  config.data.preprocess = (
+      f'decode|random_resized_crop(64, 0.7)|normalize|choose("caption")|{tokenize}|keep("image", "text", "text_mask")'
+  )
+  config.evaluators = _evaluators(("val",), f'choose("caption")|{tokenize}', nearest_in="train")
+  config.evaluators.generation.sampler = SAMPLING
+  return config
+
+
+VARIANTS = dict(smoke=smoke, emoji=emoji, judged=judged, folder=folder, ablation=ablation, paper=paper)

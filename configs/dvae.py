@@ -2,7 +2,7 @@
 
   python -m vlx.train --config=configs/dvae.py:VARIANT --workdir=runs/dvae
 
-Variants: smoke, emoji, paper; ablation (what experiments/dvae_kl_weight.py varies).
+`ablation` is what experiments/dvae_kl_weight.py varies.
 
 `emoji`, seed 0 (265,214 parameters, 19 minutes on one CPU core): 18.4 dB and 41.6 % of the codes in use on `combo`,
 18.1 and 44.5 on `concept`; as in the paper (--config.model.least_b=0.0) 17.6 and 28.7, 17.2 and 29.9.
@@ -17,20 +17,19 @@ from vlx.train import defaults
 
 
 def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
-  return finish(choose(dict(smoke=smoke, emoji=emoji, ablation=ablation, paper=paper), variant)())
+  return finish(choose(VARIANTS, variant)())
 
 
 def _emoji(size: int) -> ml_collections.ConfigDict:
   config = defaults.get_config()
   config.system = "vlx.models.generation.dvae.DVAE"
   config.data.source = "tfds:emoji"
-  picture = f'decode|resize({size})'
-  config.data.preprocess = f'{picture}|cache|flip_lr|normalize|keep("image")'
+  config.data.image_transform = f"decode|resize({size})|normalize"
+  config.data.preprocess = f'decode|resize({size})|cache|flip_lr|normalize|keep("image")'
   config.data.batch_size = 32
   config.evaluators = dict(
       reconstruction=dict(
           type="vlx.evaluate.tasks.reconstruction.Reconstruction", splits=("combo", "concept"),
-          preprocess=f'{picture}|normalize|keep("image")',
       ),
   )
   return config
@@ -90,16 +89,29 @@ def paper() -> ml_collections.ConfigDict:
   config.data.source = "folder:."
   config.data.batch_size = 512
   config.data.preprocess = 'decode|random_resized_crop(256, 0.5, 1.0)|flip_lr|normalize|keep("image")'
+  config.data.image_transform = "decode|resize_small(256)|central_crop(256)|normalize"
   config.data.update(threads=32, ahead=8)
   config.steps = 3_000_000
   config.optim.update(dict(
       lr=1e-4, final_lr_ratio=1.25e-2, b1=0.9, b2=0.999, eps=1e-8, weight_decay=1e-4, clip_norm=0.0,
-      ema_decay=0.999, rules=((".*", {}),),
+      ema_decay=0.999, rules=(),
   ))
   config.evaluators = dict(
       reconstruction=dict(
           type="vlx.evaluate.tasks.reconstruction.Reconstruction", splits=("val",),
-          preprocess='decode|resize_small(256)|central_crop(256)|normalize|keep("image")',
       ),
   )
   return config
+
+
+def folder() -> ml_collections.ConfigDict:
+  """Your own images: --config.data.source=folder:PATH, or another of vlx.data.sources; 64x64 pixels as 8x8 codes."""
+  config = emoji()
+  config.data.source = "folder:."
+  config.data.image_transform = "decode|resize_small(64)|central_crop(64)|normalize"
+  config.data.preprocess = 'decode|random_resized_crop(64, 0.5)|flip_lr|normalize|keep("image")'
+  config.evaluators.reconstruction.splits = ("val",)
+  return config
+
+
+VARIANTS = dict(smoke=smoke, emoji=emoji, folder=folder, ablation=ablation, paper=paper)

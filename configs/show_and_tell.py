@@ -2,27 +2,25 @@
 
   python -m vlx.train --config=configs/show_and_tell.py:VARIANT --workdir=runs/show_and_tell
 
-Variants: smoke, emoji, scenes, ablation and beams (what experiments/ vary), flickr8k, coco (= paper) and
-finetune, coco's second phase.
+`ablation` and `beams` are what experiments/ vary, `finetune` is coco's second phase.
 """
 
 import ml_collections
 
 from vlx.core.config import choose, finish
-from vlx.train import captioning
+from configs.common import captioning
 
 
 def get_config(variant: str = "scenes") -> ml_collections.ConfigDict:
-  variants = dict(
-      smoke=smoke, emoji=emoji, scenes=scenes, language_model=language_model, ablation=ablation, beams=beams,
-      flickr8k=flickr8k, coco=coco, finetune=finetune, paper=coco,
-  )
-  return finish(choose(variants, variant)())
+  return finish(choose(VARIANTS, variant)())
 
 
 def _model(config, encoder, **fields):
   config.system = "vlx.models.captioning.show_and_tell.ShowAndTell"
-  config.model = dict(encoder=encoder, vocab_size=config.tokenizer.vocab_size, **fields)
+  text_length = config.evaluators.captions.max_length + 1
+  config.model = dict(
+      encoder=encoder, vocab_size=config.tokenizer.vocab_size, text_length=text_length, **fields
+  )
   return config
 
 
@@ -51,27 +49,25 @@ def emoji() -> ml_collections.ConfigDict:
 def scenes() -> ml_collections.ConfigDict:
   """Above the frozen image tower of a run of configs/clip.py:scenes: what is pooled tells pictures apart."""
   config = _model(
-      captioning.scenes(), captioning.SCENES_ENCODER, embed_dim=128, hidden_dim=256, dropout=0.0, finetune=False,
-      init_range=0.2,
+      captioning.scenes(), captioning.SCENES_ENCODER, embed_dim=128, hidden_dim=256, dropout=0.0, init_range=0.2
   )
-  config.init_from = (("runs/clip_scenes", "image", "encoder"),)
+  config.init = (dict(source="runs/clip_scenes", take="image", put="encoder"),)
   config.steps = 3000
-  config.optim.update(dict(lr=5e-3, weight_decay=0.0, rules=captioning.FREEZE))
+  config.optim.update(dict(lr=5e-3, weight_decay=0.0, rules=(captioning.FREEZE,)))
   return config
 
 
 def language_model() -> ml_collections.ConfigDict:
   """What can be said of a scene without seeing it: the baseline of `scenes`."""
   config = scenes()
-  config.model.finetune = True
   config.model.encoder = dict(
       captioning.SMALL_ENCODER, image_size=64, stem=(8, 8, 8), width=16, depth=1, mlp_dim=16
   )
-  config.init_from = ()
-  for section in (config.data, config.evaluators.captions):
-    section.preprocess = section.preprocess.replace("|normalize", "|hide|normalize")
+  config.init = ()
+  for name in ("preprocess", "image_transform"):
+    config.data[name] = config.data[name].replace("|normalize", "|hide|normalize")
   config.steps = 1200
-  config.optim.rules = ((".*", {}),)
+  config.optim.rules = ()
   return config
 
 
@@ -95,14 +91,15 @@ def beams() -> ml_collections.ConfigDict:
 def _paper(source: str, vocab_size: int, min_count: int) -> ml_collections.ConfigDict:
   """GoogLeNet, frozen; SGD as in im2txt's configuration.py: learning rate 2, gradients clipped at 5.
 
-  Start the tower at a classifier's: `--config.init_from='(("runs/googlenet", "tower", "encoder"),)'`.
+  Start the tower at a classifier's:
+  `--config.init='({"source": "googlenet.pth", "take": "tower", "put": "encoder"},)'`.
   """
   config = _model(
       captioning.photographs(source, vocab_size, min_count, "random_crop(224)|flip_lr"),
-      dict(batch_norm=True), finetune=False,
+      dict(batch_norm=True),
   )
   config.data.batch_size = 32
-  config.optim.update(dict(name="sgd", lr=2.0, b1=0.0, schedule="step", clip_norm=5.0, rules=captioning.FREEZE))
+  config.optim.update(dict(name="sgd", lr=2.0, b1=0.0, schedule="step", clip_norm=5.0, rules=(captioning.FREEZE,)))
   return config
 
 
@@ -115,12 +112,11 @@ def coco() -> ml_collections.ConfigDict:
 
 
 def finetune() -> ml_collections.ConfigDict:
-  """Two million steps more, the tower with the rest, at 5e-4, from the run that `init_from` names."""
+  """Two million steps more, the tower with the rest, at 5e-4, from the run that `init` names."""
   config = coco()
-  config.init_from = (("runs/show_and_tell", "", ""),)
-  config.model.finetune = True
+  config.init = (dict(source="runs/show_and_tell"),)
   config.steps = 2_000_000
-  config.optim.update(dict(lr=5e-4, schedule="constant", rules=((".*", {}),)))
+  config.optim.update(dict(lr=5e-4, schedule="constant", rules=()))
   return config
 
 
@@ -130,3 +126,16 @@ def flickr8k() -> ml_collections.ConfigDict:
   config.steps = 50 * 30_000 // 32
   config.optim.decay_every = 8 * 30_000 // 32
   return config
+
+
+def folder() -> ml_collections.ConfigDict:
+  """Your own images: --config.data.source=folder:PATH, or another of vlx.data.sources."""
+  return _model(
+      captioning.folder(), captioning.FOLDER_ENCODER, embed_dim=128, hidden_dim=256, dropout=0.1, init_range=0.2
+  )
+
+
+VARIANTS = dict(
+    smoke=smoke, emoji=emoji, scenes=scenes, language_model=language_model, ablation=ablation, beams=beams,
+    folder=folder, flickr8k=flickr8k, coco=coco, finetune=finetune, paper=coco,
+)

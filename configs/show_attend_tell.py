@@ -2,37 +2,36 @@
 
   python -m vlx.train --config=configs/show_attend_tell.py:VARIANT --workdir=runs/show_attend_tell
 
-Variants: smoke, emoji, scenes, hard (scenes by hard attention), ablation (what experiments/ vary), flickr8k,
-coco (= paper) and coco_hard, and finetune, coco with the tower trained along, which the paper did not do.
+`hard` is scenes by hard attention, `ablation` what experiments/ vary, `finetune` coco with the tower trained along,
+which the paper did not do.
 """
 
 import ml_collections
 
 from vlx.core.config import choose, finish
 from vlx.models.vision.vgg import CONVOLUTIONS
-from vlx.train import captioning
+from configs.common import captioning
 
 # One draw at a word says little: the penalty on where the expectation was is soft attention's alone.
 HARD = dict(selection="hard", doubly_stochastic=0.0)
 
 
 def get_config(variant: str = "scenes") -> ml_collections.ConfigDict:
-  variants = dict(
-      smoke=smoke, emoji=emoji, scenes=scenes, hard=hard, ablation=ablation, flickr8k=flickr8k,
-      coco=coco, coco_hard=coco_hard, finetune=finetune, paper=coco,
-  )
-  return finish(choose(variants, variant)())
+  return finish(choose(VARIANTS, variant)())
 
 
 def _model(config, encoder, **fields):
   config.system = "vlx.models.captioning.show_attend_tell.ShowAttendTell"
-  config.model = dict(encoder=encoder, vocab_size=config.tokenizer.vocab_size, **fields)
+  text_length = config.evaluators.captions.max_length + 1
+  config.model = dict(
+      encoder=encoder, vocab_size=config.tokenizer.vocab_size, text_length=text_length, **fields
+  )
   return config
 
 
 def _small(config, encoder, **fields):
   return _model(
-      config, encoder, finetune=True, initialization="lecun",
+      config, encoder, initialization="lecun",
       **{**dict(embed_dim=128, hidden_dim=256, attention_dim=128, dropout=0.1), **fields},
   )
 
@@ -59,7 +58,6 @@ def scenes() -> ml_collections.ConfigDict:
   config = _small(captioning.scenes(), captioning.SCENES_ENCODER, doubly_stochastic=0.0)
   config.evaluators.named_boxes = dict(
       type="vlx.evaluate.tasks.named_boxes.NamedBoxes", splits=("val", "combo", "concept"),
-      preprocess=f'{config.data.picture}|keep("image", "caption", "objects")', text_length=32,
   )
   config.steps = 3000
   config.optim.lr = 4e-3
@@ -79,7 +77,7 @@ def ablation() -> ml_collections.ConfigDict:
 def _paper(source: str, vocab_size: int, min_count: int) -> ml_collections.ConfigDict:
   """VGG-19's conv5_4, frozen; sizes of the released code's evaluate_coco.py, patience aside.
 
-  Start the tower at a classifier's: `--config.init_from='(("runs/vgg19", "tower", "encoder"),)'`.
+  Start the tower at a classifier's: `--config.init='({"source": "vgg19.pth", "take": "tower", "put": "encoder"},)'`.
   """
   config = _model(
       captioning.photographs(source, vocab_size, min_count, "central_crop(224)"),
@@ -88,7 +86,7 @@ def _paper(source: str, vocab_size: int, min_count: int) -> ml_collections.Confi
       deep_output_tanh=True, zero_start=True,
   )
   config.data.batch_size = 64
-  config.optim.update(dict(lr=2e-4, schedule="constant", clip_norm=0.0, rules=captioning.FREEZE))
+  config.optim.update(dict(lr=2e-4, schedule="constant", clip_norm=0.0, rules=(captioning.FREEZE,)))
   return config
 
 
@@ -106,11 +104,10 @@ def coco_hard() -> ml_collections.ConfigDict:
 
 
 def finetune() -> ml_collections.ConfigDict:
-  """From the run that `init_from` names."""
+  """From the run that `init` names."""
   config = coco()
-  config.init_from = (("runs/show_attend_tell", "", ""),)
-  config.model.finetune = True
-  config.optim.update(dict(lr=2e-5, rules=((".*", {}),)))
+  config.init = (dict(source="runs/show_attend_tell"),)
+  config.optim.update(dict(lr=2e-5, rules=()))
   return config
 
 
@@ -120,3 +117,14 @@ def flickr8k() -> ml_collections.ConfigDict:
   config.steps = 50 * 30_000 // 64
   config.optim.update(dict(name="rmsprop", lr=1e-4, b1=0.9, b2=0.95, eps=1e-4))
   return config
+
+
+def folder() -> ml_collections.ConfigDict:
+  """Your own images: --config.data.source=folder:PATH, or another of vlx.data.sources."""
+  return _small(captioning.folder(), captioning.FOLDER_ENCODER)
+
+
+VARIANTS = dict(
+    smoke=smoke, emoji=emoji, scenes=scenes, hard=hard, ablation=ablation, folder=folder, flickr8k=flickr8k,
+    coco=coco, coco_hard=coco_hard, finetune=finetune, paper=coco,
+)

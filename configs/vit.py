@@ -2,10 +2,9 @@
 
   python -m vlx.train --config=configs/vit.py:VARIANT --workdir=runs/vit
 
-Variants: smoke, emoji, emoji_cnn (a residual network trained the same way), and the paper's b16, l16, h14
-(paper = b16) on ImageNet; groups and tones, which tell an emoji's group and its skin tone, to judge what
-configs/dalle.py draws; objects, which tells single objects of scenes and their colors, for the tower of a
-captioner, and nouns, which tells the objects alone, for that of a CLIP.
+`emoji_cnn` is a residual network trained as `emoji`; `groups` and `tones` tell an emoji's group and its skin tone, to
+judge what configs/dalle.py draws; `objects` tells single objects of scenes and their colors, for the tower of a
+captioner, and `nouns` the objects alone, for that of a CLIP; the paper's are on ImageNet.
 
 Emoji into Unicode's ten groups, 600 steps of 128, accuracy in percent (one seed; 6 to 9 minutes on two
 CPU cores that had other work too):
@@ -24,16 +23,12 @@ from vlx.core.config import choose, finish
 from vlx.data.datasets.scenes import pictures as scenes_pictures
 from vlx.data.datasets.emoji import GROUPS
 from vlx.models.vision import vit
-from vlx.train import captioning, defaults
+from configs.common import captioning
+from vlx.train import defaults
 
 
 def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
-  variants = dict(
-      smoke=smoke, emoji=emoji, emoji_cnn=emoji_cnn, groups=groups, tones=tones, objects=objects, nouns=nouns,
-      paper=lambda: paper("B/16"),
-      b16=lambda: paper("B/16"), l16=lambda: paper("L/16"), h14=lambda: paper("H/14"),
-  )
-  return finish(choose(variants, variant)())
+  return finish(choose(VARIANTS, variant)())
 
 
 def _emoji(size: int) -> ml_collections.ConfigDict:
@@ -45,12 +40,9 @@ def _emoji(size: int) -> ml_collections.ConfigDict:
       f'decode("RGBA")|resize({size * 5 // 4})|cache|random_affine({size}, 0.8, 1.2)|background|'
       'color_jitter(0.5)|grayscale(0.1)|normalize|keep("image", "label")'
   )
-  evaluation = f'decode|resize({size})|normalize|keep("image", "{{}}")'
+  config.data.image_transform = f"decode|resize({size})|normalize"
   config.evaluators = dict(
-      classification=dict(
-          type="vlx.evaluate.tasks.classification.Classification", splits=("concept", "style"),
-          preprocess=evaluation.format("label"),
-      ),
+      classification=dict(type="vlx.evaluate.tasks.classification.Classification", splits=("concept", "style")),
   )
   config.steps = 600
   config.optim.lr = 1e-3
@@ -70,7 +62,6 @@ def emoji() -> ml_collections.ConfigDict:
   )
   config.evaluators.attention = dict(
       type="vlx.evaluate.tasks.attention.Attention", splits=("concept",),
-      preprocess='decode|resize(48)|normalize|keep("image", "caption")',
   )
   return config
 
@@ -79,7 +70,7 @@ def emoji_cnn() -> ml_collections.ConfigDict:
   config = _emoji(size=48)
   config.system = "vlx.models.vision.resnet.ResNet"
   config.model = dict(
-      tower=dict(stage_sizes=(2, 2, 2), bottleneck=False, width=48),
+      tower=dict(stage_sizes=(2, 2, 2), bottleneck=False, width=48, image_size=48),
       num_classes=len(GROUPS), label_smoothing=0.1,
   )
   return config
@@ -88,6 +79,7 @@ def emoji_cnn() -> ml_collections.ConfigDict:
 def objects() -> ml_collections.ConfigDict:
   """Single objects of scenes into noun and color: what the tower of a captioner learns first."""
   config = _cut_objects("cut_object(32)", len(scenes_pictures.ALL_NOUNS) + 1 + len(scenes_pictures.COLORS))
+  config.model.num_labels = 2
   config.steps = 1600
   config.optim.lr = 3e-3
   return config
@@ -104,14 +96,15 @@ def nouns() -> ml_collections.ConfigDict:
 def _cut_objects(cut: str, num_classes: int) -> ml_collections.ConfigDict:
   config = defaults.get_config()
   config.system = "vlx.models.vision.resnet.ResNet"
-  config.model = dict(tower=captioning.BACKBONE, num_classes=num_classes)
+  config.model = dict(tower=dict(captioning.BACKBONE, image_size=32), num_classes=num_classes)
   config.data.source = "scenes:20000?size=64"
   config.data.batch_size = 128
   config.data.preprocess = f'decode|cache|{cut}|normalize|keep("image", "label")'
+  config.data.image_transform = "decode|resize(32)|normalize"
   config.evaluators = dict(
       classification=dict(
           type="vlx.evaluate.tasks.classification.Classification", splits=("val", "combo"),
-          preprocess=f'decode|{cut}|normalize|keep("image", "label")',
+          image_transform=f"decode|{cut}|normalize",
       ),
   )
   config.optim.update(dict(warmup_steps=50, weight_decay=0.05))
@@ -137,9 +130,7 @@ def tones() -> ml_collections.ConfigDict:
       'decode("RGBA")|skin_tone|resize(60)|cache|random_affine(48, 0.8, 1.2)|background|normalize|'
       'keep("image", "label")'
   )
-  config.evaluators.classification.preprocess = (
-      'decode|skin_tone|resize(48)|normalize|keep("image", "label")'
-  )
+  config.evaluators.classification.image_transform = "decode|skin_tone|resize(48)|normalize"
   return config
 
 
@@ -167,6 +158,7 @@ def paper(name: str) -> ml_collections.ConfigDict:
   config.data.preprocess = (
       'decode|random_resized_crop(224, 0.05)|flip_lr|normalize|keep("image", "label")'
   )
+  config.data.image_transform = "decode|resize_small(256)|central_crop(224)|normalize"
   config.data.update(threads=32, ahead=16)
   config.steps = 300 * 1_281_167 // 4096
   config.optim.update(dict(lr=3e-3, warmup_steps=10_000, weight_decay=0.3))
@@ -174,9 +166,36 @@ def paper(name: str) -> ml_collections.ConfigDict:
   config.partition = defaults.TRANSFORMER_PARTITION
   config.evaluators = dict(
       classification=dict(
-          type="vlx.evaluate.tasks.classification.Classification", splits=("validation",),
-          preprocess='decode|resize_small(256)|central_crop(224)|normalize|keep("image", "label")',
-          batch_size=1024,
+          type="vlx.evaluate.tasks.classification.Classification", splits=("validation",), batch_size=1024,
       ),
   )
   return config
+
+
+def folder() -> ml_collections.ConfigDict:
+  """Your own images: --config.data.source=folder:PATH; classes are subfolders, or a `label` beside each file name."""
+  config = emoji()
+  size, most = 64, 1000
+  config.model.tower.update(dict(image_size=size))
+  config.model.num_classes = most
+  config.tokenizer = dict(kind="labels", vocab_size=most, fields=("label",))
+  config.data.source = "folder:."
+  config.data.batch_size = 64
+  config.data.image_transform = f"decode|resize_small({size})|central_crop({size})|normalize"
+  config.data.preprocess = (
+      f'decode|random_resized_crop({size}, 0.5)|flip_lr|color_jitter(0.5)|normalize|label_id|keep("image", "label")'
+  )
+  config.evaluators = dict(
+      classification=dict(
+          type="vlx.evaluate.tasks.classification.Classification", splits=("val",), ops="label_id"
+      ),
+  )
+  config.steps = 1500
+  return config
+
+
+VARIANTS = dict(
+    smoke=smoke, emoji=emoji, emoji_cnn=emoji_cnn, groups=groups, tones=tones, objects=objects, nouns=nouns,
+    folder=folder, paper=lambda: paper("B/16"), b16=lambda: paper("B/16"), l16=lambda: paper("L/16"),
+    h14=lambda: paper("H/14"),
+)

@@ -11,7 +11,6 @@ state; and the tokenizer's files as they were. `vlx.pretrained.load` reads it, a
 import pathlib
 import shutil
 
-import jax
 import ml_collections
 from absl import flags
 

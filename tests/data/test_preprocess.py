@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vlx.data.transforms import preprocess
-from vlx.data.tokenizers import own as tokenizers
+from vlx.data.tokenizers import trained as tokenizers
 from vlx.core.errors import UserError
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from vlx import cli
-from vlx.data.tokenizers import own as tokenizers
+from vlx.data.tokenizers import trained as tokenizers
 from vlx.core.errors import UserError
 from vlx.train.run import Run
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vlx import cli
-from vlx.data.tokenizers import own as tokenizers
+from vlx.data.tokenizers import trained as tokenizers
 from vlx.core.errors import UserError
 from vlx.evaluate.tasks import captions
 from vlx.evaluate.metrics import captions as metrics

@@ -12,7 +12,7 @@ from safetensors import numpy as safetensors
 
 from vlx.core.config import build
 from vlx.data.transforms import preprocess
-from vlx.data.tokenizers import own as tokenizers
+from vlx.data.tokenizers import trained as tokenizers
 from vlx.core.errors import UserError
 from vlx.evaluate import public
 from vlx.evaluate.tasks.templates import IMAGENET

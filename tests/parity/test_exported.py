@@ -70,7 +70,7 @@ def model(case):
   layout = module(file.removesuffix("_hf")).from_hugging_face(recorded.config)
   system, variables = layout.system, recorded.load_system(layout)
   if case == "bert_tower":  # a class of its own there
-    system = MaskedLanguageModel(system.tower, heads=False)
+    system = BERTEncoder(system.tower)
     variables = {**variables, "params": variables["params"]["tower"]}
   return system, variables, recorded.inputs
 

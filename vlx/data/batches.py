@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from vlx.data import sources
-from vlx.data.transforms.preprocess import BadRecord, Preprocess
+from vlx.data.records import BadRecord, Source
+from vlx.data.transforms.preprocess import Preprocess
 from vlx.core.errors import UserError
 
 HostBatch = dict[str, np.ndarray]
@@ -27,10 +28,16 @@ def objects(values: list) -> np.ndarray:
 def _stack(examples: list[dict]) -> HostBatch:
   """Columns of arrays; strings become arrays of objects, which stay on the host."""
 
-  def column(values):
-    return objects(values) if isinstance(values[0], (str, tuple)) else np.stack(values)
+  def column(name):
+    values = [e[name] for e in examples]
+    if isinstance(values[0], (str, tuple)):
+      return objects(values)
+    shapes = {np.shape(value) for value in values}
+    if len(shapes) > 1:
+      raise UserError(f"examples differ in the shape of {name!r}: {', '.join(map(str, sorted(shapes)))}; resize, crop or pad")
+    return np.stack(values)
 
-  return {name: column([e[name] for e in examples]) for name in examples[0]}
+  return {name: column(name) for name in examples[0]}
 
 
 class Examples:
@@ -42,7 +49,7 @@ class Examples:
     bad_records: how many different bad records to bear before the run stops.
   """
 
-  def __init__(self, source: sources.Source, preprocess: Preprocess, bad_records: int = 0):
+  def __init__(self, source: Source, preprocess: Preprocess, bad_records: int = 0):
     self._source, self._preprocess = source, preprocess
     self._limit = bad_records
     self._bad: dict[int, str] = {}
@@ -142,13 +149,13 @@ def one_pass(
 ) -> Iterator[HostBatch]:
   """Every record once, in order; the last batch is filled up with copies of the last record.
 
-  With `rows`, those of each batch alone. A bad record here is an error, for a measure must be of the
-  whole split.
+  With `rows`, those of each batch alone. `example_mask` is False for the copies.
   """
   rows = np.arange(batch_size) if rows is None else rows
   last = len(examples) - 1
   for first in range(0, len(examples), batch_size):
-    yield _stack([examples(min(int(first + r), last), None)[1] for r in rows])
+    made = _stack([examples(min(int(first + r), last), None)[1] for r in rows])
+    yield {**made, "example_mask": first + rows <= last}
 
 
 def split_host(batch: HostBatch) -> tuple[HostBatch, HostBatch]:

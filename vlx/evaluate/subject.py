@@ -6,7 +6,7 @@ import jax
 
 from vlx.data import batches, sources
 from vlx.data.transforms import preprocess
-from vlx.data.tokenizers import own as tokenizers
+from vlx.data.tokenizers import trained as tokenizers
 from vlx.core.system import System
 from vlx.train.run import Run
 

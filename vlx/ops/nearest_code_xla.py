@@ -10,7 +10,6 @@ Codes and rows are first centred on the codes' mean. The margin is then in propo
 codes, not to their distance from the origin.
 """
 
-import functools
 
 import jax
 import jax.numpy as jnp

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vlx.models.pretraining.bert import BERT, MaskedLanguageModel
+from vlx.models.pretraining.bert import BERT, BERTEncoder, MaskedLanguageModel
 from vlx.pretrained import fields
 from vlx.pretrained.tables import Layout, Row
 
@@ -93,15 +93,18 @@ def from_hugging_face(config: Mapping[str, Any]) -> Layout:
   )
   if config.get("architectures") == ["BertModel"]:
     # Some such files were cut out of larger ones and kept the names.
-    return Layout(MaskedLanguageModel(tower, heads=False), tower_rows(heads), (*ALIASES, (r"^bert\.", "")))
+    return Layout(BERTEncoder(tower), tower_rows(heads), (*ALIASES, (r"^bert\.", "")))
   return Layout(MaskedLanguageModel(tower), rows(heads), ALIASES, COPIES)
 
 
-def to_hugging_face(system: MaskedLanguageModel) -> tuple[dict[str, Any], Layout]:
+ARCHITECTURES = {MaskedLanguageModel: "BertForPreTraining", BERTEncoder: "BertModel"}
+
+
+def to_hugging_face(system: MaskedLanguageModel | BERTEncoder) -> tuple[dict[str, Any], Layout]:
   """The `config.json` and the table that `BertForPreTraining`, or `BertModel`, loads."""
   tower = system.tower
   config = dict(
-      architectures=["BertForPreTraining" if system.heads else "BertModel"],
+      architectures=[ARCHITECTURES[type(system)]],
       model_type="bert",
       vocab_size=tower.vocab_size,
       max_position_embeddings=tower.context_length,

@@ -15,8 +15,9 @@ import jax
 from jax.sharding import Mesh
 
 from vlx.core import config as configs
+from vlx.data import tokenizers
 from vlx.data.tokenizers import public as public_tokenizers
-from vlx.data.tokenizers import own as tokenizers
+from vlx.data.tokenizers.trained import load_clip
 from vlx.core.errors import UserError
 from vlx.core import system as systems
 from vlx.core.checkpoint import differences
@@ -35,10 +36,10 @@ from vlx.core import partition as partitions
 
 # Families by `model_type` of a config.json, each the module `vlx.pretrained.NAME`; and what their systems are.
 FAMILIES = {
-    "bert": "vlx.models.pretraining.bert.MaskedLanguageModel",
-    "clip": "vlx.models.contrastive.clip.CLIP",
-    "llama": "vlx.models.language.llama.LanguageModel",
-    "vit": "vlx.models.vision.vit.ViT",
+    "bert": ("vlx.models.pretraining.bert.MaskedLanguageModel", "vlx.models.pretraining.bert.BERTEncoder"),
+    "clip": ("vlx.models.contrastive.clip.CLIP",),
+    "llama": ("vlx.models.language.llama.LanguageModel",),
+    "vit": ("vlx.models.vision.vit.ViT",),
 }
 DVAE_HALVES = ("encoder", "decoder")  # of OpenAI's, files of their own
 # Those whose files also come bare, and are known by their names and shapes.
@@ -160,6 +161,11 @@ def module(family: str) -> ModuleType:
   return importlib.import_module(f"vlx.pretrained.{family}")
 
 
+def family_of(system: str) -> str | None:
+  """The family that a system's public files are of, by the import path of its class."""
+  return next((name for name, paths in FAMILIES.items() if system in paths), None)
+
+
 def is_vlx(path: pathlib.Path) -> bool:
   """Whether a folder is a run's, or one that `vlx.convert` wrote."""
   return (path / "config.json").is_file() and bool({"system", "schema"} & read_json(path / "config.json").keys())
@@ -247,8 +253,8 @@ def _tokenizer(path: pathlib.Path, family: str) -> Any:
     return public_tokenizers.load(path) if path.is_dir() else None
   folder = path if path.is_dir() else path.parent
   if any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json")):
-    return tokenizers.load_clip(folder)
-  return tokenizers.load_clip(folder / CLIP_VOCABULARY) if (folder / CLIP_VOCABULARY).is_file() else None
+    return load_clip(folder)
+  return load_clip(folder / CLIP_VOCABULARY) if (folder / CLIP_VOCABULARY).is_file() else None
 
 
 def _preprocess(path: pathlib.Path, family: str, system: System) -> str:
@@ -267,7 +273,7 @@ def _open_vlx(folder: pathlib.Path) -> Checkpoint:
   def tokenizer():
     if (folder / "tokenizer.json").is_file() and config.get("tokenizer"):
       return tokenizers.load(folder / "tokenizer.json")
-    family = next((name for name, system in FAMILIES.items() if system == config.system), None)
+    family = family_of(config.system)
     return _tokenizer(folder, family) if family else None
 
   return Checkpoint(system, stored.shapes, stored.read, tokenizer, config.data.image_transform)

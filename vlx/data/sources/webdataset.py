@@ -15,10 +15,9 @@ import tarfile
 import numpy as np
 
 from vlx.core import files
-from vlx.cli import cache_dir
+from vlx.core.files import cache_dir
 from vlx.data.sources.annotations import held_out
-from vlx.data.transforms.preprocess import BadRecord
-from vlx.data.sources import readable_texts
+from vlx.data.records import BadRecord, readable_texts
 from vlx.core.errors import UserError
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")

@@ -5,6 +5,7 @@ GGUF files have in their metadata. All become tokenizers of the library `tokeniz
 """
 
 import datetime
+import functools
 import json
 import pathlib
 import struct
@@ -15,7 +16,9 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, implementations, models, normalizers, pre_tokenizers, processors
 
+from vlx.core import files
 from vlx.core.errors import UserError
+from vlx.data.tokenizers.trained import shortened
 
 Messages = Sequence[Mapping[str, str]]  # {"role": "user", "content": "…"}
 
@@ -64,11 +67,14 @@ class PublicTokenizer:
     backend.no_padding()
     backend.no_truncation()
     self._backend = backend
+    token = lambda *names: next((i for i in map(backend.token_to_id, names) if i is not None), None)
+    self.start_id = token(words.get("bos_token", "[CLS]"), "[CLS]")
+    self.end_id = token(words.get("eos_token", "[SEP]"), "[SEP]")
     self.stop_ids = tuple(sorted(set(stop_ids)))
     self.has_chat = template is not None
     self._template, self._words = template, dict(words)
 
-  @property
+  @functools.cached_property
   def vocab_size(self) -> int:
     """What a model's vocabulary must have: one more than the largest id."""
     return 1 + max(self._backend.get_vocab().values())
@@ -77,17 +83,37 @@ class PublicTokenizer:
     """All ids of a text, special ones and all."""
     return self._backend.encode(text).ids
 
-  def encode(self, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
+  def encode(
+      self, text: str, length: int, *, dropout: float = 0.0, rng: np.random.Generator | None = None
+  ) -> tuple[np.ndarray, np.ndarray]:
     """(ids i32 `[length]`, mask bool `[length]`): zeros under a False mask follow the text.
 
     A text that is too long loses its last tokens, never the special ones.
+
+    Raises:
+      UserError: for `dropout`, which the backend's own merges do not take.
     """
+    del rng
+    if dropout:
+      raise UserError("tokenize(…, dropout=…) is for the BPE that a run trains, not for a public tokenizer")
     found = self._backend.encode(text, add_special_tokens=False)
     found.truncate(length - self._backend.num_special_tokens_to_add(False))
     tokens = self._backend.post_process(found).ids
     ids = np.zeros(length, np.int32)
     ids[: len(tokens)] = tokens
     return ids, np.arange(length) < len(tokens)
+
+  def encode_pair(self, first: str, second: str, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(ids, mask, segments), `[length]` each, with the special tokens that the model knows pairs by."""
+    plain = [self._backend.encode(text, add_special_tokens=False) for text in (first, second)]
+    room = length - self._backend.num_special_tokens_to_add(True)
+    kept = shortened(*(list(found.ids) for found in plain), room)
+    for found, ids in zip(plain, kept):
+      found.truncate(len(ids))
+    both = self._backend.post_process(*plain)
+    ids, segments = np.zeros(length, np.int32), np.zeros(length, np.int32)
+    ids[: len(both.ids)], segments[: len(both.ids)] = both.ids, both.type_ids
+    return ids, np.arange(length) < len(both.ids), segments
 
   def encode_batch(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
     """(ids `[N, length]`, mask `[N, length]`)."""
@@ -96,7 +122,18 @@ class PublicTokenizer:
 
   def decode(self, ids: Iterable[int]) -> str:
     """The text of ids, without special tokens."""
-    return self._backend.decode([int(i) for i in ids])
+    return self._backend.decode([int(i) for i in ids if 0 <= int(i) < self.vocab_size])
+
+  def save(self, path: pathlib.Path) -> None:
+    """The library's JSON beside what vlx knows of it."""
+    content = {
+        "backend": json.loads(self._backend.to_str()), "stop_ids": self.stop_ids, "template": self._template,
+        "words": self._words,
+    }
+    files.write(path, json.dumps(content, ensure_ascii=False))
+
+  def __reduce__(self):
+    return type(self), (self._backend, self.stop_ids, self._template, self._words)
 
   def chat(self, messages: Messages) -> list[int]:
     """Ids of a conversation up to where the assistant's answer begins, by the model's own template.
@@ -104,10 +141,18 @@ class PublicTokenizer:
     Raises:
       UserError: where the template does not render: it is a stranger's program, and runs in a sandbox.
     """
-    return self._backend.encode(self.render(messages), add_special_tokens=False).ids
+    return self.chat_ids(messages, answering=True)
 
-  def render(self, messages: Messages) -> str:
-    """The text of `chat`."""
+  def chat_ids(self, messages: Messages, *, answering: bool) -> list[int]:
+    """Ids of a conversation; where `answering`, up to where the assistant's answer begins."""
+    return self._backend.encode(self.render(messages, answering=answering), add_special_tokens=False).ids
+
+  def tokens_of(self, text: str) -> list[int]:
+    """Ids of a text inside of another, without special tokens."""
+    return self._backend.encode(text, add_special_tokens=False).ids
+
+  def render(self, messages: Messages, *, answering: bool = True) -> str:
+    """The text of `chat_ids`."""
     import jinja2.sandbox  # here, for few models chat
 
     def refuse(message):
@@ -122,10 +167,16 @@ class PublicTokenizer:
     )
     try:
       return environment.from_string(self._template).render(
-          messages=messages, add_generation_prompt=True, **self._words
+          messages=messages, add_generation_prompt=answering, **self._words
       )
     except Exception as e:  # whatever a template may do
       raise UserError(f"the model's chat template does not render: {type(e).__name__}: {e}") from e
+
+
+def from_saved(content: Mapping[str, Any]) -> PublicTokenizer:
+  """What `PublicTokenizer.save` wrote."""
+  backend = tokenizers.Tokenizer.from_str(json.dumps(content["backend"]))
+  return PublicTokenizer(backend, content["stop_ids"], content["template"], content["words"])
 
 
 def check_fits(tokenizer: PublicTokenizer, vocab_size: int) -> None:

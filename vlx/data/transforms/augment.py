@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vlx.data.datasets.scenes import pictures as scenes_pictures
-from vlx.data.transforms.preprocess import Op, image_op, op
+from vlx.data.transforms.ops import Op, image_op, is_random, op
 
 LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601
 
@@ -206,9 +206,9 @@ def cut_object(size: int, shift: float = 0.1, color: bool = True) -> Op:
 
   def apply(example, rng):
     objects, image = example["objects"], example["image"]
-    shown = objects[0 if rng is None else rng.integers(len(objects))]
+    shown = objects[0 if not is_random(rng) else rng.integers(len(objects))]
     x1, y1, x2, y2 = shown["box"]
-    moved = np.zeros(2) if rng is None else size * rng.uniform(-shift, shift, 2)
+    moved = np.zeros(2) if not is_random(rng) else size * rng.uniform(-shift, shift, 2)
     middle = np.array([y1 + y2, x1 + x2]) / 2 * image.shape[:2] + moved
     top, left = np.round(middle - size / 2).astype(int)
     rows, columns = (

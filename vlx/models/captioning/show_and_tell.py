@@ -21,7 +21,9 @@ import jax.numpy as jnp
 from einops import repeat
 from jaxtyping import Array, Float, Int
 
-from vlx.models.captioning.captioner import Captioner, Encoder, encode, token_log_likelihood
+from vlx.losses.sequence import cross_entropy
+from vlx.models.captioning.captioner import Captioner, Encoder, encode
+from vlx.models.layers import apply
 from vlx.models.layers.linear import flat_dot_general
 from vlx.models.layers.recurrent import LSTM, LSTMState
 from vlx.core.system import Aux
@@ -35,7 +37,6 @@ class ShowAndTellNetwork(nn.Module):
   image_input: str
   output_tanh: bool
   dropout: float
-  finetune: bool
   init_range: float
 
   def setup(self):
@@ -51,7 +52,7 @@ class ShowAndTellNetwork(nn.Module):
     self.drop = nn.Dropout(self.dropout)
 
   def _image(self, image, train):
-    return self.image_embedding(encode(self.encoder, image, finetune=self.finetune, train=train)[0])
+    return self.image_embedding(encode(self.encoder, image, train=train)[0])
 
   def _inputs(self, image, words):
     """What the LSTM is fed: the words, or each beside the picture."""
@@ -101,10 +102,10 @@ class ShowAndTell(Captioner):
   image_input: str = "first"  # or "every"
   output_tanh: bool = True
   dropout: float = 0.3
-  finetune: bool = True  # whether the tower learns; else its batch statistics rest too
   init_range: float = 0.08
   start_id: int = 0
   end_id: int = 1
+  text_length: int = 32  # tokens of the longest caption, start and end among them
 
   def __post_init__(self):
     if self.image_input not in ("first", "every"):
@@ -113,21 +114,19 @@ class ShowAndTell(Captioner):
   @property
   def network(self) -> ShowAndTellNetwork:
     return ShowAndTellNetwork(
-        self.encoder, self.vocab_size, self.embed_dim, self.hidden_dim, self.image_input, self.output_tanh,
-        self.dropout, self.finetune, self.init_range,
+        encoder=self.encoder, vocab_size=self.vocab_size, embed_dim=self.embed_dim, hidden_dim=self.hidden_dim,
+        image_input=self.image_input, output_tanh=self.output_tanh, dropout=self.dropout,
+        init_range=self.init_range,
     )
 
-  def init(self, rng, batch):
-    variables = self.network.init(rng, batch["image"], batch["text"])
-    return {"params": variables["params"], "state": {k: v for k, v in variables.items() if k != "params"}}
-
-  def loss(self, variables, batch, rng, *, step, train):
+  def loss(self, variables, batch, rng, *, step, train, frozen):
     """−log p of a word, the mean over the words of the batch, in nats; `step` is not used."""
     del step
-    logits, state = self._apply(
-        variables, batch["image"], batch["text"], train=train, rngs={"dropout": rng},
-        mutable=list(variables["state"]),
+    logits, state = apply.forward(
+        self.network, variables, batch["image"], batch["text"], rng=rng, train=train, frozen=frozen
     )
-    mask = batch["text_mask"][:, 1:]
-    loss = -token_log_likelihood(logits, batch["text"][:, 1:], mask).sum() / mask.sum()
-    return loss, Aux(metrics={"nats_per_token": loss}, state=state)
+    words = cross_entropy(logits, batch["text"][:, 1:], batch["text_mask"][:, 1:])
+    return {"nats_per_token": words}, Aux({}, state)
+
+  def accumulates(self):
+    return self._batch_statistics()

@@ -13,18 +13,21 @@ bias is left out, for the softmax does not see it. `attention="bilinear"` scores
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from vlx.models.captioning.captioner import Captioner, Encoder, encode, token_log_likelihood
+from vlx.losses.sequence import token_log_likelihood
+from vlx.models.captioning.captioner import Captioner, Encoder, encode
+from vlx.models.layers import apply
 from vlx.models.layers.linear import flat_dot_general
 from vlx.models.layers.recurrent import LSTM, LSTMState, scan_time
-from vlx.core.system import Aux
+from vlx.core.system import Aux, Term
 
 
 class Annotations(NamedTuple):
@@ -67,7 +70,6 @@ class ShowAttendTellNetwork(nn.Module):
   deep_output_tanh: bool
   zero_start: bool
   dropout: float
-  finetune: bool
   initialization: str
   start_id: int
 
@@ -100,7 +102,7 @@ class ShowAttendTellNetwork(nn.Module):
   def annotate(
       self, image: Float[Array, "batch height width 3"], *, train: bool = False
   ) -> Float[Array, "batch rows columns features"]:
-    return encode(self.encoder, image, finetune=self.finetune, train=train)[1]
+    return encode(self.encoder, image, train=train)[1]
 
   def begin(
       self, features: Float[Array, "batch rows columns features"], *, train: bool = False
@@ -214,7 +216,6 @@ class ShowAttendTell(Captioner):
   deep_output_tanh: bool = False
   zero_start: bool = False
   dropout: float = 0.5
-  finetune: bool = False  # whether the tower learns; the paper's does not
   doubly_stochastic: float = 1.0  # λ of Σ_i (1 − Σ_t α_ti)² (eq. 14)
   penalty: str = "caption"  # mean over captions; "released": sum over them, mean over places
   reward_scale: float = 0.1  # λ_r
@@ -227,6 +228,7 @@ class ShowAttendTell(Captioner):
   decode_attention: str = "expected"  # or "argmax": the likeliest place alone
   start_id: int = 0
   end_id: int = 1
+  text_length: int = 32  # tokens of the longest caption, start and end among them
 
   def __post_init__(self):
     for name, valid in CHOICES.items():
@@ -235,37 +237,41 @@ class ShowAttendTell(Captioner):
 
   @property
   def network(self) -> ShowAttendTellNetwork:
-    return ShowAttendTellNetwork(
-        self.encoder, self.vocab_size, self.embed_dim, self.hidden_dim, self.attention_dim, self.attention,
-        self.context_gate, self.annotation_layers, self.init_layers, self.deep_output_tanh, self.zero_start,
-        self.dropout, self.finetune, self.initialization, self.start_id,
-    )
+    names = (f.name for f in dataclasses.fields(ShowAttendTellNetwork) if f.init)
+    return ShowAttendTellNetwork(**{n: getattr(self, n) for n in names if n not in ("parent", "name")})
 
-  def init(self, rng, batch):
-    variables = self.network.init(rng, batch["image"], batch["text"])
-    state = {k: v for k, v in variables.items() if k != "params"}
-    return {"params": variables["params"], "state": {**state, "reward": {"baseline": jnp.zeros(())}}}
+  def init(self, rng):
+    variables = super().init(rng)
+    return {**variables, "state": {**variables["state"], "reward": {"baseline": jnp.zeros(())}}}
 
-  def loss(self, variables, batch, rng, *, step, train):
+  def loss(self, variables, batch, rng, *, step, train, frozen):
     """The soft or the hard objective, the mean over captions; `step` is not used."""
     del step
     image, text, mask = batch["image"], batch["text"], batch["text_mask"][:, 1:]
-    state, keys = variables["state"], jax.random.split(rng)
-    statistics = [k for k in state if k == "batch_stats"]
-    features, updated = self._apply(variables, image, train=train, mutable=statistics, method="annotate")
+    keys, own = jax.random.split(rng), self._network_variables(variables)
+    call = functools.partial(apply.forward, self.network, own, rng=keys[1], train=train, frozen=frozen)
+    features, updated = call(image, method="annotate")
     hard = self.selection == "hard"
     selection = self._select(keys[0], features, text) if hard and train else None
-    logits, trace = self._apply(
-        variables, features, text, selection, train=train, rngs={"dropout": keys[1]}, method="decode"
-    )
+    (logits, trace), _ = call(features, text, selection, method="decode")
     log_likelihood = token_log_likelihood(logits, text[:, 1:], mask)
-    loss = -log_likelihood.sum(axis=1).mean() + self.doubly_stochastic * self._penalty(trace.weights, mask)
-    reward = state["reward"]
+    terms = {
+        "caption": Term(-log_likelihood.sum(), len(text)),
+        "doubly_stochastic": self._penalty(trace.weights, mask),
+    }
+    reward = variables["state"]["reward"]
     if selection:
-      surrogate, baseline = self._reinforce(log_likelihood, trace, mask, reward["baseline"])
-      loss, reward = loss + surrogate, {"baseline": baseline}
+      terms["reinforce"], baseline = self._reinforce(log_likelihood, trace, mask, reward["baseline"])
+      reward = {"baseline": baseline}
     metrics = {"nats_per_token": -log_likelihood.sum() / mask.sum()}
-    return loss, Aux(metrics, {**updated, "reward": reward})
+    return terms, Aux(metrics, {**updated, "reward": reward})
+
+  def accumulates(self):
+    if self.selection == "hard":
+      return "the reward's baseline moves once for each part"
+    if self.doubly_stochastic and self.penalty == "released":
+      return "the released penalty is no mean over captions"
+    return self._batch_statistics()
 
   def _select(self, rng, features, text) -> Selection:
     noise_key, share_key = jax.random.split(rng)
@@ -277,13 +283,14 @@ class ShowAttendTell(Captioner):
     )
 
   def _penalty(self, weights, mask):
-    """Σ_i (1 − Σ_t α_ti)²: every place is to be looked at about once in a caption."""
+    """The term of Σ_i (1 − Σ_t α_ti)²: every place is to be looked at about once in a caption."""
     total = jnp.where(mask[..., None], weights, 0.0).sum(axis=1)
     squares = (1 - total) ** 2
-    return squares.sum(axis=1).mean() if self.penalty == "caption" else squares.sum(axis=0).mean()
+    captions, places = squares.shape
+    return Term(squares.sum(), captions if self.penalty == "caption" else places, self.doubly_stochastic)
 
   def _reinforce(self, log_likelihood, trace, mask, baseline):
-    """(what to add to the loss for §4.1's gradient with respect to the choice of places, new baseline)."""
+    """(the term that gives §4.1's gradient with respect to the choice of places, new baseline)."""
     reward = log_likelihood.sum(axis=1)
     if self.reward == "mean":
       reward = reward / mask.sum(axis=1)
@@ -292,25 +299,22 @@ class ShowAttendTell(Captioner):
     entropy = jnp.where(mask, trace.entropy, 0.0).sum(axis=1)
     objective = self.reward_scale * (reward - baseline) * log_choice + self.entropy_weight * entropy
     decay = self.baseline_decay
-    return -objective.mean(), decay * baseline + (1 - decay) * reward.mean()
+    return Term(-objective.sum(), len(objective)), decay * baseline + (1 - decay) * reward.mean()
 
   def _decoder(self, variables, image, beam_size):
-    annotations, state = self._apply(variables, image, method="start")
+    annotations, state = self._infer(variables, image, method="start")
     argmax = self.decode_attention == "argmax"
 
     def step(state, tokens):
-      logits, state = self._apply(variables, annotations, state, tokens, beam_size, argmax, method="next")
-      return jax.nn.log_softmax(logits), state
+      return self._infer(variables, annotations, state, tokens, beam_size, argmax, method="next")
 
     return step, state
 
-  def attend(
-      self, variables, image: Float[Array, "batch height width 3"], text: Int[Array, "batch length"],
-      text_mask: Bool[Array, "batch length"],
-  ) -> Float[Array, "batch length rows columns"]:
-    """α where each token of the text was said; zeros for the start token, which is not said, and padding."""
-    features = self._apply(variables, image, method="annotate")
-    _, trace = self._apply(variables, features, text, method="decode")
+  def attention_maps(self, variables, inputs) -> Float[Array, "batch length rows columns"]:
+    """α where each token of `text` was said of `image`; zeros for the start token, which is not said, and padding."""
+    image, text, text_mask = (inputs[name] for name in ("image", "text", "text_mask"))
+    features = self._infer(variables, image, method="annotate")
+    _, trace = self._infer(variables, features, text, method="decode")
     weights = jnp.where(text_mask[:, 1:, None], trace.weights, 0.0)
     weights = jnp.pad(weights, ((0, 0), (1, 0), (0, 0)))
     return rearrange(weights, "b t (h w) -> b t h w", h=features.shape[1])

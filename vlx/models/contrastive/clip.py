@@ -18,10 +18,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vlx.losses import contrastive as losses
+from vlx.models.layers import apply
 from vlx.models.layers.transformer import Transformer
-from vlx.core.system import Aux
+from vlx.core.system import Aux, Term, image_input, text_inputs
 from vlx.models.vision.modified_resnet import ModifiedResNet
-from vlx.models.vision.vit import VisionTransformer, attention_map
+from vlx.models.vision.classifier import encode_places, subnetwork
+from vlx.models.vision.vit import VisionTransformer
 from vlx.ops.masks import Causal, KeyPadding, UpTo
 
 MAX_SCALE = 100.0  # §2.5: "clipped to prevent scaling the logits by more than 100"
@@ -121,9 +123,9 @@ class TextTransformer(nn.Module):
     # Under a causal mask no real token sees the padding, which stands at the end.
     mask = Causal() if self.causal else KeyPadding(text_mask)
     transformer = Transformer(
-        self.depth, self.num_heads, self.mlp_dim, self.activation, self.dropout,
-        self.layer_norm_epsilon, self.initialization, self.remat, self.unroll, self.dtype,
-        name="transformer",
+        depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim, activation=self.activation,
+        dropout=self.dropout, layer_norm_epsilon=self.layer_norm_epsilon, initialization=self.initialization,
+        remat=self.remat, unroll=self.unroll, dtype=self.dtype, name="transformer",
     )
     norm = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name="final_norm")
     if self.pool == "last":
@@ -158,10 +160,10 @@ class CLIPNetwork(nn.Module):
     if self.init_bias is not None:
       self.logit_bias = self.param("logit_bias", constant(self.init_bias), ())
 
-  def encode_image(self, image, *, train=False):
+  def embed_image(self, image, *, train=False):
     return self.image_projection(self.image(image, train=train)[0])
 
-  def encode_text(self, text, text_mask, *, train=False):
+  def embed_text(self, text, text_mask, *, train=False):
     return self.text_projection(self.text(text, text_mask, train=train)[0])
 
   def scale(self):
@@ -171,7 +173,7 @@ class CLIPNetwork(nn.Module):
     return self.logit_bias
 
   def __call__(self, image, text, text_mask, *, train=False):
-    return self.encode_image(image, train=train), self.encode_text(text, text_mask, train=train)
+    return self.embed_image(image, train=train), self.embed_text(text, text_mask, train=train)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,45 +199,66 @@ class CLIP:
   @property
   def network(self) -> CLIPNetwork:
     bias = self.init_bias if self.loss_type == "sigmoid" else None
-    return CLIPNetwork(self.image, self.text, self.embed_dim, self.init_scale, bias)
+    return CLIPNetwork(
+        image=self.image, text=self.text, embed_dim=self.embed_dim, init_scale=self.init_scale, init_bias=bias
+    )
 
-  def init(self, rng, batch):
-    variables = self.network.init(rng, batch["image"], batch["text"], batch["text_mask"])
-    return {
-        "params": variables["params"],
-        "state": {k: v for k, v in variables.items() if k != "params"},
-    }
+  @property
+  def text_length(self) -> int:
+    return self.text.context_length
 
-  def loss(self, variables, batch, rng, *, step, train):
+  @property
+  def vocab_size(self) -> int:
+    return self.text.vocab_size
+
+  def inputs(self):
+    return {"image": image_input(self.image.image_size), **text_inputs(self.text_length)}
+
+  def init(self, rng):
+    return apply.init(self.network, rng, self.inputs(), "image", "text", "text_mask")
+
+  def loss(self, variables, batch, rng, *, step, train, frozen):
     """Contrastive loss over the global batch; `step` is not used. A ResNet's batch statistics are `state`."""
     del step
-    params = {"params": variables["params"]}
-    (image, text), state = self.network.apply(
-        {**params, **variables["state"]}, batch["image"], batch["text"], batch["text_mask"], train=train,
-        rngs={"dropout": rng}, mutable=list(variables["state"]),
+    (image, text), state = apply.forward(
+        self.network, variables, batch["image"], batch["text"], batch["text_mask"], rng=rng, train=train,
+        frozen=frozen,
     )
-    scale = self.network.apply(params, method="scale")
+    scale = apply.infer(self.network, variables, method="scale")
     similarity = losses.SIMILARITIES[self.similarity_type]
     if self.loss_type == "sigmoid":
-      bias = self.network.apply(params, method="bias")
+      bias = apply.infer(self.network, variables, method="bias")
       loss = losses.sigmoid_contrastive(image, text, scale, bias, similarity)
     else:
       loss = losses.info_nce(image, text, scale, similarity)
-    return loss, Aux(metrics={"scale": scale}, state=state)
+    return {"contrastive": Term(loss * len(image), len(image))}, Aux(metrics={"scale": scale}, state=state)
 
-  def encode_image(
+  def accumulates(self):
+    return "a pair's negatives are the other pairs of the batch"
+
+  def embed_image(
       self, variables, image: Float[Array, "batch height width 3"]
   ) -> Float[Array, "batch dim"]:
-    """Embeddings, not normalised: `similarity` does what its kind asks for."""
-    return self.network.apply(
-        {"params": variables["params"], **variables["state"]}, image, method="encode_image"
-    )
+    """Not normalised: `similarity` does what its kind asks for."""
+    return apply.infer(self.network, variables, image, method="embed_image")
+
+  def embed_text(
+      self, variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
+  ) -> Float[Array, "batch dim"]:
+    """Not normalised."""
+    return apply.infer(self.network, variables, text, text_mask, method="embed_text")
+
+  def encode_image(
+      self, variables, image: Float[Array, "batch height width 3"], *, layer: int = -1
+  ) -> Float[Array, "batch places features"]:
+    """The image tower's tokens, the class token's first, or map, before the projection; or those of a layer."""
+    return encode_places(self.image, variables, "image", image, layer)
 
   def encode_text(
       self, variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
-  ) -> Float[Array, "batch dim"]:
-    """Embeddings, not normalised."""
-    return self.network.apply({"params": variables["params"]}, text, text_mask, method="encode_text")
+  ) -> Float[Array, "batch length features"]:
+    """The text tower's tokens, before the projection."""
+    return self.text.apply(subnetwork(variables, "text"), text, text_mask)[1]
 
   def similarity(
       self, image: Float[Array, "images dim"], text: Float[Array, "texts dim"]
@@ -243,6 +266,6 @@ class CLIP:
     """Scores of all pairs: what the loss ranks by, without the temperature."""
     return losses.SIMILARITIES[self.similarity_type](image, text)
 
-  def attention_map(self, variables, image) -> Float[Array, "batch rows columns"]:
-    """Rollout of the attention of a ViT (`vlx.models.vision.vit.attention_map`)."""
-    return attention_map(self.image, variables, "image", image)
+  def attention_maps(self, variables, inputs) -> Float[Array, "batch rows columns"]:
+    """Of `image`: rollout of a ViT's attention, or a ResNet's attention pool."""
+    return self.image.attention_map(subnetwork(variables, "image"), inputs["image"])

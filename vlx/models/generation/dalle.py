@@ -17,11 +17,12 @@ classifier-free guidance at sampling, a later practice (Ho & Salimans, "Classifi
 """
 
 import dataclasses
+import functools
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
@@ -30,7 +31,11 @@ from vlx.inference.sampling import Sampling
 from vlx.models.layers.cache import Cache
 from vlx.models.layers.linear import flat_dot_general
 from vlx.models.layers.transformer import MlpBlock
-from vlx.core.system import Aux, ImageTokenizer
+from vlx.core.capabilities import TokenizesImages
+from vlx.core.system import Aux, image_input, own, part, text_inputs
+from vlx.inference.decoding import draw_first, draw_more
+from vlx.losses.sequence import cross_entropy
+from vlx.models.layers import apply
 from vlx.ops.attention import attention
 from vlx.ops.axes import split_batch
 from vlx.ops.masks import At, Causal, Column, Conv, Mask, Row
@@ -239,7 +244,7 @@ class DALLENetwork(nn.Module):
 class DALLE:
   """The system. Batches hold `image`, `text` and `text_mask`; the tokenizer is a part that is not trained."""
 
-  tokenizer: ImageTokenizer
+  tokenizer: TokenizesImages
   vocab_size: int
   context_length: int
   width: int
@@ -267,113 +272,126 @@ class DALLE:
     """Of each layer, in order."""
     return (*(self.pattern[i % len(self.pattern)] for i in range(self.depth - 1)), self.last_mask)
 
+  @dataclasses.dataclass(frozen=True)
+  class Sampler:
+    """How images are drawn.
+
+    Attributes:
+      temperature: divides the logits; 0 takes the most likely code.
+      top_k: how many of the most likely codes to draw from; 0: all.
+      guidance_scale: s in ℓ(no text) + s · (ℓ(text) − ℓ(no text)); 1 is no guidance.
+      keep_rows: of an image that is given, the first rows of codes, which are kept (§3.3); 0: none.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    guidance_scale: float = 1.0
+    keep_rows: int = 0
+
+    def __post_init__(self):
+      Sampling(self.temperature, self.top_k)  # says what is wrong
+      if self.keep_rows < 0:
+        raise UserError(f"keep_rows is not below 0, as {self.keep_rows} is")
+
   @property
   def network(self) -> DALLENetwork:
     return DALLENetwork(
-        Layout(self.context_length, *self.tokenizer.grid, self.conv_size), self.masks, self.vocab_size,
-        self.tokenizer.num_codes, self.width, self.num_heads, self.mlp_dim, self.remat, self.unroll,
-        self.dtype,
+        layout=Layout(self.context_length, *self.tokenizer.grid, self.conv_size), masks=self.masks,
+        vocab_size=self.vocab_size, num_codes=self.tokenizer.num_codes, width=self.width,
+        num_heads=self.num_heads, mlp_dim=self.mlp_dim, remat=self.remat, unroll=self.unroll, dtype=self.dtype,
     )
 
-  def init(self, rng, batch):
-    _, height, width, _ = batch["image"].shape
-    if (height, width) != (self.tokenizer.image_size,) * 2:
-      raise UserError(f"pictures of {height}x{width} pixels, and a tokenizer for {self.tokenizer.image_size}")
-    tokenizer = self.tokenizer.init(rng, batch)
-    rows, columns = self.tokenizer.grid
-    ids = jnp.zeros((1, rows * columns), jnp.int32)
-    params = self.network.init(rng, batch["text"][:1], batch["text_mask"][:1], ids)["params"]
-    return {"params": params, "state": {"tokenizer": tokenizer}}
+  def inputs(self):
+    return {"image": image_input(self.tokenizer.image_size), **text_inputs(self.context_length)}
 
-  def loss(self, variables, batch, rng, *, step, train):
+  def init(self, rng):
+    codes = jax.ShapeDtypeStruct((math.prod(self.tokenizer.grid),), jnp.int32)
+    return apply.init(self.network, rng, {**self.inputs(), "codes": codes}, "text", "text_mask", "codes")
+
+  def loss(self, variables, batch, rng, *, step, train, frozen):
     """⅛ of the text's cross entropy and ⅞ of the image's, means over their tokens; `step` is not used."""
-    del step
-    ids = self.encode_image(variables, batch["image"])
+    del step, frozen
+    codes = self._codes(variables, batch["image"])
     text_mask = batch["text_mask"]
     if train and self.text_dropout:
       kept = jax.random.bernoulli(rng, 1 - self.text_dropout, (len(text_mask), 1))
       text_mask = text_mask & kept
-    words, cells = self.logits(variables, batch["text"], text_mask, ids)
-    entropy = optax.softmax_cross_entropy_with_integer_labels
-    weight = text_mask[:, 1:].astype(jnp.float32)
-    text = (entropy(words, batch["text"][:, 1:]) * weight).sum() / jnp.maximum(weight.sum(), 1)
-    codes = rearrange(ids, "b r c -> b (r c)")
-    image = entropy(cells, codes).mean()
-    metrics = {"text": text, "image": image, "accuracy": (cells.argmax(-1) == codes).mean()}
-    loss = self.text_weight * text + (1 - self.text_weight) * image
-    return loss, Aux(metrics=metrics, state=variables["state"])
+    words, cells = self.token_logits(variables, batch["text"], text_mask, codes)
+    terms = {
+        "text": cross_entropy(words, batch["text"][:, 1:], text_mask[:, 1:], self.text_weight),
+        "image": cross_entropy(cells, codes, jnp.ones(codes.shape, bool), 1 - self.text_weight),
+    }
+    metrics = {"accuracy": (cells.argmax(-1) == codes).mean()}
+    return terms, Aux(metrics=metrics, state=variables["state"])
 
-  def logits(self, variables, text, text_mask, ids: Int[Array, "batch rows columns"]):
+  def accumulates(self):
+    return ""
+
+  def _codes(self, variables, image) -> Int[Array, "batch cells"]:
+    codes = self.tokenizer.image_to_tokens(part(variables, "tokenizer"), image)
+    return jax.lax.stop_gradient(rearrange(codes, "b r c -> b (r c)"))
+
+  def token_logits(self, variables, text, text_mask, codes: Int[Array, "batch cells"]):
     """Of the text's tokens but the first `[B, T − 1, vocab]`, and of all codes `[B, cells, codes]`."""
-    codes = rearrange(ids, "b r c -> b (r c)")
-    return self.network.apply({"params": variables["params"]}, text, text_mask, codes)
+    return apply.infer(self.network, own(variables, "tokenizer"), text, text_mask, codes)
 
-  def image_nats(self, variables, image, text, text_mask) -> Float[Array, " batch"]:
-    """Of each picture the mean −ln p of its codes after the text."""
-    ids = self.encode_image(variables, image)
-    cells = self.logits(variables, text, text_mask, ids)[1]
-    codes = rearrange(ids, "b r c -> b (r c)")
-    return optax.softmax_cross_entropy_with_integer_labels(cells, codes).mean(axis=1)
-
-  def encode_image(
+  def reconstruct(
       self, variables, image: Float[Array, "batch height width 3"]
-  ) -> Int[Array, "batch rows columns"]:
-    return jax.lax.stop_gradient(self.tokenizer.encode_image(variables["state"]["tokenizer"], image))
-
-  def decode_image(
-      self, variables, ids: Int[Array, "batch rows columns"]
   ) -> Float[Array, "batch height width 3"]:
-    return self.tokenizer.decode_image(variables["state"]["tokenizer"], ids)
+    """What the tokenizer keeps: no sample can be expected to be better."""
+    return self.tokenizer.reconstruct(part(variables, "tokenizer"), image)
 
-  def generate(
-      self,
-      variables,
-      text: Int[Array, "batch context"],
-      text_mask: Bool[Array, "batch context"],
-      seeds: Int[Array, " batch"],
-      prefix: Int[Array, "batch count"] | None = None,
-      *,
-      temperature: float = 1.0,
-      top_k: int = 0,
-      guidance_scale: float = 1.0,
+  def sample_inputs(self):
+    return text_inputs(self.context_length)
+
+  def sample_images(
+      self, variables, inputs, seeds: Int[Array, " batch"], sampler: Sampler
+  ) -> Float[Array, "batch height width 3"]:
+    """Of `text` and `text_mask`; and of `image`, where the sampler keeps some of its rows."""
+    codes = self.sample_tokens(variables, inputs, seeds, sampler)
+    return self.tokenizer.tokens_to_image(part(variables, "tokenizer"), codes)
+
+  def sample_tokens(
+      self, variables, inputs, seeds: Int[Array, " batch"], sampler: Sampler
   ) -> Int[Array, "batch rows columns"]:
-    """Codes of pictures, one after another.
+    """Codes of images, one after another; see `sample_images`.
 
-    Args:
-      variables: of the system.
-      text: prompts.
-      text_mask: theirs.
-      seeds: of each row: its picture is a function of its own, whatever the batch.
-      prefix: the first codes of the pictures in raster order, which are kept (§3.3).
-      temperature: divides the logits; 0 takes the most likely code.
-      top_k: how many of the most likely codes to draw from; 0: all.
-      guidance_scale: s in ℓ(no text) + s · (ℓ(text) − ℓ(no text)); 1 is no guidance.
+    Raises:
+      UserError: where more rows are to be kept than an image has, or none is given.
     """
-    network, params = self.network, {"params": variables["params"]}
-    batch, cells = len(text), network.layout.length - network.layout.text
-    prefix = jnp.zeros((batch, 0), jnp.int32) if prefix is None else prefix
-    guided = guidance_scale != 1.0
-    sampling, unseen = Sampling(temperature, top_k), jnp.zeros((batch, 0), bool)
+    text, text_mask, network = inputs["text"], inputs["text_mask"], self.network
+    call = functools.partial(apply.infer, network, own(variables, "tokenizer"))
+    rows, columns = self.tokenizer.grid
+    prefix = jnp.zeros((len(text), 0), jnp.int32)
+    if sampler.keep_rows:
+      if sampler.keep_rows >= rows or "image" not in inputs:
+        raise UserError(f"keep_rows is below {rows}, the rows of codes, and takes an image whose rows are kept")
+      prefix = self._codes(variables, inputs["image"])[:, : sampler.keep_rows * columns]
+    guided = sampler.guidance_scale != 1.0
     both = lambda x: jnp.concatenate([x, x]) if guided else x
 
     def read(x, cache):
-      x, cache = network.apply(params, x, cache, method="decode")
-      logits = network.apply(params, x[:, -1], method="image_logits")
+      x, cache = call(x, cache, method="decode")
+      logits = call(x[:, -1], method="image_logits")
       if guided:
         with_text, without = jnp.split(logits, 2)
-        logits = without + guidance_scale * (with_text - without)
+        logits = without + sampler.guidance_scale * (with_text - without)
       return logits, cache
 
+    def step(state, codes, going):
+      del going  # there is no stop among the codes
+      cache, position = state
+      x = call(both(codes[:, None]), position + 1, method="embed_codes")
+      logits, cache = read(x, cache)
+      return logits, (cache, position + 1)
+
     seen = jnp.concatenate([text_mask, jnp.zeros_like(text_mask)]) if guided else text_mask
-    x = network.apply(params, both(text), seen, both(prefix), method="embed")
-    start = read(x, network.empty_cache(len(x)))
-
-    def one(carry, position):
-      logits, cache = carry
-      code = sampling.draw(logits, unseen, seeds, jnp.full(batch, position))
-      x = network.apply(params, both(code[:, None]), position + 1, method="embed_codes")
-      return read(x, cache), code
-
-    _, codes = jax.lax.scan(one, start, jnp.arange(prefix.shape[1], cells))
-    ids = jnp.concatenate([prefix, codes.T], axis=1)
-    return rearrange(ids, "b (r c) -> b r c", r=network.layout.rows)
+    logits, cache = read(call(both(text), seen, both(prefix), method="embed"), network.empty_cache(len(both(text))))
+    sampling, first = Sampling(sampler.temperature, sampler.top_k), prefix.shape[1]
+    nothing, stops = jnp.zeros((len(text), 0), bool), jnp.zeros(0, jnp.int32)
+    drawn = draw_first(
+        sampling, logits, (cache, jnp.int32(first)), jnp.full(len(text), first), nothing, seeds, stops
+    )
+    more = rows * columns - first - 1
+    _, (codes, _) = draw_more(step, sampling, drawn, more, more, seeds, stops)
+    return rearrange(jnp.concatenate([prefix, drawn.last[:, None], codes], axis=1), "b (r c) -> b r c", r=rows)

@@ -5,7 +5,7 @@ of the released code (openai/DALL-E, dall_e/encoder.py and decoder.py; vlx.pretr
 relaxation by Gumbel-softmax with its published schedules, and the evidence lower bound with the logit-Laplace
 likelihood.
 
-The relaxed codes are those of training; `encode_image` takes the most likely code, without noise, as the
+The relaxed codes are those of training; `image_to_tokens` takes the most likely code, without noise, as the
 paper's second stage does.
 """
 
@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vlx.models.generation.vqvae import usage
-from vlx.core.system import Aux
+from vlx.core.system import Aux, Term, image_input
+from vlx.models.layers import apply
 
 MARGIN = 0.1  # appendix A.3, ε: pixels are modeled in (ε, 1 − ε)
 
@@ -151,7 +152,7 @@ def kl_from_uniform(logits: Float[Array, "*cells codes"]) -> Float[Array, "*cell
 
 @dataclasses.dataclass(frozen=True)
 class DVAE:
-  """The system, and an `ImageTokenizer`. Batches hold `image`, in [-1, 1]."""
+  """The system; it tokenizes images. Batches hold `image`, in [-1, 1]."""
 
   image_size: int
   width: int
@@ -181,18 +182,24 @@ class DVAE:
 
   @property
   def network(self) -> DVAENetwork:
-    fields = (self.num_groups, self.blocks_per_group, self.width, self.num_codes)
-    return DVAENetwork(Encoder(*fields, self.dtype), Decoder(*fields, self.code_dim, self.dtype))
+    shared = dict(
+        num_groups=self.num_groups, blocks_per_group=self.blocks_per_group, width=self.width,
+        num_codes=self.num_codes, dtype=self.dtype,
+    )
+    return DVAENetwork(Encoder(**shared), Decoder(code_dim=self.code_dim, **shared))
 
-  def init(self, rng, batch):
-    return {"params": self.network.init(rng, batch["image"])["params"], "state": {}}
+  def inputs(self):
+    return {"image": image_input(self.image_size)}
+
+  def init(self, rng):
+    return apply.init(self.network, rng, self.inputs(), "image")
 
   def _apply(self, variables, method, *inputs):
-    return self.network.apply({"params": variables["params"]}, *inputs, method=method)
+    return apply.infer(self.network, variables, *inputs, method=method)
 
-  def loss(self, variables, batch, rng, *, step, train):
+  def loss(self, variables, batch, rng, *, step, train, frozen):
     """The negative lower bound per color of a pixel, with β on its KL term, at the temperature of `step`."""
-    del train
+    del train, frozen
     x = map_pixels(batch["image"])
     logits = self._apply(variables, "encode", x)
     tau = cosine(step, 1.0, self.temperature, self.temperature_steps)
@@ -200,29 +207,31 @@ class DVAE:
     weights = jax.nn.softmax((logits + jax.random.gumbel(rng, logits.shape)) / tau)
     mu, log_b = jnp.split(self._apply(variables, "decode", weights), 2, axis=-1)
     log_b = jnp.logaddexp(log_b, jnp.log(self.least_b))
-    nll = -logit_laplace(x, mu, log_b).sum(axis=(1, 2, 3)).mean()
-    kl = kl_from_uniform(logits).sum(axis=(1, 2)).mean()
+    nll, kl = -logit_laplace(x, mu, log_b).sum(axis=(1, 2, 3)), kl_from_uniform(logits).sum(axis=(1, 2))
+    bound = Term((nll + beta * kl).sum() / x[0].size, len(x))
     metrics = {
-        "nll": nll, "kl": kl, "beta": beta, "temperature": tau,
+        "nll": nll.mean(), "kl": kl.mean(), "beta": beta, "temperature": tau,
         **usage(logits.argmax(axis=-1), self.num_codes),
     }
-    colors = x[0].size
-    return (nll + beta * kl) / colors, Aux(metrics=metrics, state=variables["state"])
+    return {"negative_bound": bound}, Aux(metrics=metrics, state=variables["state"])
 
-  def encode_image(
+  def accumulates(self):
+    return ""
+
+  def image_to_tokens(
       self, variables, image: Float[Array, "batch height width 3"]
   ) -> Int[Array, "batch rows columns"]:
     """Each cell's most likely code."""
     return self._apply(variables, "encode", map_pixels(image)).argmax(axis=-1)
 
-  def decode_image(
-      self, variables, ids: Int[Array, "batch rows columns"]
+  def tokens_to_image(
+      self, variables, tokens: Int[Array, "batch rows columns"]
   ) -> Float[Array, "batch height width 3"]:
     """φ⁻¹(σ(μ)); ln b is not used (appendix A.3)."""
-    mu = self._apply(variables, "decode", ids)[..., :3]
+    mu = self._apply(variables, "decode", tokens)[..., :3]
     return unmap_pixels(jax.nn.sigmoid(mu))
 
   def reconstruct(
       self, variables, image: Float[Array, "batch height width 3"]
   ) -> Float[Array, "batch height width 3"]:
-    return self.decode_image(variables, self.encode_image(variables, image))
+    return self.tokens_to_image(variables, self.image_to_tokens(variables, image))

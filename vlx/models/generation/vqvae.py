@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vlx.core.system import Aux
+from vlx.core.system import Aux, Term, image_input
+from vlx.models.layers import apply
 from vlx.ops.nearest_code import code_statistics, nearest_code, straight_through
 
 EPSILON = 1e-5  # of the smoothed counts; sonnet and dm-haiku
@@ -180,7 +181,7 @@ def usage(ids: Int[Array, "*batch"], num_codes: int) -> dict[str, jax.Array]:
 
 @dataclasses.dataclass(frozen=True)
 class VQVAE:
-  """The system, and an `ImageTokenizer`. Batches hold `image`, in [-1, 1]."""
+  """The system; it tokenizes images. Batches hold `image`, in [-1, 1]."""
 
   image_size: int
   widths: tuple[int, ...]
@@ -210,12 +211,17 @@ class VQVAE:
 
   @property
   def network(self) -> VQVAENetwork:
-    fields = (self.widths, self.num_blocks, self.residual_width)
+    shared = dict(
+        widths=self.widths, num_blocks=self.num_blocks, residual_width=self.residual_width, dtype=self.dtype
+    )
     shape = (self.num_codes, self.code_dim) if self.codebook == "loss" else None
-    return VQVAENetwork(Encoder(*fields, self.code_dim, self.dtype), Decoder(*fields, self.dtype), shape)
+    return VQVAENetwork(Encoder(code_dim=self.code_dim, **shared), Decoder(**shared), shape)
 
-  def init(self, rng, batch):
-    params = self.network.init(rng, batch["image"])["params"]
+  def inputs(self):
+    return {"image": image_input(self.image_size)}
+
+  def init(self, rng):
+    params = apply.init(self.network, rng, self.inputs(), "image")["params"]
     if self.codebook == "loss":
       return {"params": params, "state": {}}
     codebook = init_codebook(jax.random.fold_in(rng, 1), (self.num_codes, self.code_dim))
@@ -224,38 +230,42 @@ class VQVAE:
   def _codebook(self, variables) -> Float[Array, "codes dim"]:
     return variables["params" if self.codebook == "loss" else "state"]["codebook"]
 
-  def loss(self, variables, batch, rng, *, step, train):
+  def _apply(self, variables, *inputs, method):
+    return self.network.apply({"params": variables["params"]}, *inputs, method=method)
+
+  def loss(self, variables, batch, rng, *, step, train, frozen):
     """Eq. 3; with moving averages its second term is theirs. `step` is not used."""
     del step
-    params, state, codebook = {"params": variables["params"]}, variables["state"], self._codebook(variables)
-    z = self.network.apply(params, batch["image"], method="encode")
-    codes, ids, codebook_loss, commitment = quantize(z, codebook)
-    image = self.network.apply(params, codes, method="decode")
-    reconstruction = jnp.mean((batch["image"] - image) ** 2) / self.data_variance
-    loss = reconstruction + self.beta * commitment
+    state = variables["state"]
+    z = self._apply(variables, batch["image"], method="encode")
+    codes, ids, codebook_loss, commitment = quantize(z, self._codebook(variables))
+    image = self._apply(variables, codes, method="decode")
+    squares = (batch["image"] - image) ** 2
+    terms = {
+        "reconstruction": Term(squares.sum() / self.data_variance, squares.size),
+        "commitment": Term(commitment * z.size, z.size, self.beta),
+    }
     if self.codebook == "loss":
-      loss += codebook_loss
+      terms["codebook"] = Term(codebook_loss * z.size, z.size)
     elif train:
       state = moved(state, z, ids, rng, decay=self.decay, restart_below=self.restart_below)
-    metrics = {
-        "reconstruction": reconstruction, "commitment": commitment, **usage(ids, self.num_codes),
-    }
-    return loss, Aux(metrics=metrics, state=state)
+    return terms, Aux(metrics=usage(ids, self.num_codes), state=state)
 
-  def encode_image(
+  def accumulates(self):
+    return "the codebook moves once for each part" if self.codebook == "ema" else ""
+
+  def image_to_tokens(
       self, variables, image: Float[Array, "batch height width 3"]
   ) -> Int[Array, "batch rows columns"]:
     """Each cell's code."""
-    z = self.network.apply({"params": variables["params"]}, image, method="encode")
-    return nearest_code(z, self._codebook(variables))
+    return nearest_code(self._apply(variables, image, method="encode"), self._codebook(variables))
 
-  def decode_image(
-      self, variables, ids: Int[Array, "batch rows columns"]
+  def tokens_to_image(
+      self, variables, tokens: Int[Array, "batch rows columns"]
   ) -> Float[Array, "batch height width 3"]:
-    codes = self._codebook(variables)[ids]
-    return self.network.apply({"params": variables["params"]}, codes, method="decode")
+    return self._apply(variables, self._codebook(variables)[tokens], method="decode")
 
   def reconstruct(
       self, variables, image: Float[Array, "batch height width 3"]
   ) -> Float[Array, "batch height width 3"]:
-    return self.decode_image(variables, self.encode_image(variables, image))
+    return self.tokens_to_image(variables, self.image_to_tokens(variables, image))

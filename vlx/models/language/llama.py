@@ -10,18 +10,20 @@ the models that took this form over: `tie_embeddings`, `rope_theta`.
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from vlx.models.layers.cache import Cache
 from vlx.models.layers.linear import flat_dot_general
 from vlx.models.layers.norm import RMSNorm
 from vlx.models.layers.position import rotary_angles, rotate
-from vlx.core.system import Aux, Variables
+from vlx.core.system import Aux, Variables, text_inputs
+from vlx.losses.sequence import cross_entropy
+from vlx.models.layers import apply
 from vlx.ops.attention import attention
 from vlx.ops.axes import split_batch
 from vlx.ops.masks import Causal, Mask, UpTo
@@ -158,7 +160,10 @@ class LLaMA(nn.Module):
     )
     # prevent_cse is for remat outside of a loop; inside one it only costs speed.
     block = nn.remat(Block, prevent_cse=False) if self.remat else Block
-    fields = self.num_heads, self.num_groups, self.mlp_dim, self.epsilon, self.dtype
+    fields = dict(
+        num_heads=self.num_heads, num_groups=self.num_groups, mlp_dim=self.mlp_dim, epsilon=self.epsilon,
+        dtype=self.dtype,
+    )
     if self.scanned:
       self.blocks = nn.scan(
           block,
@@ -167,9 +172,9 @@ class LLaMA(nn.Module):
           in_axes=(0, nn.broadcast, nn.broadcast),
           length=self.depth,
           unroll=self.unroll,
-      )(*fields)
+      )(**fields)
     else:
-      self.blocks = [block(*fields) for _ in range(self.depth)]
+      self.blocks = [block(**fields) for _ in range(self.depth)]
     self.final_norm = RMSNorm(self.epsilon, self.dtype)
     if not self.tie_embeddings:
       self.head = nn.Dense(self.vocab_size, use_bias=False, dtype=self.dtype, kernel_init=normal)
@@ -204,6 +209,20 @@ class LLaMA(nn.Module):
     Raises:
       ValueError: for a cache of another batch, for more positions than `context_length`.
     """
+    x, cache = self.layers(x, text_mask, cache)
+    return self.final_norm(x), cache
+
+  def layers(
+      self,
+      x: Float[Array, "batch length width"],
+      text_mask: Bool[Array, "batch length"] | None = None,
+      cache: Cache | None = None,
+  ) -> tuple[Float[Array, "batch length width"], Cache | None]:
+    """`decode` without the last norm.
+
+    A system that puts layers of its own between these takes the stack in groups: scanned parameters
+    `[L, …]` reshaped to `[G, L/G, …]`, and this method of a clone of depth L/G with each group's.
+    """
     batch, length, _ = x.shape
     if length > self.context_length:
       raise ValueError(f"texts of {length} tokens; this model reads {self.context_length}")
@@ -222,7 +241,7 @@ class LLaMA(nn.Module):
         (x, cache), _ = block((x, cache), layer, angles, mask)
     if cache is not None:
       cache = cache.advance(jnp.ones((batch, length), bool) if text_mask is None else text_mask)
-    return self.final_norm(x), cache
+    return x, cache
 
   def logits(self, x: Float[Array, "*axes width"]) -> Float[Array, "*axes vocab"]:
     """Of the next token, f32."""
@@ -242,52 +261,60 @@ class LLaMA(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-  """The system. Batches hold `text` and `text_mask`; a text is learned from its second token on."""
+  """The system. Batches hold `text` and `text_mask`; a text is learned from its second token on.
+
+  With `answers_only` they hold `target_mask` too, and the tokens that it marks alone are learned.
+  """
 
   decoder: LLaMA
-
-  def init(self, rng, batch):
-    return {"params": self.decoder.init(rng, batch["text"])["params"], "state": {}}
-
-  def loss(self, variables, batch, rng, *, step, train):
-    """Cross entropy of each next token, the mean over all real ones of the global batch."""
-    del rng, step, train
-    text, real = batch["text"], batch["text_mask"][:, 1:]
-    each = optax.softmax_cross_entropy_with_integer_labels(self.logits(variables, text[:, :-1]), text[:, 1:])
-    loss = jnp.sum(each, where=real) / jnp.maximum(real.sum(), 1)
-    return loss, Aux(metrics={"perplexity": jnp.exp(loss)}, state=variables["state"])
-
-  def logits(
-      self, variables: Variables, text: Int[Array, "batch length"]
-  ) -> Float[Array, "batch length vocab"]:
-    """Of the token after each. What a text is padded with changes nothing before it."""
-    return self.decoder.apply({"params": variables["params"]}, text)[0]
+  train_length: int = 0  # tokens of a text in training; 0: as many as the decoder reads
+  answers_only: bool = False
 
   @property
   def context_length(self) -> int:
     return self.decoder.context_length
 
+  @property
+  def vocab_size(self) -> int:
+    return self.decoder.vocab_size
+
+  def inputs(self):
+    text = text_inputs(self.train_length or self.context_length)
+    return {**text, "target_mask": text["text_mask"]} if self.answers_only else text
+
+  def init(self, rng):
+    return apply.init(self.decoder, rng, self.inputs(), "text")
+
+  def loss(self, variables, batch, rng, *, step, train, frozen):
+    """Cross entropy of each next token, the mean over all real ones of the global batch."""
+    del rng, step, train, frozen
+    text, targets = batch["text"], batch["target_mask" if self.answers_only else "text_mask"]
+    term = cross_entropy(self.token_logits(variables, text[:, :-1]), text[:, 1:], targets[:, 1:])
+    return {"nats_per_token": term}, Aux({"perplexity": jnp.exp(term.mean)}, variables["state"])
+
+  def accumulates(self):
+    return ""
+
+  def token_logits(
+      self, variables: Variables, text: Int[Array, "batch length"]
+  ) -> Float[Array, "batch length vocab"]:
+    """Of the token after each. What a text is padded with changes nothing before it."""
+    return apply.infer(self.decoder, variables, text)[0]
+
   def empty_cache(self, batch: int, slots: int) -> Cache:
     """For `batch` texts of up to `slots` tokens."""
     return self.decoder.empty_cache(batch, slots)
 
-  def read(
-      self,
-      variables: Variables,
-      text: Int[Array, "batch length"],
-      text_mask: Bool[Array, "batch length"],
-      cache: Cache,
-  ) -> tuple[Float[Array, "batch vocab"], Cache]:
+  def extend_cache(self, variables: Variables, inputs, cache: Cache) -> tuple[Float[Array, "batch vocab"], Cache]:
     """Reads texts, or single tokens: logits of what comes after the last real one of each row, and the cache.
 
     The logits of a row without a real token mean nothing.
     """
-    apply = lambda x, *rest, method: self.decoder.apply(
-        {"params": variables["params"]}, x, *rest, method=method
-    )
-    x, cache = apply(apply(text, method="embed"), text_mask, cache, method="decode")
+    text, text_mask = inputs["text"], inputs["text_mask"]
+    call = functools.partial(apply.infer, self.decoder, variables)
+    x, cache = call(call(text, method="embed"), text_mask, cache, method="decode")
     last = jnp.maximum(text_mask.sum(axis=1) - 1, 0)
-    return apply(jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0], method="logits"), cache
+    return call(jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0], method="logits"), cache
 
   def for_decoding(self, variables: Variables) -> tuple["LanguageModel", Variables]:
     """The same model in the form that decodes fastest: layers one by one, the tied head a matrix of its own.
@@ -302,4 +329,4 @@ class LanguageModel:
     if self.decoder.tie_embeddings:
       params["head"] = {"kernel": params["token_embedding"]["embedding"].T}
     decoder = self.decoder.clone(scanned=False, tie_embeddings=False)
-    return LanguageModel(decoder), {**variables, "params": params}
+    return dataclasses.replace(self, decoder=decoder), {**variables, "params": params}

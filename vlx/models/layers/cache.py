@@ -8,7 +8,6 @@ row looks before a token has overwritten it; so one rule, "a query at position p
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int

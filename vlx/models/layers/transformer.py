@@ -151,7 +151,7 @@ class Transformer(nn.Module):
   ) -> Float[Array, "batch length width"]:
     if not self.depth:
       return x
-    x, _ = self._stack(self.depth)(*self._fields(train), name="blocks")(x, mask)
+    x, _ = self._stack(self.depth)(**self._fields(train), name="blocks")(x, mask)
     return x
 
   @nn.compact
@@ -183,10 +183,10 @@ class Transformer(nn.Module):
       lower = nn.map_variables(
           self._stack(self.depth - 1), "params", lambda p: jax.tree.map(lambda w: w[:-1], p)
       )
-      x, _ = lower(*self._fields(train), name="blocks")(x, mask)
+      x, _ = lower(**self._fields(train), name="blocks")(x, mask)
     last = jax.tree.map(lambda w: w[-1], self.variables["params"]["blocks"])
     rngs = {"dropout": self.make_rng("dropout")} if train and self.dropout else {}
-    layer = lambda *inputs: self._block(*self._fields(train), parent=None).apply(
+    layer = lambda *inputs: self._block(**self._fields(train), parent=None).apply(
         {"params": last}, *inputs, rngs=rngs
     )[0]
     return layer(x, at_mask, at)[:, 0], layer(x, mask)
@@ -206,8 +206,9 @@ class Transformer(nn.Module):
         unroll=self.unroll,
     )
 
-  def _fields(self, train: bool) -> tuple:
-    return (
-        self.num_heads, self.mlp_dim, self.depth, self.activation, self.dropout,
-        self.layer_norm_epsilon, self.initialization, self.dtype, train, self.norm,
+  def _fields(self, train: bool) -> dict:
+    """Of a block, all of which the stack has too."""
+    names = (
+        "num_heads", "mlp_dim", "depth", "activation", "dropout", "layer_norm_epsilon", "initialization", "dtype", "norm"
     )
+    return {name: getattr(self, name) for name in names} | {"train": train}

@@ -20,7 +20,9 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from vlx.models.layers.transformer import ACTIVATIONS, Transformer
-from vlx.core.system import Aux
+from vlx.core.system import Aux, Term, text_inputs
+from vlx.losses.sequence import cross_entropy
+from vlx.models.layers import apply
 from vlx.ops.masks import Full, KeyPadding
 
 # §3: L = 12, H = 768, A = 12 and L = 24, H = 1024, A = 16; the MLP is 4H.
@@ -69,8 +71,9 @@ class BERT(nn.Module):
     self.embedding_norm = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype)
     self.embedding_dropout = nn.Dropout(self.dropout)
     self.encoder = Transformer(
-        self.depth, self.num_heads, self.mlp_dim, self.activation, self.dropout,
-        self.layer_norm_epsilon, "bert", self.remat, self.unroll, self.dtype, norm="post",
+        depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim, activation=self.activation,
+        dropout=self.dropout, layer_norm_epsilon=self.layer_norm_epsilon, initialization="bert",
+        remat=self.remat, unroll=self.unroll, dtype=self.dtype, norm="post",
     )
     self.pooler = nn.Dense(self.width, kernel_init=_normal, dtype=self.dtype)
 
@@ -171,69 +174,104 @@ def mask_words(
   return jnp.where(chosen, hidden, text), chosen
 
 
+class _Encodes:
+  """What a tower of BERT's gives, around a subclass's `_tower_variables`."""
+
+  @property
+  def vocab_size(self) -> int:
+    return self.tower.vocab_size
+
+  def encode_text(
+      self, variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
+  ) -> Float[Array, "batch length width"]:
+    return apply.infer(self.tower, self._tower_variables(variables), text, text_mask)[1]
+
+  def embed_text(
+      self, variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
+  ) -> Float[Array, "batch width"]:
+    """Not normalised: the mean over real tokens (Reimers & Gurevych, 2019, Sentence-BERT, §3)."""
+    tokens = self.encode_text(variables, text, text_mask)
+    weights = text_mask[..., None].astype(tokens.dtype)
+    return (tokens * weights).sum(axis=1) / weights.sum(axis=1)
+
+
 @dataclasses.dataclass(frozen=True)
-class MaskedLanguageModel:
+class BERTEncoder(_Encodes):
+  """The encoder alone, as public files without heads have it; it has no loss of its own."""
+
+  tower: BERT
+
+  @property
+  def text_length(self) -> int:
+    return self.tower.context_length
+
+  def init(self, rng):
+    return apply.init(self.tower, rng, text_inputs(self.text_length), "text")
+
+  def _tower_variables(self, variables):
+    return variables
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLanguageModel(_Encodes):
   """The system. Batches hold `text`, `text_mask`, `segments`, and `label`: 1 where the second sentence is any.
 
   Attributes:
     tower: the encoder.
-    heads: whether the heads of pretraining are there; public files of an encoder alone lack them.
     mask_id: of [MASK].
     unmasked_ids: of words that are never hidden: [CLS], [SEP].
+    train_length: tokens of a text in training; 0: as many as the encoder takes.
   """
 
   tower: BERT
-  heads: bool = True
   mask_id: int = 103
   unmasked_ids: tuple[int, ...] = (101, 102)
+  train_length: int = 0
 
   @property
   def network(self) -> nn.Module:
-    return BERTPretraining(self.tower) if self.heads else self.tower
+    return BERTPretraining(self.tower)
 
-  def init(self, rng, batch):
-    return {"params": self.network.init(rng, batch["text"])["params"], "state": {}}
+  @property
+  def text_length(self) -> int:
+    return self.train_length or self.tower.context_length
 
-  def loss(self, variables, batch, rng, *, step, train):
-    """Mean cross entropy of the hidden words and of the next sentence, added (§A.2); `step` is not used.
+  def inputs(self):
+    scalar, text = jax.ShapeDtypeStruct((), jnp.int32), text_inputs(self.text_length)
+    return {**text, "segments": text["text"], "label": scalar}
 
-    Raises:
-      ValueError: without heads.
-    """
+  def init(self, rng):
+    return apply.init(self.network, rng, self.inputs(), "text")
+
+  def _tower_variables(self, variables):
+    return {kind: tree.get("tower", {}) for kind, tree in variables.items()}
+
+  def loss(self, variables, batch, rng, *, step, train, frozen):
+    """Mean cross entropy of the hidden words and of the next sentence, added (§A.2); `step` is not used."""
     del step
-    if not self.heads:
-      raise ValueError("this encoder has no heads to be trained by")
     text, mask_rng, dropout_rng = batch["text"], *jax.random.split(rng)
     maskable = batch["text_mask"] & ~jnp.isin(text, jnp.array(self.unmasked_ids))
     hidden, chosen = mask_words(
         mask_rng, text, maskable, vocab_size=self.tower.vocab_size, mask_id=self.mask_id
     )
-    words, sentence = self.network.apply(
-        {"params": variables["params"]}, hidden, batch["text_mask"], batch["segments"], train=train,
-        rngs={"dropout": dropout_rng},
+    (words, sentence), state = apply.forward(
+        self.network, variables, hidden, batch["text_mask"], batch["segments"], rng=dropout_rng, train=train,
+        frozen=frozen,
     )
-    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    each = optax.softmax_cross_entropy_with_integer_labels(sentence, batch["label"])
+    terms = {"words": cross_entropy(words, text, chosen), "next_sentence": Term(each.sum(), len(each))}
     count = jnp.maximum(chosen.sum(), 1)
-    of_words = jnp.where(chosen, cross_entropy(words, text), 0).sum() / count
-    of_sentence = cross_entropy(sentence, batch["label"]).mean()
     metrics = {
-        "words": of_words, "next_sentence": of_sentence,
         "words_accuracy": (chosen & (words.argmax(-1) == text)).sum() / count,
         "next_sentence_accuracy": (sentence.argmax(-1) == batch["label"]).mean(),
     }
-    return of_words + of_sentence, Aux(metrics=metrics, state=variables["state"])
+    return terms, Aux(metrics=metrics, state=state)
 
-  def logits(
+  def accumulates(self):
+    return ""
+
+  def word_logits(
       self, variables, text, text_mask=None, segments=None
   ) -> tuple[Float[Array, "batch length vocab"], Float[Array, "batch 2"]]:
-    """Of the words and of the next sentence, with heads."""
-    return self.network.apply({"params": variables["params"]}, text, text_mask, segments)
-
-  def encode_text(
-      self, variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
-  ) -> Float[Array, "batch width"]:
-    """Embeddings, not normalised: the mean over real tokens (Reimers & Gurevych, 2019, Sentence-BERT, §3)."""
-    params = variables["params"]["tower"] if self.heads else variables["params"]
-    _, tokens = self.tower.apply({"params": params}, text, text_mask)
-    weights = text_mask[..., None].astype(tokens.dtype)
-    return (tokens * weights).sum(axis=1) / weights.sum(axis=1)
+    """Of the words and of the next sentence."""
+    return apply.infer(self.network, variables, text, text_mask, segments)

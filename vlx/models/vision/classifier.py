@@ -1,72 +1,110 @@
 """Image classification as a system: what ViT, VGG, GoogLeNet and ResNet share."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from einops import reduce
+from einops import reduce, rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from vlx.core.system import Aux
+from vlx.core.system import Aux, Term, image_input
+from vlx.models.layers import apply
 
 
 def cross_entropy(
     logits: Float[Array, "batch classes"], label: Int[Array, "batch *labels"], label_smoothing: float
-) -> Float[Array, ""]:
-  """Mean over the batch, in nats; an image's labels, if several, share its target (Joulin et al., 2016)."""
+) -> Float[Array, " batch"]:
+  """Of each image, in nats; an image's labels, if several, share its target (Joulin et al., 2016)."""
   hot = jnp.eye(logits.shape[-1])[label]
   targets = optax.smooth_labels(reduce(hot, "b ... c -> b c", "mean"), label_smoothing)
-  return optax.softmax_cross_entropy(logits, targets).mean()
+  return optax.softmax_cross_entropy(logits, targets)
 
 
 def right(logits: Float[Array, "batch classes"], label: Int[Array, "batch *labels"]) -> Bool[Array, "batch"]:
-  """Whether an image's greatest logits are its labels'."""
+  """Whether an image's greatest logits are its labels'; logits that are no numbers are nobody's."""
   labels = label.reshape(len(label), -1)
   greatest = jax.lax.top_k(logits, labels.shape[1])[1]
-  return (jnp.sort(greatest) == jnp.sort(labels)).all(axis=1)
+  return (jnp.sort(greatest) == jnp.sort(labels)).all(axis=1) & jnp.isfinite(logits).all(axis=1)
 
 
 class Classifier:
   """Softmax classification of `image` into `label`, around a subclass's `network`.
 
-  A subclass is a frozen dataclass with the fields `num_classes` and `label_smoothing` and a
-  `network`, a Linen module image → logits, whose `tower` is image → (pooled, features). Its batch
-  statistics, if any, are the `state`.
+  A subclass is a frozen dataclass with the fields `num_classes`, `label_smoothing` and `num_labels`, a `tower`, image
+  → (pooled, features), and a `network`, a Linen module image → logits. Batch statistics, if any, are the `state`.
   """
 
-  def init(self, rng, batch):
-    variables = self.network.init(rng, batch["image"])
-    return {
-        "params": variables["params"],
-        "state": {k: v for k, v in variables.items() if k != "params"},
-    }
+  def inputs(self):
+    labels = (self.num_labels,) if self.num_labels > 1 else ()
+    return {"image": image_input(self.tower.image_size), "label": jax.ShapeDtypeStruct(labels, jnp.int32)}
 
-  def loss(self, variables, batch, rng, *, step, train):
-    """Mean cross entropy and accuracy over the batch; `step` is not used."""
+  def init(self, rng):
+    return apply.init(self.network, rng, self.inputs(), "image")
+
+  def loss(self, variables, batch, rng, *, step, train, frozen):
+    """Cross entropy; `step` is not used."""
     del step
-    logits, state = self._forward(variables, batch["image"], rng, train)
-    loss = cross_entropy(logits, batch["label"], self.label_smoothing)
-    return loss, Aux(metrics={"accuracy": right(logits, batch["label"]).mean()}, state=state)
-
-  def _forward(self, variables, image, rng, train, method=None):
-    """What the network (its `method`) makes of the image, and the new `state`."""
-    return self.network.apply(
-        {"params": variables["params"], **variables["state"]}, image, train=train,
-        rngs={"dropout": rng}, mutable=list(variables["state"]), method=method,
+    logits, state = apply.forward(
+        self.network, variables, batch["image"], rng=rng, train=train, frozen=frozen
     )
+    return {"cross_entropy": self._term(logits, batch)}, Aux(self._accuracy(logits, batch), state)
 
-  def logits(self, variables, image) -> Float[Array, "batch classes"]:
-    return self.network.apply({"params": variables["params"], **variables["state"]}, image)
+  def accumulates(self):
+    return "batch statistics are of the part" if self.tower.has_batch_statistics else ""
 
-  def encode_image(self, variables, image) -> Float[Array, "batch features"]:
+  def _term(self, logits, batch, weight=1.0) -> Term:
+    each = cross_entropy(logits, batch["label"], self.label_smoothing)
+    return Term(each.sum(), len(each), weight)
+
+  def _accuracy(self, logits, batch):
+    return {"accuracy": right(logits, batch["label"]).mean()}
+
+  def class_logits(self, variables, image) -> Float[Array, "batch classes"]:
+    return apply.infer(self.network, variables, image)
+
+  def embed_image(self, variables, image) -> Float[Array, "batch features"]:
     """The tower's pooled output, which the last layers make logits of."""
-    return self.network.apply(
-        {"params": variables["params"], **variables["state"]}, image,
-        method=lambda network, image: network.tower(image)[0],
+    return apply.infer(
+        self.network, variables, image, method=lambda network, image: network.tower(image)[0]
     )
 
-  def features(self, variables, image) -> Float[Array, "batch ... features"]:
-    """The tower's last map `[B, rows, columns, D]`, or ViT's tokens `[B, N, D]`."""
-    return self.network.apply(
-        {"params": variables["params"], **variables["state"]}, image,
-        method=lambda network, image: network.tower(image)[1],
-    )
+  def encode_image(self, variables, image, *, layer: int = -1) -> Float[Array, "batch places features"]:
+    """The tower's last map, row by row, or ViT's tokens; of another layer where the tower has such (ViT)."""
+    return encode_places(self.tower, variables, "tower", image, layer)
+
+
+def encode_places(
+    tower, variables, name: str, image: Float[Array, "batch height width 3"], layer: int
+) -> Float[Array, "batch places features"]:
+  """What a tower has at each place: its last map, row by row, its tokens, or those of another layer.
+
+  Args:
+    tower: the network.
+    variables: of the system whose network has it as `name`.
+    name: see there.
+    image: for the tower.
+    layer: -1: the last, normed; others by the tower's `hidden`.
+
+  Raises:
+    ValueError: for a layer of a tower that gives its last map alone.
+  """
+  own = subnetwork(variables, name)
+  if layer != -1:
+    return tower.hidden(own, image, layer)
+  _, features = tower.apply(own, image)
+  return features if features.ndim == 3 else rearrange(features, "b h w d -> b (h w) d")
+
+
+def subnetwork(variables, name: str):
+  """Flax's collections of a network inside a system's."""
+  kinds = {"params": variables["params"], **variables["state"]}
+  return {kind: tree[name] for kind, tree in kinds.items() if name in tree}
+
+
+class LastMapOnly:
+  """A tower of which the last map alone is given."""
+
+  @nn.nowrap
+  def hidden(self, own, image, layer):
+    del own, image
+    raise ValueError(f"{type(self).__name__} gives its last map alone, not that of layer {layer}")

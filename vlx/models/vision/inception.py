@@ -25,7 +25,8 @@ from jaxtyping import Array, Float
 
 from vlx.models.layers.pooling import adaptive_average_pool, max_pool_ceil
 from vlx.core.system import Aux
-from vlx.models.vision.classifier import Classifier, cross_entropy, right
+from vlx.models.layers import apply
+from vlx.models.vision.classifier import Classifier, LastMapOnly
 
 # Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
 BLOCKS = {
@@ -78,7 +79,7 @@ class ConvolutionBlock(nn.Module):
     return jax.nn.relu(x)
 
 
-class GoogLeNetTower(nn.Module):
+class GoogLeNetTower(LastMapOnly, nn.Module):
   """Image `[B, H, W, 3]` → (pooled `[B, D]`, map `[B, H/32, W/32, D]`), D = 16 `width`."""
 
   batch_norm: bool = True
@@ -86,6 +87,11 @@ class GoogLeNetTower(nn.Module):
   last_pool: int = 2  # window of the pooling after block 4e
   width: int = 64
   dtype: str = "float32"
+  image_size: int = 224  # that it is trained at; others work
+
+  @property
+  def has_batch_statistics(self) -> bool:
+    return self.batch_norm
 
   def __call__(
       self, image: Float[Array, "batch height width 3"], *, train: bool = False
@@ -183,16 +189,19 @@ class GoogLeNet(Classifier):
   auxiliary: bool = False
   dropout: float = 0.2  # torchvision's; the paper's is 0.4
   label_smoothing: float = 0.0
+  num_labels: int = 1  # of an image
 
   @property
   def network(self) -> nn.Module:
     return GoogLeNetNetwork(self.tower, self.num_classes, self.auxiliary, self.dropout)
 
-  def loss(self, variables, batch, rng, *, step, train):
-    """Mean cross entropy; in training that of each auxiliary classifier too, at a weight of 0.3 (§5)."""
+  def loss(self, variables, batch, rng, *, step, train, frozen):
+    """Cross entropy; in training that of each auxiliary classifier too, at a weight of 0.3 (§5)."""
     del step
-    outputs, state = self._forward(variables, batch["image"], rng, train, method="all_logits")
-    loss, *auxiliary = (cross_entropy(x, batch["label"], self.label_smoothing) for x in outputs)
+    outputs, state = apply.forward(
+        self.network, variables, batch["image"], rng=rng, train=train, frozen=frozen, method="all_logits"
+    )
+    terms = {"cross_entropy": self._term(outputs[0], batch)}
     if train:
-      loss = loss + 0.3 * sum(auxiliary)
-    return loss, Aux(metrics={"accuracy": right(outputs[0], batch["label"]).mean()}, state=state)
+      terms |= {name: self._term(x, batch, 0.3) for name, x in zip(AUXILIARY, outputs[1:])}
+    return terms, Aux(self._accuracy(outputs[0], batch), state)

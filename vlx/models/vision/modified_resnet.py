@@ -17,8 +17,9 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from vlx.models.layers.position import resample_positions
+from vlx.models.vision.classifier import LastMapOnly
 from vlx.models.vision.resnet import ResidualBlock
-from vlx.ops.attention import attention
+from vlx.ops.attention import attention, attention_weights
 
 HEAD_DIM = 64  # of the attention pool
 
@@ -26,7 +27,8 @@ HEAD_DIM = 64  # of the attention pool
 class AttentionPool(nn.Module):
   """Map `[B, rows, columns, D]` → `[B, D]`: attention of its mean to itself and to all of the map.
 
-  Positions are learned for a square map of `grid` x `grid`, and resampled for others.
+  Positions are learned for a square map of `grid` x `grid`, and resampled for others. For callers that make the
+  collection `intermediates` mutable, the weights `[batch, heads, 1, 1 + places]` are sown there as `attention`.
   """
 
   grid: int
@@ -45,18 +47,22 @@ class AttentionPool(nn.Module):
     project = functools.partial(
         nn.DenseGeneral, (features // HEAD_DIM, HEAD_DIM), kernel_init=init, dtype=self.dtype
     )
-    queries = project(name="query")(x[:, :1])
-    pooled = attention(queries, project(name="key")(x), project(name="value")(x))
+    queries, keys = project(name="query")(x[:, :1]), project(name="key")(x)
+    if self.is_mutable_collection("intermediates"):
+      self.sow("intermediates", "attention", attention_weights(queries, keys))
+    pooled = attention(queries, keys, project(name="value")(x))
     return rearrange(pooled, "b 1 h e -> b (h e)")
 
 
-class ModifiedResNet(nn.Module):
+class ModifiedResNet(LastMapOnly, nn.Module):
   """Image `[B, H, W, 3]` → (pooled `[B, width]`, feature map `[B, H/32, W/32, width]`), for four stages."""
 
   image_size: int
   stage_sizes: tuple[int, ...]
   stem_width: int
   dtype: str = "float32"
+
+  has_batch_statistics = True
 
   @property
   def stride(self) -> int:
@@ -89,3 +95,10 @@ class ModifiedResNet(nn.Module):
             antialiased=True, name=f"stage{stage}_block{i}",
         )(x)
     return AttentionPool(self.image_size // self.stride, self.dtype, name="attention_pool")(x), x
+
+  @nn.nowrap
+  def attention_map(self, own, image) -> Float[Array, "batch rows columns"]:
+    """Where the attention pool looks, the mean over its heads; the mean's own share is dropped."""
+    (_, features), collections = self.apply(own, image, mutable=["intermediates"])
+    weights, = collections["intermediates"]["attention_pool"]["attention"]
+    return rearrange(weights[:, :, 0, 1:].mean(axis=1), "b (h w) -> b h w", h=features.shape[1])

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vlx.models.vision.classifier import Classifier
+from vlx.models.vision.classifier import Classifier, LastMapOnly
 
 # Table 1.
 STAGE_SIZES = {
@@ -74,7 +74,7 @@ class ResidualBlock(nn.Module):
     return jax.nn.relu(x + y)
 
 
-class ResNetTower(nn.Module):
+class ResNetTower(LastMapOnly, nn.Module):
   """Image `[B, H, W, 3]` → (pooled `[B, D]`, feature map `[B, H/32, W/32, D]`).
 
   With `stem="cifar"` the map is four times finer.
@@ -85,6 +85,9 @@ class ResNetTower(nn.Module):
   width: int = 64
   stem: str = "imagenet"
   dtype: str = "float32"
+  image_size: int = 224  # that it is trained at; others work
+
+  has_batch_statistics = True
 
   @nn.compact
   def __call__(
@@ -127,6 +130,7 @@ class ResNet(Classifier):
   tower: ResNetTower
   num_classes: int
   label_smoothing: float = 0.0
+  num_labels: int = 1  # of an image
 
   @property
   def network(self) -> nn.Module:

@@ -22,7 +22,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from vlx.models.layers.pooling import adaptive_average_pool
-from vlx.models.vision.classifier import Classifier
+from vlx.models.vision.classifier import Classifier, LastMapOnly
 
 # Table 1: how many convolutions stand before each pooling.
 CONVOLUTIONS = {
@@ -31,7 +31,7 @@ CONVOLUTIONS = {
 GRID = (7, 7)  # what the dense layers see of a picture of 224x224
 
 
-class VGGTower(nn.Module):
+class VGGTower(LastMapOnly, nn.Module):
   """Image `[B, H, W, 3]` → (pooled `[B, D]`, map `[B, H/16, W/16, D]`).
 
   The map is the last convolution's, rectified (conv5_3 of network D); pooled is its mean.
@@ -40,6 +40,9 @@ class VGGTower(nn.Module):
   convolutions: tuple[int, ...]
   width: int = 64
   dtype: str = "float32"
+  image_size: int = 224  # that it is trained at; others work
+
+  has_batch_statistics = False
 
   @nn.compact
   def __call__(
@@ -88,12 +91,13 @@ class VGGNetwork(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class VGG(Classifier):
-  """The classifier of the paper. Batches hold `image` and `label`; `features` gives the annotations."""
+  """The classifier of the paper. Batches hold `image` and `label`; `encode_image` gives the annotations."""
 
   tower: VGGTower
   num_classes: int
   hidden: int = 4096
   label_smoothing: float = 0.0
+  num_labels: int = 1  # of an image
 
   @property
   def network(self) -> nn.Module:

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from vlx.models.layers.convolution import Downsample
 from vlx.models.layers.position import resample_positions
 from vlx.models.layers.transformer import Transformer
-from vlx.models.vision.classifier import Classifier
+from vlx.models.vision.classifier import Classifier, subnetwork
 from vlx.models.vision.resnet import ResNetTower
 
 # Table 1 (B, L, H); Ti and S from the appendix's successor, Steiner et al., 2021, Table 2.
@@ -113,9 +113,9 @@ class VisionTransformer(nn.Module):
     if self.pre_norm:
       x = norm("pre_norm")(x)
     transformer = Transformer(
-        self.depth, self.num_heads, self.mlp_dim, self.activation, self.dropout,
-        self.layer_norm_epsilon, self.initialization, self.remat, self.unroll, self.dtype,
-        name="transformer",
+        depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim, activation=self.activation,
+        dropout=self.dropout, layer_norm_epsilon=self.layer_norm_epsilon, initialization=self.initialization,
+        remat=self.remat, unroll=self.unroll, dtype=self.dtype, name="transformer",
     )
     final_norm = norm("final_norm")
     if self.pool == "mean":
@@ -123,6 +123,33 @@ class VisionTransformer(nn.Module):
       return x.mean(axis=1), x
     cls, x = transformer.pooled(x, jnp.zeros(len(x), jnp.int32), train=train)
     return final_norm(cls), final_norm(x)
+
+  @property
+  def has_batch_statistics(self) -> bool:
+    return self.backbone is not None
+
+  @nn.nowrap
+  def _sown(self, own, image):
+    """What the layers leave for those who ask, with a leading depth axis."""
+    _, collections = self.apply(own, image, mutable=["intermediates"])
+    return collections["intermediates"]["transformer"]["blocks"]
+
+  @nn.nowrap
+  def hidden(self, own, image, layer: int) -> Float[Array, "batch tokens features"]:
+    """Output of one of the layers, before the last norm, of this tower's own variables."""
+    hidden, = self._sown(own, image)["hidden"]
+    return hidden[layer]
+
+  @nn.nowrap
+  def attention_map(self, own, image) -> Float[Array, "batch rows columns"]:
+    """Where the pooled output looks: rollout from the class token (or the mean) to the patches.
+
+    The class token's own share is dropped, as in the paper's Figure 6. Needs a square image.
+    """
+    weights, = self._sown(own, image)["attention"]["attention"]
+    rollout = attention_rollout(weights)
+    pooled = rollout[:, 0, 1:] if self.pool == "cls" else rollout.mean(axis=1)
+    return rearrange(pooled, "b (h w) -> b h w", h=image.shape[1] // self.patch_size)
 
 
 def attention_rollout(
@@ -137,27 +164,6 @@ def attention_rollout(
   weights = 0.5 * weights + 0.5 * jnp.eye(weights.shape[-1])
   rollout, _ = jax.lax.scan(lambda r, a: (a @ r, None), weights[0], weights[1:])
   return rollout
-
-
-def attention_map(
-    tower: VisionTransformer, variables, name: str, image: Float[Array, "batch height width 3"]
-) -> Float[Array, "batch rows columns"]:
-  """Where the pooled output looks: rollout from the class token (or the mean) to the patches.
-
-  The class token's own share is dropped, as in the paper's Figure 6. Needs a square image.
-
-  Args:
-    tower: the transformer.
-    variables: of the system that it is the part `name` of.
-    name: of the part.
-    image: in [-1, 1].
-  """
-  own = {kind: x[name] for kind, x in {"params": variables["params"], **variables["state"]}.items() if name in x}
-  _, collections = tower.apply(own, image, mutable=["intermediates"])
-  weights, = collections["intermediates"]["transformer"]["blocks"]["attention"]["attention"]
-  rollout = attention_rollout(weights)
-  pooled = rollout[:, 0, 1:] if tower.pool == "cls" else rollout.mean(axis=1)
-  return rearrange(pooled, "b (h w) -> b h w", h=image.shape[1] // tower.patch_size)
 
 
 class ViTNetwork(nn.Module):
@@ -189,11 +195,12 @@ class ViT(Classifier):
   representation_size: int = 0
   head_bias: float = 0.0  # the released code starts ImageNet-21k pretraining at -10
   label_smoothing: float = 0.0
+  num_labels: int = 1  # of an image
 
   @property
   def network(self) -> nn.Module:
     return ViTNetwork(self.tower, self.num_classes, self.representation_size, self.head_bias)
 
-  def attention_map(self, variables, image):
-    """Rollout of the tower's attention, `[B, rows, columns]`."""
-    return attention_map(self.tower, variables, "tower", image)
+  def attention_maps(self, variables, inputs) -> Float[Array, "batch rows columns"]:
+    """Rollout of the tower's attention, of `image`."""
+    return self.tower.attention_map(subnetwork(variables, "tower"), inputs["image"])

@@ -13,7 +13,7 @@ import numpy as np
 
 from vlx.core.errors import UserError
 from vlx.pretrained.formats import TensorFile
-from vlx.pretrained.formats.files import dtype_named, is_shape, read_array, read_json
+from vlx.pretrained.formats.files import dtype_named, is_shape, read_array
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {

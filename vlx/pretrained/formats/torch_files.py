@@ -9,7 +9,7 @@ dVAE), its classes are names and nothing more. A tensor is a view of a storage: 
 import math
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -7,7 +7,6 @@ without punctuation too, as a tokenizer of words leaves it.
 import random
 
 from vlx.data.datasets.scenes import composition
-from vlx.data.datasets.scenes import pictures
 
 SIZE_WORDS = {"big": ("big", "large"), "small": ("small", "little")}
 NUMBERS = {1: "one", 2: "two", 3: "three"}

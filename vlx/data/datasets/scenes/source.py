@@ -36,7 +36,7 @@ from vlx.core.config import nearest
 from vlx.data.datasets.scenes import composition
 from vlx.data.datasets.scenes import language
 from vlx.data.datasets.scenes import pictures
-from vlx.data.sources import strings
+from vlx.data.records import strings
 from vlx.core.errors import UserError
 
 SPLITS = ("train", "val", "combo", "concept")

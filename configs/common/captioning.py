@@ -17,24 +17,24 @@ SCENES_ENCODER = dict(
     activation="gelu_tanh", initialization="clip", unroll=2,
 )
 IMAGENET = "normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))"  # of torchvision's weights
-FREEZE = ((r"encoder/.*", None), (".*", {}))  # optimizer rules
+FREEZE = (r"encoder/.*", dict(frozen=True))  # an optimizer rule
 
 
 def _captioning(
-    source: str, picture: str, augment: str, vocab_size: int, min_count: int, text_length: int,
+    source: str, image_transform: str, augment: str, vocab_size: int, min_count: int, text_length: int,
     splits: tuple[str, ...], tokenizer: str, beam_size: int,
 ) -> ml_collections.ConfigDict:
   config = defaults.get_config()
   config.data.source = source
-  config.data.picture = picture
+  config.data.image_transform = image_transform
   config.data.preprocess = (
       f'{augment}|choose("caption")|tokenize("caption", {text_length})|keep("image", "text", "text_mask")'
   )
   config.tokenizer = dict(kind="words", vocab_size=vocab_size, min_count=min_count, fields=("caption",))
   config.evaluators = dict(
       captions=dict(
-          type="vlx.evaluate.tasks.captions.Captions", splits=splits, preprocess=f'{picture}|keep("image", "caption")',
-          tokenizer=tokenizer, beam_size=beam_size, max_length=text_length - 1,
+          type="vlx.evaluate.tasks.captions.Captions", splits=splits, tokenizer=tokenizer, beam_size=beam_size,
+          max_length=text_length - 1,
       ),
   )
   return config
@@ -54,12 +54,12 @@ def small_emoji() -> ml_collections.ConfigDict:
 def emoji() -> ml_collections.ConfigDict:
   """The tower starts at that of the CLIP of `make demo`."""
   config = small_emoji()
-  config.init_from = (("runs/demo", "image", "encoder"),)
+  config.init = (dict(source="runs/demo", take="image", put="encoder"),)
   config.steps = 800
   config.data.batch_size = 128
   config.optim.update(dict(
       lr=4e-3, warmup_steps=50, weight_decay=0.02, ema_decay=0.99,
-      rules=((r"encoder/.*", dict(lr_scale=0.2)), *config.optim.rules),
+      rules=(*config.optim.rules, (r"encoder/.*", dict(lr_scale=0.2))),
   ))
   return config
 
@@ -73,13 +73,31 @@ def scenes() -> ml_collections.ConfigDict:
       "scenes:20000?size=64", "decode|resize(64)|normalize", "decode|cache|normalize", vocab_size=480, min_count=5,
       text_length=32, splits=("val", "combo", "concept"), tokenizer="words", beam_size=3,
   )
-  config.init_from = (("runs/objects", "tower", "encoder/backbone"),)
+  config.init = (dict(source="runs/objects", take="tower", put="encoder/backbone"),)
   config.steps = 1200
   config.data.batch_size = 64
   config.optim.update(dict(
       lr=2e-3, warmup_steps=100, weight_decay=0.02, ema_decay=0.99,
-      rules=((r"encoder/backbone/.*", None), *config.optim.rules),
+      rules=(*config.optim.rules, (r"encoder/backbone/.*", dict(frozen=True))),
   ))
+  return config
+
+
+# Four layers above a stem of convolutions; a map of 8x8 places.
+FOLDER_ENCODER = dict(SMALL_ENCODER, image_size=64, depth=4)
+
+
+def folder() -> ml_collections.ConfigDict:
+  """People's own images, some hundreds to thousands of them; a tenth is held out for evaluation."""
+  size = FOLDER_ENCODER["image_size"]
+  config = _captioning(
+      "folder:.", f"decode|resize_small({size})|central_crop({size})|normalize",
+      f"decode|random_resized_crop({size}, 0.5)|normalize", vocab_size=3000, min_count=1, text_length=24,
+      splits=("val",), tokenizer="words", beam_size=3,
+  )
+  config.steps = 2000
+  config.data.batch_size = 64
+  config.optim.update(dict(lr=2e-3, warmup_steps=100, weight_decay=0.02, ema_decay=0.99))
   return config
 
 
@@ -96,10 +114,9 @@ def photographs(source: str, vocab_size: int, min_count: int, crop: str) -> ml_c
 
 def ablation(config: ml_collections.ConfigDict, run: str) -> ml_collections.ConfigDict:
   """A scenes config cut to two minutes on one core: above the frozen tower of a finished run."""
-  config.init_from = ((run, "encoder", "encoder"),)
-  config.model.finetune = False
+  config.init = (dict(source=run, take="encoder", put="encoder"),)
   config.data.source = "scenes:3000?size=64&held_out=300"
   config.data.batch_size = 32
   config.steps = 250
-  config.optim.update(dict(rules=FREEZE, warmup_steps=20))
+  config.optim.update(dict(rules=(FREEZE,), warmup_steps=20))
   return config

@@ -1,4 +1,4 @@
-"""Texts to ids: byte-level BPE as CLIP has it, or the whole words of the captioning papers.
+"""Tokenizers that a run trains: byte-level BPE as CLIP has it, or the whole words of the captioning papers.
 
 BPE is trained on a run's own captions, or has CLIP's published vocabulary.
 Text is mended (ftfy), unescaped twice, lower-cased, its white space folded; words are split by
@@ -48,10 +48,14 @@ class Tokenizer:
     self._backend = backend
     self.start_id = backend.token_to_id(START)
     self.end_id = backend.token_to_id(END)
+    self.unknown_id = backend.token_to_id(UNKNOWN)
     # Captions come again every epoch, and cleaning one costs more than cropping a picture.
     self._tokens = functools.lru_cache(maxsize=2**16)(
         lambda text: backend.encode(clean(text), add_special_tokens=False).ids
     )
+
+  stop_ids = ()
+  has_chat = False
 
   def __reduce__(self):
     return type(self), (self._backend,)
@@ -60,8 +64,16 @@ class Tokenizer:
   def vocab_size(self) -> int:
     return self._backend.get_vocab_size()
 
+  def tokens_of(self, text: str) -> list[int]:
+    """Ids of a text inside of another, without start and end."""
+    return list(self._tokens(text))
+
+  def tokens(self, text: str) -> list[int]:
+    """Start, tokens, end."""
+    return [self.start_id, *self._tokens(text), self.end_id]
+
   def encode(
-      self, text: str, length: int, dropout: float = 0.0, rng: np.random.Generator | None = None
+      self, text: str, length: int, *, dropout: float = 0.0, rng: np.random.Generator | None = None
   ) -> tuple[np.ndarray, np.ndarray]:
     """(ids i32 `[length]`, mask bool `[length]`): start, tokens, end, then zeros under a False mask.
 
@@ -90,6 +102,15 @@ class Tokenizer:
         for symbol in merged([*word[:-1], word[-1] + "</w>"], ranks, dropout, rng)
     ]
 
+  def encode_pair(self, first: str, second: str, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(ids, mask, segments), `[length]` each: start, first, end, second, end; then zeros."""
+    one, two = shortened(self._tokens(first), self._tokens(second), length - 3)
+    ids = np.zeros(length, np.int32)
+    ids[: len(one) + len(two) + 3] = [self.start_id, *one, self.end_id, *two, self.end_id]
+    place = np.arange(length)
+    mask = place < len(one) + len(two) + 3
+    return ids, mask, (mask & (place >= len(one) + 2)).astype(np.int32)
+
   def encode_batch(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
     """(ids `[N, length]`, mask `[N, length]`)."""
     ids, masks = zip(*(self.encode(text, length) for text in texts))
@@ -100,7 +121,7 @@ class Tokenizer:
     ids = [int(i) for i in ids]
     if self.end_id in ids:
       ids = ids[: ids.index(self.end_id)]
-    tokens = (self._backend.id_to_token(i) for i in ids if i != self.start_id)
+    tokens = (self._backend.id_to_token(i) or "" for i in ids if i != self.start_id)
     byte_of = {symbol: byte for byte, symbol in _byte_symbols().items()}
     byte_of[" "] = ord(" ")
     text = "".join(tokens).replace("</w>", " ")
@@ -117,7 +138,19 @@ class WordTokenizer(Tokenizer):
     ids = [int(i) for i in ids]
     if self.end_id in ids:
       ids = ids[: ids.index(self.end_id)]
-    return " ".join(self._backend.id_to_token(i) for i in ids if i != self.start_id)
+    words = (self._backend.id_to_token(i) for i in ids if i != self.start_id)
+    return " ".join(word for word in words if word is not None)
+
+
+def shortened(first: list[int], second: list[int], room: int) -> tuple[list[int], list[int]]:
+  """Both texts, the longer one without its last tokens where there is not room for both."""
+  over = max(0, len(first) + len(second) - room)
+  gap = len(first) - len(second)
+  longer = min(over, abs(gap))  # first the longer one is cut to the other's length, then both alike
+  rest = over - longer
+  cut_first = (longer if gap > 0 else 0) + rest // 2
+  cut_second = (longer if gap < 0 else 0) + rest - rest // 2
+  return first[: len(first) - cut_first], second[: len(second) - cut_second]
 
 
 def merged(
@@ -182,6 +215,20 @@ def words(texts: Iterable[str], vocab_size: int, min_count: int) -> WordTokenize
   return WordTokenizer(backend)
 
 
+def labels(texts: Iterable[str], vocab_size: int) -> WordTokenizer:
+  """Whole texts, each a token: the names of classes, in alphabetical order behind the three special ones.
+
+  Raises:
+    UserError: where there are more than `vocab_size` in all.
+  """
+  vocabulary = [START, END, UNKNOWN, *sorted({text.strip() for text in texts})]
+  if len(vocabulary) > vocab_size:
+    raise UserError(f"{len(vocabulary) - 3} classes, and room for {vocab_size - 3} (tokenizer.vocab_size, num_classes)")
+  return WordTokenizer(tokenizers.Tokenizer(
+      models.WordLevel({name: i for i, name in enumerate(vocabulary)}, UNKNOWN)
+  ))
+
+
 def _word_rules(model: models.WordLevel) -> tokenizers.Tokenizer:
   backend = tokenizers.Tokenizer(model)
   backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -189,9 +236,9 @@ def _word_rules(model: models.WordLevel) -> tokenizers.Tokenizer:
   return backend
 
 
-def load(path: pathlib.Path) -> Tokenizer:
+def from_json(text: str) -> Tokenizer:
   """A tokenizer that `Tokenizer.save` wrote."""
-  backend = tokenizers.Tokenizer.from_file(str(path))
+  backend = tokenizers.Tokenizer.from_str(text)
   return (WordTokenizer if isinstance(backend.model, models.WordLevel) else Tokenizer)(backend)
 
 

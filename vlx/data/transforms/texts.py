@@ -1,0 +1,155 @@
+"""Texts: which of many, in which words, as which ids."""
+
+import numpy as np
+
+from vlx.data.records import BadRecord
+from vlx.data.tokenizers import Tokenizer
+from vlx.data.transforms.ops import Op, is_random, op
+
+
+@op
+def choose(field: str = "caption") -> Op:
+  """One of the field's texts at random, where it has many; in evaluation the first."""
+
+  def apply(example, rng):
+    texts = example[field]
+    if isinstance(texts, str):
+      return example
+    if not is_random(rng):
+      return {**example, field: texts[0]}
+    return {**example, field: texts[rng.integers(len(texts))]}
+
+  return apply
+
+
+@op
+def template(*templates: str, field: str = "caption") -> Op:
+  """Puts the text into one of the templates, "{}" standing for it."""
+
+  def apply(example, rng):
+    return {**example, field: templates[rng.integers(len(templates))].format(example[field])}
+
+  return apply
+
+
+@op
+def tokenize(field: str, length: int, tokenizer: Tokenizer, dropout: float = 0.0, into: str = "text") -> Op:
+  """The text in `field` → ids i32 `[length]` in `text` (`into`) and bool `[length]` in `text_mask`.
+
+  A record whose text is empty is a bad one. `dropout` is BPE's, of merges.
+  """
+
+  def apply(example, rng):
+    ids, mask = tokenizer.encode(_text(example, field), length, dropout=dropout, rng=rng)
+    return {**example, into: ids, f"{into}_mask": mask}
+
+  return apply
+
+
+@op
+def tokenize_pair(first: str, second: str, length: int, tokenizer: Tokenizer) -> Op:
+  """Two fields, one behind the other → `text`, `text_mask`, and i32 `segments`: 0 in the first, 1 in the second."""
+
+  def apply(example, rng):
+    ids, mask, segments = tokenizer.encode_pair(_text(example, first), _text(example, second), length)
+    return {**example, "text": ids, "text_mask": mask, "segments": segments}
+
+  return apply
+
+
+@op
+def tokenize_answer(length: int, tokenizer: Tokenizer, question: str = "question", answer: str = "answer") -> Op:
+  """A question and the answer behind it → `text`, `text_mask`, and `target_mask`, True on the answer and its end.
+
+  What is too long loses the question's first tokens: the answer is what is learned.
+  """
+
+  def apply(example, rng):
+    turns = [("user", _text(example, question)), ("assistant", _text(example, answer))]
+    return {**example, **_dialogue(turns, length, tokenizer, None, 1)}
+
+  return apply
+
+
+ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+IMAGE = "<image>"  # where an image stands in a message, in LLaVA's files
+
+
+@op
+def conversation(
+    length: int, tokenizer: Tokenizer, field: str = "conversations", image_id: int | None = None, image_tokens: int = 1
+) -> Op:
+  """Turns {"from": "human" or "gpt", "value": …} → `text`, `text_mask`, and `target_mask` on the assistant's turns.
+
+  Args:
+    length: of the arrays; what is too long loses its end.
+    tokenizer: whose chat template is used, where it has one.
+    field: of the turns.
+    image_id: the id that stands for "<image>" in a message, so many times over; without one the word is dropped.
+    image_tokens: see there.
+  """
+
+  def apply(example, rng):
+    turns = example[field]
+    try:
+      said = [(ROLES[turn["from"]], turn["value"]) for turn in turns]
+    except (KeyError, TypeError) as e:
+      raise BadRecord(f"{field} is no list of {{from: human or gpt, value: …}}: {e}") from e
+    if not any(role == "assistant" and text.strip() for role, text in said):
+      raise BadRecord("the assistant says nothing")
+    return {**example, **_dialogue(said, length, tokenizer, image_id, image_tokens)}
+
+  return apply
+
+
+def _dialogue(turns, length, tokenizer, image_id, image_tokens) -> dict[str, np.ndarray]:
+  """Ids of a dialogue, and which of them are targets.
+
+  By the template, a turn's tokens are those by which it makes the rendering longer. Without one a turn is its text,
+  as `tokens` encodes it without its last token where that is the end, and an end behind each answer.
+  """
+  ids, targets = [], []
+  for count, (role, text) in enumerate(turns, 1):
+    text = text if image_id is not None else text.replace(IMAGE, "").strip()
+    if tokenizer.has_chat:
+      messages = [{"role": r, "content": t} for r, t in turns[:count]]
+      whole = tokenizer.chat_ids(messages, answering=role != "assistant")
+      new, ids_before = whole[len(ids) :], len(ids)
+      if whole[:ids_before] != ids:  # a template that says something else once there are more turns
+        raise BadRecord("the chat template does not render a conversation turn by turn")
+    else:
+      new = tokenizer.tokens(text)
+      ends = tokenizer.end_id is not None
+      new = new[1:] if ids and new and new[0] == tokenizer.start_id else new
+      new = new[:-1] if ends and new and new[-1] == tokenizer.end_id else new
+      new = [*new, tokenizer.end_id] if ends and role == "assistant" else new
+    ids, targets = [*ids, *new], [*targets, *[role == "assistant"] * len(new)]
+  if image_id is not None:
+    ids, targets = _expanded(ids, targets, tokenizer.tokens_of(IMAGE), image_id, image_tokens)
+  text, target_mask = np.zeros(length, np.int32), np.zeros(length, bool)
+  kept = min(length, len(ids))
+  text[:kept], target_mask[:kept] = ids[:kept], targets[:kept]
+  return {"text": text, "text_mask": np.arange(length) < kept, "target_mask": target_mask}
+
+
+def _expanded(ids, targets, marker, image_id, count):
+  """The ids with each run of `marker` replaced by `count` times the image's."""
+  out, marks, i = [], [], 0
+  while i < len(ids):
+    if ids[i : i + len(marker)] == marker:
+      out += [image_id] * count
+      marks += [False] * count
+      i += len(marker)
+    else:
+      out.append(ids[i])
+      marks.append(targets[i])
+      i += 1
+  return out, marks
+
+
+def _text(example, field: str) -> str:
+  """The field's text, of which there is some."""
+  text = example[field]
+  if not isinstance(text, str) or not text.strip():
+    raise BadRecord(f"{field} is empty")
+  return text
