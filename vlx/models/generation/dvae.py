@@ -207,10 +207,12 @@ class DVAE:
     weights = jax.nn.softmax((logits + jax.random.gumbel(rng, logits.shape)) / tau)
     mu, log_b = jnp.split(self._apply(variables, "decode", weights), 2, axis=-1)
     log_b = jnp.logaddexp(log_b, jnp.log(self.least_b))
-    nll, kl = -logit_laplace(x, mu, log_b).sum(axis=(1, 2, 3)), kl_from_uniform(logits).sum(axis=(1, 2))
-    bound = Term((nll + beta * kl).sum() / x[0].size, len(x))
+    nll = -logit_laplace(x, mu, log_b).sum(axis=(1, 2, 3)).mean()
+    kl = kl_from_uniform(logits).sum(axis=(1, 2)).mean()
+    count, colors = len(x), x[0].size
+    bound = Term(count * (nll + beta * kl) / colors, count)
     metrics = {
-        "nll": nll.mean(), "kl": kl.mean(), "beta": beta, "temperature": tau,
+        "nll": nll, "kl": kl, "beta": beta, "temperature": tau,
         **usage(logits.argmax(axis=-1), self.num_codes),
     }
     return {"negative_bound": bound}, Aux(metrics=metrics, state=variables["state"])
