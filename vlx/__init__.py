@@ -1,1 +1,9 @@
-"""vlx: vision-language modelling from Show and Tell to LLaVA, in pure-functional JAX."""
+"""vlx: the systems from Show and Tell to LLaVA in one JAX codebase. `vlx.load(place)` gives a `vlx.model.Model`."""
+
+
+def __getattr__(name: str):
+  if name in ("load", "Model"):  # here, for JAX takes a second to import
+    from vlx import model
+
+    return getattr(model, name)
+  raise AttributeError(f"module 'vlx' has no attribute {name!r}")

@@ -4,7 +4,7 @@ A public checkpoint (whatever `vlx.pretrained.load` reads) becomes a folder of v
 trained, becomes one of Hugging Face's that transformers' `from_pretrained` loads.
 
 A folder of vlx that was converted is the part of a run's folder that says what the model is: `config.json` with
-`system`, `model` and the picture ops as `preprocess`; `checkpoints/0` with the variables, without an optimizer's
+`system`, `model` and `data.image_transform`; `checkpoints/0` with the variables, without an optimizer's
 state; and the tokenizer's files as they were. `vlx.pretrained.load` reads it, and a config can start from it.
 """
 
@@ -21,7 +21,7 @@ from vlx.core.errors import UserError
 from vlx.core.system import System, Variables
 from vlx.pretrained import load as load_public, tables
 from vlx.pretrained.formats.safetensors import write_safetensors
-from vlx.pretrained.load import CLIP_VOCABULARY, FAMILIES, is_vlx, locate, module
+from vlx.pretrained.load import CLIP_VOCABULARY, FAMILIES, family_of, is_vlx, locate, module
 from vlx.core import checkpoint
 
 SOURCE = flags.DEFINE_string("source", None, "A public checkpoint or its name on the hub, or a folder of vlx.")
@@ -38,19 +38,20 @@ COMPANIONS = (
 def to_vlx(source: pathlib.Path, output: pathlib.Path) -> None:
   """Writes a folder of vlx from a public checkpoint."""
   found = load_public(source)
-  save_vlx(output, found.system, found.variables, found.preprocess)
+  save_vlx(output, found.system, found.variables, found.image_transform)
   _copy_companions(source, output)
 
 
-def save_vlx(folder: pathlib.Path, system: System, variables: Variables, preprocess: str) -> None:
+def save_vlx(folder: pathlib.Path, system: System, variables: Variables, image_transform: str) -> None:
   """Writes what `vlx.pretrained.load` reads; the config last, so that a folder with one is whole."""
   with checkpoint.open_manager(folder / "checkpoints") as manager:
-    checkpoint.save(manager, 0, {"variables": variables, "average": None}, {})
-  kind = type(system)
-  config = dict(
-      system=f"{kind.__module__}.{kind.__qualname__}", model=configs.section_of(system), preprocess=preprocess
+    checkpoint.save(manager, 0, {"variables": variables, "average": {}})
+  section = configs.part_of(system)
+  name = section.pop("system")
+  config = ml_collections.ConfigDict(
+      dict(system=name, model=section, data=dict(image_transform=image_transform))
   )
-  files.write(folder / "config.json", configs.to_json(ml_collections.ConfigDict(config)))
+  configs.write(folder, configs.Kept(config, config))
 
 
 def to_hugging_face(source: pathlib.Path, output: pathlib.Path) -> None:
@@ -60,10 +61,11 @@ def to_hugging_face(source: pathlib.Path, output: pathlib.Path) -> None:
     UserError: for a system that has no counterpart there.
   """
   found = load_public(source)
-  kind = f"{type(found.system).__module__}.{type(found.system).__qualname__}"
-  family = next((name for name, system in FAMILIES.items() if system == kind), None)
+  kind = configs.part_of(found.system)["system"]
+  family = family_of(kind)
   if family is None:
-    raise UserError(f"{source} holds a {kind}; Hugging Face has a place for {', '.join(FAMILIES.values())}")
+    known = ", ".join(path for paths in FAMILIES.values() for path in paths)
+    raise UserError(f"{source} holds a {kind}; Hugging Face has a place for {known}")
   # CLIPModel takes a text's feature where its config says that texts end.
   ends = dict(end_id=found.tokenizer.end_id) if family == "clip" and found.tokenizer else {}
   config, layout = module(family).to_hugging_face(found.system, **ends)

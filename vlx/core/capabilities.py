@@ -179,10 +179,13 @@ class GeneratesText(Protocol):
 
 @runtime_checkable
 class SeesImages(GeneratesText, Protocol):
-  """A language model whose `extend_cache` takes `images` among its inputs."""
+  """A language model whose `extend_cache` takes an `image` of each row with the prompt.
 
-  def prompt_inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """One example beside the text, without a batch axis."""
+  In the text it stands where `image_id` is, `image_tokens` times.
+  """
+
+  image_id: int
+  image_tokens: int
 
 
 @runtime_checkable

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import tempfile
 from typing import Any
 
@@ -46,3 +47,8 @@ def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     except ValueError:
       pass
   return lines
+
+
+def safe_name(text: str, longest: int = 60) -> str:
+  """A file's name from any text: letters and digits, the rest as "_"."""
+  return re.sub(r"\W+", "_", text).strip("_")[:longest] or "unnamed"

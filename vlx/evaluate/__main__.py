@@ -1,79 +1,124 @@
 """python -m vlx.evaluate --workdir=runs/clip [--config=configs/clip.py:emoji]
-python -m vlx.evaluate --model=DIR --data=folder:PATH [--split=val]
+python -m vlx.evaluate --model=PLACE --data=folder:PATH [--split=val]
 
-Runs the evaluators of a run's config on its last checkpoint, or those of --config; writes results.json,
-samples/ and report.html. Or prints the zero-shot and retrieval figures of a public CLIP on any data.
+Runs the evaluators of a run's config on its last checkpoint, or those of --config; writes results.json, figures/ and
+report.html. Or prints what can be measured of any model, a run or a public checkpoint, on any data.
 """
 
-import jax
+import pathlib
+
 import ml_collections
 from absl import flags
 
-from vlx import cli, pretrained
-from vlx.core import distributed
+import vlx
+from vlx import cli
+from vlx.core import capabilities, config as configs, distributed
+from vlx.core.capabilities import Classifies, EmbedsImages, EmbedsText, Reconstructs, TokenizesImages
 from vlx.core.errors import UserError
-from vlx.evaluate import public
-from vlx.evaluate import runner as evaluators
-from vlx.evaluate.report import page as report
-from vlx.core import checkpoint
-from vlx.core import partition
-from vlx.train.run import Run, open_run
+from vlx.data.records import BadRecord
+from vlx.evaluate import runner
+from vlx.evaluate.data import Data
+from vlx.evaluate.report import page
+from vlx.evaluate.tasks.classification import Classification
+from vlx.evaluate.tasks.reconstruction import Reconstruction
+from vlx.evaluate.tasks.retrieval import Retrieval
+from vlx.evaluate.tasks.templates import IMAGENET
+from vlx.evaluate.tasks.zero_shot import ZeroShot
+from vlx.model import Model
 
 PROCESSES = distributed.define_flags()
 CONFIG = cli.define_config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
-MODEL = flags.DEFINE_string("model", None, "A public CLIP: what vlx.pretrained.load takes.")
+MODEL = flags.DEFINE_string("model", None, "A public checkpoint, or a run beside other data: what vlx.load takes.")
 DATA = flags.DEFINE_string("data", None, "What to measure it on: KIND:PLACE, e.g. folder:PATH.")
 SPLIT = flags.DEFINE_string("split", "val", "Of the data.")
 
 
 def main():
   if (WORKDIR.value is None) == (MODEL.value is None):
-    raise UserError("give --workdir=DIR, or --model=DIR with --data=folder:PATH")
+    raise UserError("give --workdir=DIR, or --model=PLACE with --data=folder:PATH")
   if (MODEL.value is None) != (DATA.value is None):
     raise UserError("--model and --data go together")
   if MODEL.value is not None and CONFIG.value is not None:
     raise UserError("--config goes with --workdir")
   distributed.join(*(flag.value for flag in PROCESSES))
   if MODEL.value is not None:
-    measure_public(MODEL.value, DATA.value, SPLIT.value)
+    model = vlx.load(MODEL.value)
+    results = measure_on(model, DATA.value, SPLIT.value, say=_say)
+    _say(runner.table(results, {}, f"{MODEL.value} on {DATA.value}"))
   else:
-    evaluate_run(WORKDIR.value)
+    evaluate_run(pathlib.Path(WORKDIR.value).expanduser())
 
 
-def measure_public(name: str, data: str, split: str):
-  mesh = partition.make_mesh(dict(data=-1, fsdp=1, tensor=1))
-  results = public.measure(pretrained.load(name, mesh=mesh), data, split, mesh)
+def _say(text: str) -> None:
   if distributed.is_first():
-    print(evaluators.table(results, {}, f"{name} on {data}"))
+    print(text, flush=True)
 
 
-def evaluate_run(workdir: str):
-  run = open_run(workdir)
+def measure_on(model: Model, spec: str, split: str, say=lambda text: None) -> dict[str, float]:
+  """`evaluator/split/measure` → number, of all that a model's capabilities and the data allow.
+
+  The classes of zero-shot classification are the distinct labels of the records, where these have a text for
+  `label`, else their distinct captions; records of several captions and no label give retrieval alone.
+
+  Args:
+    model: to measure.
+    spec: of `vlx.data.sources`.
+    split: of the data.
+    say: is told what is being done.
+
+  Raises:
+    UserError: where nothing can be measured, the first record cannot be read, or the model lacks what it needs.
+  """
+  data = Data(spec, model.tokenizer, model.image_transform)
+  source = data.source(split)
+  try:
+    record = source[0]
+  except (BadRecord, OSError) as e:
+    raise UserError(f"{source.name(0)}: {e}") from e
+  found, can = {}, lambda *wanted: capabilities.has(model.system, *wanted)
+  if can(EmbedsImages, EmbedsText):
+    model.encode_texts(["a"], 8)  # says what is wrong with the tokenizer
+    found["retrieval"] = Retrieval(splits=(split,), gallery=(split,))
+    classes = "label" if isinstance(record.get("label"), str) else "caption"
+    if isinstance(record.get(classes), str):
+      found["zero_shot"] = ZeroShot(splits=(split,), classes=(split,), field=classes, templates=IMAGENET)
+  if can(TokenizesImages, Reconstructs):
+    found["reconstruction"] = Reconstruction(splits=(split,))
+  if can(Classifies) and "label" in record:
+    named = isinstance(record["label"], str)
+    found["classification"] = Classification(splits=(split,), ops="label_id" if named else "")
+  if not found:
+    raise UserError(
+        f"no evaluator of vlx fits a {type(model.system).__name__} and such records: it has"
+        f" {', '.join(capabilities.of(model.system))}; name evaluators of your own by --workdir and --config"
+    )
+  return runner.evaluate(found, model, data, say)[0]
+
+
+def evaluate_run(workdir: pathlib.Path) -> None:
+  """Evaluates a run on the devices that are there; its folder needs no other."""
+  config = configs.read(workdir).resolved
   if CONFIG.value is not None:
-    run = with_evaluators(run, CONFIG.value)
-  with jax.set_mesh(run.mesh), checkpoint.open_manager(
-      run.workdir / "checkpoints", read_only=True
-  ) as manager:
-    restored = checkpoint.restore_latest(manager, run.state_shapes)
-    if restored is None:
-      raise UserError(f"{run.workdir} holds no checkpoint yet")
-    step, state = restored
-    results = evaluators.evaluate(run, state.for_inference, pictures=True)
-  evaluators.write_results(run, results)
-  page = report.write(run)
-  if distributed.is_first():
-    print(evaluators.table(results, run.config.baselines, f"step {step}"), page, sep="\n")
+    config = with_evaluators(config, CONFIG.value, workdir)
+  model = vlx.load(workdir)
+  evaluation = runner.Evaluation.from_parts(config, model.system, model.tokenizer, model.mesh, workdir)
+  measures, figures = runner.evaluate(evaluation.evaluators, model, evaluation.data, _say)
+  runner.save_figures(figures, workdir)
+  runner.write_results(workdir, measures)
+  _say(runner.table(measures, config.baselines, str(workdir)))
+  directions = lambda key: runner.direction(evaluation.evaluators, key)
+  _say(str(page.write(workdir, config, model.system, directions=directions)))
 
 
-def with_evaluators(run: Run, config: ml_collections.ConfigDict) -> Run:
-  """The run with the evaluators and baselines of another config, which must be of the same system."""
-  if config.system != run.config.system:
-    raise UserError(f"--config is of a {config.system}, and {run.workdir} holds a {run.config.system}")
-  changed = run.config.to_dict()
-  for section in ("evaluators", "baselines"):
-    changed[section] = config[section].to_dict()
-  return Run(ml_collections.ConfigDict(changed).lock(), run.workdir)
+def with_evaluators(
+    config: ml_collections.ConfigDict, other: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> ml_collections.ConfigDict:
+  """A run's config with the evaluators and baselines of another, which must be of the same system."""
+  if other.system != config.system:
+    raise UserError(f"--config is of a {other.system}, and {workdir} holds a {config.system}")
+  changed = config.to_dict() | {name: other[name].to_dict() for name in ("evaluators", "baselines")}
+  return ml_collections.ConfigDict(changed).lock()
 
 
 if __name__ == "__main__":

@@ -1,43 +1,169 @@
 """Runs the evaluators that a config lists.
 
-An evaluator is a frozen dataclass, called with (run, variables, draw=…), that returns flat measures
-"split/measure" → number; `config.evaluators` names its class under `type` and gives its fields.
+An evaluator is a frozen dataclass, called with (model, data), that returns `Results`; `config.evaluators` names its
+class under `type` and gives its fields. `every` says after how many steps it runs, 0 only at the end.
 """
 
+import dataclasses
+import fnmatch
 import json
+import pathlib
 from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
-from vlx.core import config as configs
-from vlx.core import distributed
-from vlx.core import files
-from vlx.train.run import Run
+import jax
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from vlx.core import capabilities, config as configs, distributed, files
+from vlx.core.errors import UserError
+from vlx.core.system import System, Variables
+from vlx.data.tokenizers import Tokenizer
+from vlx.evaluate.data import Data
+from vlx.evaluate.report import page
+from vlx.evaluate.results import Results
+from vlx.model import Model
 
 
-def evaluate(run: Run, variables, *, pictures: bool) -> dict[str, float]:
-  """`evaluator/split/measure` → number, of all the config's evaluators.
+class Evaluator(Protocol):
+  """A frozen dataclass; `requires` and `better` belong to its class."""
 
-  Args:
-    run: the run.
-    variables: of its system.
-    pictures: whether to draw samples too.
-  """
-  results = {}
-  for name, section in sorted(run.config.evaluators.items()):
-    fields = section.to_dict()
-    evaluator = configs.build(
-        configs.import_path(fields.pop("type")), fields, f"evaluators.{name}"
+  requires: tuple[type, ...]  # capabilities of the system
+  better: Mapping[str, str]  # the last part of a measure's name, a pattern → "higher" or "lower"
+  splits: tuple[str, ...]
+  every: int
+
+  def __call__(self, model: Model, data: Data) -> Results: ...
+
+
+@runtime_checkable
+class Checks(Protocol):
+  """An evaluator that needs more than model and data."""
+
+  def check(self, data: Data, mesh: jax.sharding.Mesh) -> None:
+    """Raises `UserError` where that is not there."""
+
+
+def build(section: Mapping[str, Any], where: str) -> Evaluator:
+  """The evaluator of a section of the config."""
+  fields = dict(section)
+  if "type" not in fields:
+    raise UserError(f"{where} has no type: the import path of an evaluator")
+  return configs.build(configs.import_path(fields.pop("type")), fields, where)
+
+
+def direction(evaluators: Mapping[str, Evaluator], key: str) -> str | None:
+  """Whether "evaluator/split/measure" is better "higher" or "lower"; None where nobody says."""
+  name, _, measure = key.partition("/")
+  if name not in evaluators:
+    return None
+  last = measure.rpartition("/")[2]
+  better = evaluators[name].better.items()
+  return next((found for pattern, found in better if fnmatch.fnmatch(last, pattern)), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """All of a run's evaluators, checked before the first step; what `vlx.train.loop` calls."""
+
+  evaluators: Mapping[str, Evaluator]
+  model: Model  # without variables, which come at each step
+  data: Data
+  workdir: pathlib.Path
+  config: Any  # resolved
+
+  @classmethod
+  def of(cls, run: Any) -> "Evaluation":
+    """Of a run: its `config`, `system`, `tokenizer`, `mesh` and `workdir`."""
+    return cls.from_parts(run.config, run.system, run.tokenizer, run.mesh, run.workdir)
+
+  @classmethod
+  def from_parts(
+      cls, config: Any, system: System, tokenizer: Tokenizer | None, mesh: jax.sharding.Mesh, workdir: pathlib.Path
+  ) -> "Evaluation":
+    """Of what a config makes.
+
+    Raises:
+      UserError: where an evaluator asks for what the system cannot do, for a split that is not there, or for another
+        model that cannot be opened.
+    """
+    sections = config.evaluators.to_dict()
+    evaluators = {name: build(sections[name], f"evaluators.{name}") for name in sorted(sections)}
+    data = Data(config.data.source, tokenizer, config.data.image_transform, config.data.bad_records)
+    for name, evaluator in evaluators.items():
+      capabilities.require(system, *evaluator.requires, what=f"evaluators.{name}")
+      for split in evaluator.splits:
+        data.source(split)
+    for evaluator in evaluators.values():
+      if isinstance(evaluator, Checks):
+        evaluator.check(data, mesh)
+    return cls(evaluators, Model(system, {}, tokenizer, config.data.image_transform, mesh), data, workdir, config)
+
+  def due(self, step: int, last: int) -> bool:
+    return any(self._is_due(e, step, last) for e in self.evaluators.values())
+
+  def _is_due(self, evaluator: Evaluator, step: int, last: int) -> bool:
+    return step == last or bool(step and evaluator.every and step % evaluator.every == 0)
+
+  def __call__(self, step: int, variables: Variables, log: Any) -> dict[str, float]:
+    """Evaluates what is due; writes figures, and at the end results.json."""
+    last = self.config.steps
+    due = {n: e for n, e in self.evaluators.items() if self._is_due(e, step, last)}
+    measures, figures = evaluate(due, dataclasses.replace(self.model, variables=variables), self.data, log.say)
+    for name, figure in figures.items():
+      log.figure(step, name, figure)
+    save_figures(figures, self.workdir)
+    if measures:
+      log.say(table(measures, self.config.baselines, f"step {step}"))
+    if step == last:
+      write_results(self.workdir, measures)
+    return measures
+
+  def is_higher_better(self, measure: str) -> bool:
+    """Of a measure that `checkpoint.best` names.
+
+    Raises:
+      UserError: where no evaluator has it, or says which is better.
+    """
+    found = direction(self.evaluators, measure)
+    if found is None:
+      raise UserError(f"checkpoint.best: no evaluator says whether a higher {measure!r} is better")
+    return found == "higher"
+
+  def write_report(self) -> None:
+    page.write(
+        self.workdir, self.config, self.model.system, directions=lambda key: direction(self.evaluators, key)
     )
-    for key, value in evaluator(run, variables, draw=pictures).items():
-      results[f"{name}/{key}"] = value
-  return results
+    if distributed.is_first() and (self.workdir / "results.json").exists():
+      print(f"{self.workdir}/report.html: what was trained, the figures, images to look at", flush=True)
 
 
-def write_results(run: Run, results: Mapping[str, float]) -> None:
+def evaluate(
+    evaluators: Mapping[str, Evaluator], model: Model, data: Data, say: Any = lambda text: None
+) -> tuple[dict[str, float], dict[str, Figure]]:
+  """("evaluator/split/measure" → number, name → figure), of all of them; `say` is told of each one's beginning."""
+  measures, figures = {}, {}
+  with jax.set_mesh(model.mesh):
+    for name, evaluator in evaluators.items():
+      say(f"evaluating {name} on {', '.join(evaluator.splits)}")
+      found = evaluator(model, data)
+      measures |= {f"{name}/{key}": float(value) for key, value in found.measures.items()}
+      figures |= found.figures
+  return measures, figures
+
+
+def save_figures(figures: Mapping[str, Figure], workdir: pathlib.Path) -> None:
+  """`figures/NAME.png` of the run's folder, each in place of the one before."""
+  for name, figure in figures.items():
+    if distributed.is_first():
+      files.write(workdir / "figures" / f"{files.safe_name(name)}.png", page.to_png(figure))
+    plt.close(figure)
+
+
+def write_results(workdir: pathlib.Path, results: Mapping[str, float]) -> None:
   """results.json of the run's folder."""
   if distributed.is_first():
-    files.write(
-        run.workdir / "results.json", json.dumps(dict(results), indent=2, sort_keys=True) + "\n"
-    )
+    files.write(workdir / "results.json", json.dumps(dict(results), indent=2, sort_keys=True) + "\n")
 
 
 def table(results: Mapping[str, float], baselines: Mapping[str, float], title: str) -> str:
@@ -45,11 +171,6 @@ def table(results: Mapping[str, float], baselines: Mapping[str, float], title: s
   lines: dict[str, list[str]] = {}
   for key, value in results.items():
     group, measure = key.rsplit("/", 1)
-    beside = f" (baseline {number(baselines[key])})" if key in baselines else ""
-    lines.setdefault(group, []).append(f"{measure} {number(value)}{beside}")
+    beside = f" (baseline {page.number(baselines[key])})" if key in baselines else ""
+    lines.setdefault(group, []).append(f"{measure} {page.number(value)}{beside}")
   return "\n".join([title, *(f"  {group}: {', '.join(found)}" for group, found in lines.items())])
-
-
-def number(value: float) -> str:
-  """With one decimal, where it is below one with three digits."""
-  return f"{value:.1f}" if abs(value) >= 1 or not value else f"{value:.3g}"

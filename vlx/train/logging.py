@@ -7,6 +7,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import tensorboardX
 import tqdm
@@ -64,6 +65,11 @@ class MetricsLog:
       self._bar.set_postfix(
           loss=f"{values['train/loss']:.4f}", examples_per_s=f"{values['examples_per_second']:.0f}"
       )
+
+  def figure(self, step: int, name: str, figure: Any) -> None:
+    """A figure of matplotlib's, for TensorBoard, which keeps those of all steps."""
+    if self._writes:
+      self._board.add_figure(name, figure, step, close=False)
 
   def flush(self) -> None:
     """Writes the line that is being filled."""

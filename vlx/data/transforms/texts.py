@@ -108,43 +108,40 @@ def _dialogue(turns, length, tokenizer, image_id, image_tokens) -> dict[str, np.
   By the template, a turn's tokens are those by which it makes the rendering longer. Without one a turn is its text,
   as `tokens` encodes it without its last token where that is the end, and an end behind each answer.
   """
-  ids, targets = [], []
+  ids, targets, rendered = [], [], []
+  expand = lambda new: new if image_id is None else expand_images(
+      new, tokenizer.tokens_of(IMAGE), image_id, image_tokens
+  )
   for count, (role, text) in enumerate(turns, 1):
     text = text if image_id is not None else text.replace(IMAGE, "").strip()
     if tokenizer.has_chat:
       messages = [{"role": r, "content": t} for r, t in turns[:count]]
       whole = tokenizer.chat_ids(messages, answering=role != "assistant")
-      new, ids_before = whole[len(ids) :], len(ids)
-      if whole[:ids_before] != ids:  # a template that says something else once there are more turns
+      if whole[: len(rendered)] != rendered:  # a template that says something else once there are more turns
         raise BadRecord("the chat template does not render a conversation turn by turn")
+      new, rendered = whole[len(rendered) :], whole
     else:
       new = tokenizer.tokens(text)
       ends = tokenizer.end_id is not None
       new = new[1:] if ids and new and new[0] == tokenizer.start_id else new
       new = new[:-1] if ends and new and new[-1] == tokenizer.end_id else new
       new = [*new, tokenizer.end_id] if ends and role == "assistant" else new
+    new = expand(new)
     ids, targets = [*ids, *new], [*targets, *[role == "assistant"] * len(new)]
-  if image_id is not None:
-    ids, targets = _expanded(ids, targets, tokenizer.tokens_of(IMAGE), image_id, image_tokens)
   text, target_mask = np.zeros(length, np.int32), np.zeros(length, bool)
   kept = min(length, len(ids))
   text[:kept], target_mask[:kept] = ids[:kept], targets[:kept]
   return {"text": text, "text_mask": np.arange(length) < kept, "target_mask": target_mask}
 
 
-def _expanded(ids, targets, marker, image_id, count):
-  """The ids with each run of `marker` replaced by `count` times the image's."""
-  out, marks, i = [], [], 0
+def expand_images(ids: list[int], marker: list[int], image_id: int, count: int) -> list[int]:
+  """The ids with each run of `marker`, the tokens of "<image>", replaced by `count` times the image's."""
+  out, i = [], 0
   while i < len(ids):
-    if ids[i : i + len(marker)] == marker:
-      out += [image_id] * count
-      marks += [False] * count
-      i += len(marker)
-    else:
-      out.append(ids[i])
-      marks.append(targets[i])
-      i += 1
-  return out, marks
+    here = ids[i : i + len(marker)] == marker
+    out += [image_id] * count if here else [ids[i]]
+    i += len(marker) if here else 1
+  return out
 
 
 def _text(example, field: str) -> str:

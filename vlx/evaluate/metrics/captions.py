@@ -30,18 +30,23 @@ def has_java_parts() -> bool:
   return bool(shutil.which("java") and importlib.util.find_spec("pycocoevalcap"))
 
 
+def check_tokenizer(tokenizer: str) -> None:
+  """Raises `UserError` for a tokenizer that there is not, or "ptb" where it cannot be had."""
+  if tokenizer not in TOKENIZERS:
+    raise UserError(f"a tokenizer of captions is one of {', '.join(TOKENIZERS)}, not {tokenizer!r}")
+  if tokenizer == "ptb" and not has_java_parts():
+    raise UserError(f"the tokenizer 'ptb' needs {JAVA_PARTS}; 'words' needs neither")
+
+
 def tokenize(texts: Sequence[str], tokenizer: str) -> list[Tokens]:
   """Texts without case and punctuation, by "words" or "ptb".
 
   Raises:
     UserError: for another tokenizer, or "ptb" where it cannot be had.
   """
-  if tokenizer not in TOKENIZERS:
-    raise UserError(f"a tokenizer of captions is one of {', '.join(TOKENIZERS)}, not {tokenizer!r}")
+  check_tokenizer(tokenizer)
   if tokenizer == "words":
     return [re.findall(r"[^\W_]+(?:['’][^\W_]+)*", text.lower()) for text in texts]
-  if not has_java_parts():
-    raise UserError(f"the tokenizer 'ptb' needs {JAVA_PARTS}; 'words' needs neither")
   from pycocoevalcap.tokenizer import ptbtokenizer
 
   # One line each, and none of them empty; the full stop is taken out again.

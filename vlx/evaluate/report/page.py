@@ -6,16 +6,20 @@ import io
 import json
 import pathlib
 import statistics
+from collections.abc import Callable
+from typing import Any
 
 import jax
-from matplotlib import pyplot as plt
+import matplotlib
 
-from vlx.core import config as configs
-from vlx.core import distributed
-from vlx.core import files
-from vlx.evaluate.runner import number
-from vlx.train.logging import read_metrics
-from vlx.train.run import Run
+matplotlib.use("Agg")  # files, never a window  # pylint: disable=wrong-import-position
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from vlx.core import config as configs, distributed, files
+from vlx.core import system as systems
+from vlx.core.system import System
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -26,40 +30,47 @@ img { max-width: 100% } pre { background: #f6f8fa; padding: 1rem; overflow-x: au
 """
 
 
-def write(run: Run) -> pathlib.Path:
-  """Writes the page from what the run's folder holds: metrics.jsonl, results.json, samples/.
+def write(
+    workdir: pathlib.Path, config: Any, system: System, *, directions: Callable[[str], str | None]
+) -> pathlib.Path:
+  """Writes the page from what the run's folder holds: metrics.jsonl, results.json, figures/.
 
   Of a run that is not finished, the figures are those of its last evaluation.
+
+  Args:
+    workdir: the run's folder.
+    config: resolved.
+    system: of the run.
+    directions: of a measure "higher" or "lower", whichever is better; None where nobody says.
   """
-  path = run.workdir / "report.html"
+  path = workdir / "report.html"
   if not distributed.is_first():
     return path
-  metrics = read_metrics(run.workdir)
-  results = {k: v for line in metrics for k, v in line.items() if k.count("/") >= 2}
-  if (finished := run.workdir / "results.json").exists():
+  metrics = files.read_json_lines(workdir / "metrics.jsonl")
+  results = {k: v for line in metrics for k, v in line.items() if k.count("/") >= 2 and not k.startswith("train/")}
+  if (finished := workdir / "results.json").exists():
     results = json.loads(finished.read_text())
-  config = run.config
   parts = [
-      f"<h1>{html.escape(run.workdir.name)}: {html.escape(config.system.rpartition('.')[2])}</h1>",
-      f"<p>{_summary(run, metrics)}</p>",
-      "<h2>Figures</h2>", _figures(results, config.baselines),
-      "<h2>Curves</h2>", _image(_curves(metrics), "loss and measures over the steps"),
+      f"<h1>{html.escape(workdir.name)}: {html.escape(config.system.rpartition('.')[2])}</h1>",
+      f"<p>{_summary(config, system, metrics)}</p>",
+      "<h2>Figures</h2>", _figures(results, config.baselines, directions),
+      "<h2>Curves</h2>", _image(_curves(metrics, directions), "loss and measures over the steps"),
   ]
-  samples = sorted((run.workdir / "samples").glob("*.png"))
-  if samples:
-    parts += ["<h2>Samples</h2>", *(_image(p.read_bytes(), p.stem) for p in samples)]
+  drawn = sorted((workdir / "figures").glob("*.png"))
+  if drawn:
+    parts += ["<h2>Samples</h2>", *(_image(p.read_bytes(), p.stem) for p in drawn)]
   parts += [f"<h2>Config</h2><pre>{html.escape(configs.to_json(config))}</pre>"]
   files.write(
       path,
       "<!doctype html><html lang=en><meta charset=utf-8>"
-      f"<title>{html.escape(run.workdir.name)}</title><style>{STYLE}</style>" + "\n".join(parts),
+      f"<title>{html.escape(workdir.name)}</title><style>{STYLE}</style>" + "\n".join(parts),
   )
   return path
 
 
-def _summary(run: Run, metrics) -> str:
-  config = run.config
-  count = sum(x.size for x in jax.tree.leaves(run.params_shapes))
+def _summary(config, system, metrics) -> str:
+  shapes = jax.eval_shape(lambda rng: systems.init(system, rng), jax.random.key(0))
+  count = sum(x.size for x in jax.tree.leaves(shapes["params"]))
   speeds = [m["examples_per_second"] for m in metrics if "examples_per_second" in m]
   done = max((m["step"] for m in metrics), default=0)
   text = "" if done == config.steps else "Not finished. "
@@ -76,38 +87,55 @@ def _summary(run: Run, metrics) -> str:
   return html.escape(text)
 
 
-def _figures(results, baselines) -> str:
+def _figures(results, baselines, directions) -> str:
   rows = []
   for key, value in sorted(results.items()):
     baseline = baselines.get(key)
     beside = "" if baseline is None else number(baseline)
-    better = " class=better" if baseline is not None and value > baseline else ""
+    ahead = baseline is not None and (value < baseline if directions(key) == "lower" else value > baseline)
+    better = " class=better" if ahead else ""
     rows.append(
         f"<tr><td>{html.escape(key)}</td><td{better}>{number(value)}</td><td>{beside}</td></tr>"
     )
   return f"<table><tr><th>measure</th><th>run</th><th>baseline</th></tr>{''.join(rows)}</table>"
 
 
-def _curves(metrics) -> bytes:
-  """Loss on the left; measures at top rank (or accuracy) on the right."""
+CURVES = 8  # measures that are drawn, at most: more cannot be told apart
+
+
+def _curves(metrics, directions) -> bytes:
+  """Losses on the left; on the right the measures of evaluations that say which way is better."""
   figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-  loss = [(m["step"], m["train/loss"]) for m in metrics if "train/loss" in m]
-  left.plot(*zip(*loss) if loss else ((), ()), linewidth=1)
+  losses = sorted({k for m in metrics for k in m if k.startswith("train/") and k.endswith("loss")})
+  for key in losses:
+    left.plot(*zip(*((m["step"], m[key]) for m in metrics if key in m)), linewidth=1, label=key)
   left.set(xlabel="step", ylabel="training loss")
-  shown = sorted({
-      k for m in metrics for k in m if k.endswith(("image_to_text_r1", "top1", "accuracy", "bleu4", "exact"))
-      and not k.startswith("train/")
-  })
-  for key in shown:
-    points = [(m["step"], m[key]) for m in metrics if key in m]
+  if len(losses) > 1:
+    left.legend(fontsize=7)
+  measured = {}
+  for line in metrics:
+    for key in line:
+      if not key.startswith("train/") and directions(key):
+        measured.setdefault(key, []).append((line["step"], line[key]))
+  for key, points in sorted(measured.items(), key=lambda item: (-len(item[1]), item[0]))[:CURVES]:
     right.plot(*zip(*points), marker="o", markersize=3, linewidth=1, label=key)
-  right.set(xlabel="step", ylabel="%", xlim=left.get_xlim(), ylim=(0, None))
-  if shown:
-    right.legend(fontsize=7)
-  out = io.BytesIO()
-  figure.savefig(out, format="png", dpi=110)
+  right.set(xlabel="step", xlim=left.get_xlim())
+  if measured:
+    right.legend(fontsize=6)
+  png = to_png(figure)
   plt.close(figure)
+  return png
+
+
+def to_png(figure: Figure) -> bytes:
+  out = io.BytesIO()
+  figure.savefig(out, format="png", dpi=100)
   return out.getvalue()
+
+
+def number(value: float) -> str:
+  """With one decimal, where it is below one with three digits."""
+  return f"{value:.1f}" if abs(value) >= 1 or not value else f"{value:.3g}"
 
 
 def _image(png: bytes, alt: str) -> str:

@@ -1,7 +1,5 @@
-"""Sheets of pictures for a run's `samples/`."""
+"""Sheets of images, as figures."""
 
-import pathlib
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -11,24 +9,10 @@ matplotlib.use("Agg")  # files, never a window  # pylint: disable=wrong-import-p
 
 from matplotlib import pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
-from vlx.core import distributed
-
 RIGHT = "#1a9850"
-
-
-def before_normalize(ops: str) -> str:
-  """A preprocessing string without its `normalize`: pictures stay uint8, to be looked at."""
-  return re.sub(r"\|\s*normalize\s*(\([^|]*\))?\s*(?=\||$)", "", ops)
-
-
-def _save(figure, path: pathlib.Path) -> None:
-  if not distributed.is_first():
-    return
-  path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=100)
-  plt.close(figure)
 
 
 def _show(axis, image) -> None:
@@ -40,8 +24,8 @@ def _show(axis, image) -> None:
 
 
 def retrieval_sheet(
-    path: pathlib.Path, rows: list[tuple[str, list[tuple[np.ndarray, bool]]]], title: str
-) -> None:
+    rows: list[tuple[str, list[tuple[np.ndarray, bool]]]], title: str
+) -> Figure:
   """One row per query: its text, then pictures; those marked True are framed."""
   columns = max(len(found) for _, found in rows)
   figure, axes = plt.subplots(
@@ -59,12 +43,12 @@ def retrieval_sheet(
       if right:
         for spine in axis.spines.values():
           spine.set(color=RIGHT, linewidth=3)
-  _save(figure, path)
+  return figure
 
 
 def captions_sheet(
-    path: pathlib.Path, items: list[tuple[np.ndarray, str, str]], title: str, columns: int = 5
-) -> None:
+    items: list[tuple[np.ndarray, str, str]], title: str, columns: int = 5
+) -> Figure:
   """Pictures with the caption beneath and, in gray, a reference above."""
   rows = -(-len(items) // columns)
   figure, axes = plt.subplots(
@@ -78,12 +62,12 @@ def captions_sheet(
     said, true = (textwrap.fill(t, 38, max_lines=4, placeholder=" …") for t in (caption, reference))
     axis.set_xlabel(said, fontsize=7)
     axis.set_title(true, fontsize=6, color="#888888")
-  _save(figure, path)
+  return figure
 
 
 def attention_sheet(
-    path: pathlib.Path, items: list[tuple[np.ndarray, np.ndarray, str]], title: str
-) -> None:
+    items: list[tuple[np.ndarray, np.ndarray, str]], title: str
+) -> Figure:
   """Pictures above, the same with the attention map laid over them below."""
   figure, axes = plt.subplots(
       2, len(items), figsize=(1.1 * len(items), 2.9), squeeze=False, layout="constrained"
@@ -97,18 +81,17 @@ def attention_sheet(
     column[0].set_title(caption if len(caption) < 19 else caption[:17] + "…", fontsize=6)
     _show(column[1], image)
     column[1].imshow(heat, cmap="inferno", alpha=0.6, vmin=0, vmax=1)
-  _save(figure, path)
+  return figure
 
 
 def words_sheet(
-    path: pathlib.Path, image: np.ndarray, words: list[str], maps: np.ndarray, columns: int = 8
-) -> None:
+    image: np.ndarray, words: list[str], maps: np.ndarray, columns: int = 8
+) -> Figure:
   """A picture once for each word, lit where attention was: above all of it, below its likeliest place alone.
 
   Xu et al., 2015, Figures 2 and 6-11.
 
   Args:
-    path: of the PNG.
     image: uint8 `[H, W, 3]`.
     words: T of them.
     maps: `[T, rows, columns]`.
@@ -127,7 +110,7 @@ def words_sheet(
     above.set_title(word, fontsize=9)
     _show(above, _lit(image, weights / weights.max(), Image.Resampling.BICUBIC))
     _show(below, _lit(image, weights == weights.max(), Image.Resampling.NEAREST))
-  _save(figure, path)
+  return figure
 
 
 def _lit(image: np.ndarray, light: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
@@ -137,7 +120,7 @@ def _lit(image: np.ndarray, light: np.ndarray, resampling: Image.Resampling) -> 
   return (image * light[..., None]).astype(np.uint8)
 
 
-def grid(path: pathlib.Path, rows: list[Sequence[np.ndarray]], title: str) -> None:
+def grid(rows: list[Sequence[np.ndarray]], title: str) -> Figure:
   """Pictures `[N, H, W, 3]` in [-1, 1], a row for each array."""
   columns = max(map(len, rows))
   figure, axes = plt.subplots(
@@ -150,13 +133,12 @@ def grid(path: pathlib.Path, rows: list[Sequence[np.ndarray]], title: str) -> No
     for axis, image in zip(row, found):
       axis.axis("on")
       _show(axis, np.clip((image + 1) / 2, 0, 1))
-  _save(figure, path)
+  return figure
 
 
-def captioned(path: pathlib.Path, captions: list[str], rows: np.ndarray, title: str) -> None:
+def captioned(captions: list[str], rows: np.ndarray, title: str) -> Figure:
   """Captions and their pictures `[rows, N, H, W, 3]` in [-1, 1]; the first of a row is framed: it is real."""
-  retrieval_sheet(
-      path,
+  return retrieval_sheet(
       [
           (caption, [(np.clip((image + 1) / 2, 0, 1), i == 0) for i, image in enumerate(row)])
           for caption, row in zip(captions, rows)
@@ -166,8 +148,8 @@ def captioned(path: pathlib.Path, captions: list[str], rows: np.ndarray, title: 
 
 
 def curves(
-    path: pathlib.Path, panels: Mapping[str, Mapping[str, Sequence[float]]], x: Sequence[int], label: str, title: str
-) -> None:
+    panels: Mapping[str, Mapping[str, Sequence[float]]], x: Sequence[int], label: str, title: str
+) -> Figure:
   """A panel per measure, a line in it for each of its series over `x`, which doubles from point to point."""
   figure, axes = plt.subplots(
       1, len(panels), figsize=(3.6 * len(panels), 3), squeeze=False, layout="constrained"
@@ -182,4 +164,4 @@ def curves(
     axis.set_title(name, fontsize=8)
     axis.tick_params(labelsize=7)
   axes.flat[0].legend(fontsize=7)
-  _save(figure, path)
+  return figure

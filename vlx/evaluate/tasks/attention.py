@@ -1,35 +1,43 @@
-"""Where a vision transformer looks: pictures, no measures."""
+"""Where a system looks: figures, no measures."""
 
 import dataclasses
 
 import numpy as np
 
-from vlx.evaluate import predict as embed
-from vlx.evaluate.report import sheets as pictures
-from vlx.train.run import Run
+from vlx.core.capabilities import ShowsAttention
+from vlx.data.records import evenly, strings
+from vlx.evaluate.data import Data
+from vlx.evaluate.report import sheets
+from vlx.evaluate.results import Results
+from vlx.model import Model
 
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-  """Draws `samples/attention_SPLIT.png`: pictures, and the same under the rollout of attention."""
+  """Draws `attention_SPLIT`: images, and the same under the rollout of attention."""
 
   splits: tuple[str, ...]
-  preprocess: str  # must keep "image" and "caption"
+  every: int = 0
+  image_transform: str = ""
   count: int = 10
 
-  def __call__(self, run: Run, variables, *, draw: bool) -> dict[str, float]:
-    if not draw:
-      return {}
+  requires = (ShowsAttention,)
+  better = {}
+
+  def __call__(self, model: Model, data: Data) -> Results:
+    figures = {}
     for split in self.splits:
-      examples = run.examples(split, self.preprocess)
-      chosen = np.linspace(0, len(examples) - 1, min(self.count, len(examples))).astype(int)
-      inputs = np.stack([examples(int(i), None)[1]["image"] for i in chosen])
-      maps = np.asarray(embed.apply(run.system, "attention_map", variables, inputs))
-      plain = run.examples(split, pictures.before_normalize(self.preprocess))
-      shown = [plain(int(i), None)[1] for i in chosen]
-      pictures.attention_sheet(
-          run.workdir / "samples" / f"attention_{split}.png",
-          [(e["image"], m, e["caption"]) for e, m in zip(shown, maps)],
+      examples = data.examples(split, 'keep("image", "caption")', image_transform=self.image_transform)
+      plain = data.to_look_at(split, self.image_transform)
+      # A record that cannot be used has its neighbour's place in both.
+      chosen = [examples(i, None) for i in evenly(len(examples), self.count)]
+      inputs = {"image": np.stack([e["image"] for _, e in chosen])}
+      maps = model.map("attention_maps", inputs, batch_size=self.count)
+      figures[f"attention_{split}"] = sheets.attention_sheet(
+          [
+              (plain(used, None)[1]["image"], m, strings(e["caption"])[0])
+              for (used, e), m in zip(chosen, maps)
+          ],
           f"{split}: what the image tower attends to (rollout over all layers)",
       )
-    return {}
+    return Results({}, figures)

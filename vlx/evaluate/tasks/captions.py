@@ -8,13 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from vlx.core.capabilities import CaptionsImages, EmbedsImages
 from vlx.data.datasets.scenes import truth as scenes_truth
 from vlx.data.datasets.scenes.source import ScenesSource
-from vlx.data.sources import strings
+from vlx.data.records import evenly, strings
+from vlx.evaluate import predict
+from vlx.evaluate.data import Data
 from vlx.evaluate.metrics import captions as metrics
-from vlx.evaluate import predict as embed
-from vlx.evaluate.report import sheets as pictures
-from vlx.train.run import Run
+from vlx.evaluate.report import sheets
+from vlx.evaluate.results import Results
+from vlx.inference.decoding import Search
+from vlx.model import Model
 
 
 def measure(
@@ -48,66 +52,74 @@ class Captions:
   """
 
   splits: tuple[str, ...]
-  preprocess: str  # must keep "image" and "caption"
   tokenizer: str  # "words" or "ptb"
   beam_size: int
   max_length: int
   length_penalty: float = 0.0
+  every: int = 0
+  image_transform: str = ""
   batch_size: int = 64
-  pictures: int = 20  # on the sheet of examples
+  shown: int = 20  # on the sheet of examples
 
-  def __call__(self, run: Run, variables, *, draw: bool) -> dict[str, float]:
-    """Measures; with `draw`, also writes `samples/captions_SPLIT.png`."""
-    measures = {}
+  requires = (CaptionsImages,)
+  better = {"invented": "lower", "*": "higher"}
+
+  def check(self, data: Data, mesh) -> None:
+    """The words of references must split as asked: "ptb" needs Java."""
+    del data, mesh
+    metrics.check_tokenizer(self.tokenizer)
+
+  def __call__(self, model: Model, data: Data) -> Results:
+    """Measures, and draws `captions_SPLIT`."""
+    search = Search(self.beam_size, self.max_length, self.length_penalty)
+    measures, figures = {}, {}
     for split in self.splits:
-      (ids, _), targets = embed.over_split(
-          run, variables, split, self.preprocess, "caption", ("image",), ("caption",), self.batch_size,
-          beam_size=self.beam_size, max_length=self.max_length, length_penalty=self.length_penalty,
+      examples = data.examples(split, 'keep("image", "caption")', image_transform=self.image_transform)
+      (ids, _), targets = predict.over_examples(
+          model, examples, "caption", ("image",), ("caption",), batch_size=self.batch_size, as_inputs=True,
+          search=search,
       )
-      made = [run.tokenizer.decode(best) for best in ids[:, 0]]
+      made = [model.tokenizer.decode(best) for best in ids[:, 0]]
       references = [strings(c) for c in targets["caption"]]
-      measures |= _of_split(run, split, made, references, self.tokenizer)
-      if draw:
-        self._draw(run, split, made, references)
-    return measures
-
-  def _draw(self, run, split, made, references):
-    examples = run.examples(split, pictures.before_normalize(self.preprocess))
-    chosen = np.linspace(0, len(made) - 1, min(self.pictures, len(made))).astype(int).tolist()
-    pictures.captions_sheet(
-        run.workdir / "samples" / f"captions_{split}.png",
-        [(examples(i, None)[1]["image"], made[i], references[i][0]) for i in chosen],
-        f"{split}: captions by a beam of {self.beam_size}; in gray a reference",
-    )
+      measures |= _of_split(data, split, made, references, self.tokenizer)
+      plain = data.to_look_at(split, self.image_transform)
+      figures[f"captions_{split}"] = sheets.captions_sheet(
+          [(plain(i, None)[1]["image"], made[i], references[i][0]) for i in evenly(len(made), self.shown)],
+          f"{split}: captions by a beam of {self.beam_size}; in gray a reference",
+      )
+    return Results(measures, figures)
 
 
-def _of_split(run, split, made, references, tokenizer) -> dict[str, float]:
+def _of_split(data, split, made, references, tokenizer) -> dict[str, float]:
   if not metrics.has_java_parts():
     logging.warning("METEOR is left out: it needs %s", metrics.JAVA_PARTS)
-  source = run.source(split)
+  source = data.source(split)
   scenes = source if isinstance(source, ScenesSource) else None
   return {f"{split}/{k}": v for k, v in measure(made, references, tokenizer, scenes).items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class NearestNeighbour:
-  """Measures `SPLIT/…` as `Captions`, of captions that are those of the training pictures most alike.
+  """Measures `SPLIT/…` as `Captions`, of captions that are those of the training images most alike.
 
-  Alike to a CLIP, the run's system: what a captioner should do better than.
+  Alike to the run's system: what a captioner should do better than.
   """
 
   splits: tuple[str, ...]
-  preprocess: str  # must keep "image" and "caption"
   tokenizer: str  # "words" or "ptb"
   k: int = 1
+  every: int = 0
+  image_transform: str = ""
   batch_size: int = 64
 
-  def __call__(self, run: Run, variables, *, draw: bool) -> dict[str, float]:
-    del draw
+  requires = (EmbedsImages,)
+  better = {"invented": "lower", "*": "higher"}
 
+  def __call__(self, model: Model, data: Data) -> Results:
     def features(split):
-      x, targets = embed.over_split(
-          run, variables, split, self.preprocess, "encode_image", ("image",), ("caption",), self.batch_size
+      examples = data.examples(split, 'keep("image", "caption")', image_transform=self.image_transform)
+      x, targets = predict.over_examples(
+          model, examples, "embed_image", ("image",), ("caption",), batch_size=self.batch_size
       )
       return x, [strings(c) for c in targets["caption"]]
 
@@ -115,8 +127,8 @@ class NearestNeighbour:
     for split in self.splits:
       queries, references = features(split)
       made = nearest_neighbour(queries, bank, known, self.k)
-      measures |= _of_split(run, split, made, references, self.tokenizer)
-    return measures
+      measures |= _of_split(data, split, made, references, self.tokenizer)
+    return Results(measures)
 
 
 def nearest_neighbour(

@@ -5,9 +5,12 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from vlx.evaluate import predict as embed
+from vlx.core.capabilities import Classifies
+from vlx.evaluate import predict
+from vlx.evaluate.data import Data
+from vlx.evaluate.results import Results
+from vlx.model import Model
 from vlx.models.vision import classifier
-from vlx.train.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,16 +18,21 @@ class Classification:
   """Measures `SPLIT/accuracy`, in percent."""
 
   splits: tuple[str, ...]
-  preprocess: str  # must keep "image" and "label"
+  every: int = 0
+  image_transform: str = ""  # instead of the data's, where a label is made of an image
+  ops: str = ""  # behind it, that make `label`
   batch_size: int = 256
 
-  def __call__(self, run: Run, variables, *, draw: bool) -> dict[str, float]:
-    del draw
+  requires = (Classifies,)
+  better = {"accuracy": "higher"}
+
+  def __call__(self, model: Model, data: Data) -> Results:
     measures = {}
     for split in self.splits:
-      logits, targets = embed.over_split(
-          run, variables, split, self.preprocess, "logits", ("image",), ("label",), self.batch_size
+      examples = data.examples(split, self.ops, 'keep("image", "label")', image_transform=self.image_transform)
+      logits, targets = predict.over_examples(
+          model, examples, "class_logits", ("image",), ("label",), batch_size=self.batch_size
       )
       right = classifier.right(jnp.asarray(logits), jnp.asarray(targets["label"]))
       measures[f"{split}/accuracy"] = 100 * float(np.mean(right))
-    return measures
+    return Results(measures)

@@ -5,9 +5,11 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
+from vlx.core.capabilities import CaptionsImages, ShowsAttention
 from vlx.data.datasets.scenes.language import plural
-from vlx.evaluate import predict as embed
-from vlx.train.run import Run
+from vlx.evaluate.data import Data
+from vlx.evaluate.results import Results
+from vlx.model import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,28 +21,30 @@ class NamedBoxes:
   """
 
   splits: tuple[str, ...]
-  preprocess: str  # must keep "image", "caption" and "objects"
-  text_length: int
+  every: int = 0
+  image_transform: str = ""
   count: int = 500
   batch_size: int = 100
 
-  def __call__(self, run: Run, variables, *, draw: bool) -> dict[str, float]:
-    del draw
+  requires = (ShowsAttention, CaptionsImages)
+  better = {"inside": "higher", "hit": "higher"}
+
+  def __call__(self, model: Model, data: Data) -> Results:
     measures = {}
     for split in self.splits:
-      examples = run.examples(split, self.preprocess)
+      examples = data.examples(split, 'keep("image", "caption", "objects")', image_transform=self.image_transform)
       rows = []
       for first in range(0, min(self.count, len(examples)), self.batch_size):
         found = [examples(i, None)[1] for i in range(first, min(first + self.batch_size, len(examples)))]
-        ids, mask = run.tokenizer.encode_batch([e["caption"][0] for e in found], self.text_length)
-        images = np.stack([e["image"] for e in found])
-        weights = np.asarray(embed.apply(run.system, "attend", variables, images, ids, mask))
+        ids, mask = model.tokenizer.encode_batch([e["caption"][0] for e in found], model.system.text_length)
+        inputs = {"image": np.stack([e["image"] for e in found]), "text": ids, "text_mask": mask}
+        weights = model.map("attention_maps", inputs, batch_size=self.batch_size)
         for example, tokens, maps in zip(found, ids, weights):
-          words = [run.tokenizer.decode([token]) for token in tokens]
+          words = [model.tokenizer.decode([token]) for token in tokens]
           rows += _looks(words, maps, example["objects"])
       inside, hit, uniform = 100 * np.mean(rows, axis=0)
-      measures.update({f"{split}/inside": inside, f"{split}/hit": hit, f"{split}/uniform": uniform})
-    return {name: float(value) for name, value in measures.items()}
+      measures |= {f"{split}/inside": inside, f"{split}/hit": hit, f"{split}/uniform": uniform}
+    return Results(measures)
 
 
 def _looks(words, maps, objects) -> list[tuple[float, float, float]]:

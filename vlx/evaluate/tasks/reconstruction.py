@@ -1,44 +1,51 @@
-"""What a tokenizer of pictures keeps of them."""
+"""What a tokenizer of images keeps of them."""
 
 import dataclasses
 
 import numpy as np
 
-from vlx.evaluate import predict as embed
-from vlx.evaluate.metrics import images as image_metrics
-from vlx.evaluate.report import sheets as pictures
-from vlx.train.run import Run
+from vlx.core.capabilities import Reconstructs, TokenizesImages
+from vlx.data.records import evenly
+from vlx.evaluate import predict
+from vlx.evaluate.data import Data
+from vlx.evaluate.metrics import images as metrics
+from vlx.evaluate.report import sheets
+from vlx.evaluate.results import Results
+from vlx.model import Model
 
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-  """Measures `SPLIT/psnr`, in dB, the mean over pictures; `SPLIT/codes_used`, in percent; `SPLIT/perplexity`.
+  """Measures `SPLIT/psnr`, in dB, the mean over images; `SPLIT/codes_used`, in percent; `SPLIT/perplexity`.
 
-  Draws `samples/reconstruction_SPLIT.png`: pictures over their reconstructions.
+  Draws `reconstruction_SPLIT`: images over their reconstructions.
   """
 
   splits: tuple[str, ...]
-  preprocess: str  # must keep "image" alone
+  every: int = 0
+  image_transform: str = ""
   batch_size: int = 128
   count: int = 12  # drawn
 
-  def __call__(self, run: Run, variables, *, draw: bool) -> dict[str, float]:
-    measures = {}
+  requires = (TokenizesImages, Reconstructs)
+  better = {"psnr": "higher", "codes_used": "higher", "perplexity": "higher"}
+
+  def __call__(self, model: Model, data: Data) -> Results:
+    measures, figures = {}, {}
     for split in self.splits:
-      over = lambda method, *targets: embed.over_split(
-          run, variables, split, self.preprocess, method, ("image",), targets, self.batch_size
+      examples = data.examples(split, 'keep("image")', image_transform=self.image_transform)
+      over = lambda method, *targets: predict.over_examples(
+          model, examples, method, ("image",), targets, batch_size=self.batch_size
       )
       made, targets = over("reconstruct", "image")
       images, made = targets["image"], np.clip(made, -1, 1)
-      ids, _ = over("encode_image")
-      share = np.bincount(ids.ravel(), minlength=run.system.num_codes) / ids.size
-      measures[f"{split}/psnr"] = float(image_metrics.psnr(images, made).mean())
+      ids, _ = over("image_to_tokens")
+      share = np.bincount(ids.ravel(), minlength=model.system.num_codes) / ids.size
+      measures[f"{split}/psnr"] = float(metrics.psnr(images, made).mean())
       measures[f"{split}/codes_used"] = 100 * float((share > 0).mean())
       measures[f"{split}/perplexity"] = float(np.exp(-np.sum(share[share > 0] * np.log(share[share > 0]))))
-      if draw:
-        chosen = np.linspace(0, len(images) - 1, min(self.count, len(images))).astype(int)
-        pictures.grid(
-            run.workdir / "samples" / f"reconstruction_{split}.png",
-            [images[chosen], made[chosen]], f"{split}: pictures, and what their codes keep of them",
-        )
-    return measures
+      chosen = evenly(len(images), self.count)
+      figures[f"reconstruction_{split}"] = sheets.grid(
+          [images[chosen], made[chosen]], f"{split}: images, and what their codes keep of them"
+      )
+    return Results(measures, figures)

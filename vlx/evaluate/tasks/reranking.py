@@ -5,13 +5,18 @@ Ramesh et al., "Zero-Shot Text-to-Image Generation", 2021, §2.6 and Figure 6.
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from vlx.evaluate import reference_models as judges
-from vlx.evaluate.report import sheets as pictures
-from vlx.evaluate.tasks.generation import draw_rows, drawn_records, prompts_of, sample_prompts
-from vlx.train.run import Run
+from vlx.core.capabilities import GeneratesImages
+from vlx.evaluate import reference_models
+from vlx.evaluate.data import Data
+from vlx.evaluate.report import sheets
+from vlx.evaluate.results import Results
+from vlx.evaluate.tasks.generation import prompts_of, rows_sheet, sample_prompts, with_images
+from vlx.model import Model
 
 
 def best_of(ranking: np.ndarray, values: np.ndarray, n: int) -> float:
@@ -35,49 +40,47 @@ class Reranking:
   """Measures `SPLIT/best_of_N/clip_score` and `SPLIT/best_of_N/NAME_accuracy`, N = 1, 2, 4, … `samples`.
 
   `rerank` orders the pictures and `clip` judges them: a CLIP that did both would be flattered by what it is
-  wrong about. `rank_cosine` is the one that orders them by. Draws `samples/reranking.png`, these curves, and
-  `samples/best_SPLIT.png`, the best eight of all samples beside the real picture. All of it only where samples
-  are drawn.
+  wrong about. `rank_cosine` is the one that orders them by. Draws `reranking`, these curves, and `best_SPLIT`, the
+  best eight of all samples beside the real image.
   """
 
   splits: tuple[str, ...]
-  preprocess: str  # must keep "image", "text", "text_mask" and "caption"
   rerank: str  # CLIP runs, or public ones
   clip: str
   classifiers: tuple[str, ...] = ()  # runs
+  every: int = 0
+  image_transform: str = ""
   prompts: int = 16  # captions of each split, evenly spaced
   samples: int = 64  # of each
   rows: int = 8  # captions that are drawn
-  temperature: float = 1.0
-  top_k: int = 0
-  guidance_scale: float = 1.0
+  sampler: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the system's own
 
-  def __call__(self, run: Run, variables, *, draw: bool) -> dict[str, float]:
-    if not draw:
-      return {}
-    ranker = judges.open_clip(self.rerank, run.mesh)
-    panel = judges.open_panel(self.clip, self.classifiers, run.mesh)
+  requires = (GeneratesImages,)
+  better = {"clip_score": "higher", "rank_cosine": "higher", "*_accuracy": "higher"}
+
+  def check(self, data: Data, mesh) -> None:
+    del data
+    reference_models.open_clip(self.rerank, mesh)
+    reference_models.open_scorers(self.clip, self.classifiers, mesh)
+
+  def __call__(self, model: Model, data: Data) -> Results:
+    ranker = reference_models.open_clip(self.rerank, model.mesh)
+    scorers = reference_models.open_scorers(self.clip, self.classifiers, model.mesh)
     sizes = [2**i for i in range(self.samples.bit_length())]
-    measures, panels = {}, {}
+    measures, panels, figures = {}, {}, {}
     for split in self.splits:
-      prompts = prompts_of(run, split, self.preprocess, self.prompts)
-      images = sample_prompts(
-          run.system, variables, prompts, self.samples, temperature=self.temperature, top_k=self.top_k,
-          guidance_scale=self.guidance_scale,
-      )
-      records = drawn_records(prompts.records, images)
+      prompts = prompts_of(model, data, split, self.prompts, self.image_transform)
+      images = sample_prompts(model, prompts, self.samples, self.sampler)
+      records = with_images(prompts.records, images)
       by_caption = lambda x: x.reshape(-1, self.samples)
       ranking = by_caption(ranker.cosines(records))
-      for name, values in {"rank_cosine": ranking, **panel.measure(records)}.items():
+      for name, values in {"rank_cosine": ranking, **scorers.measure(records)}.items():
         curve = [best_of(ranking, by_caption(values), n) for n in sizes]
         measures |= {f"{split}/best_of_{n}/{name}": value for n, value in zip(sizes, curve)}
         panels.setdefault(name, {})[split] = curve
       order = np.argsort(-ranking, axis=1, kind="stable")
-      draw_rows(
-          run, f"best_{split}", prompts, np.take_along_axis(images, order[..., None, None, None], axis=1),
-          self.rows, f"{split}: the real picture, and the best of {self.samples} samples, best first",
-      )
-    pictures.curves(
-        run.workdir / "samples" / "reranking.png", panels, sizes, "best of", f"ranked by {self.rerank}"
-    )
-    return measures
+      best = np.take_along_axis(images, order[..., None, None, None], axis=1)
+      title = f"{split}: the real image, and the best of {self.samples} samples, best first"
+      figures[f"best_{split}"] = rows_sheet(prompts, best, self.rows, title)
+    figures["reranking"] = sheets.curves(panels, sizes, "best of", f"ranked by {self.rerank}")
+    return Results(measures, figures)

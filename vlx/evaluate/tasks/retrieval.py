@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from vlx.data.sources import strings
-from vlx.evaluate import predict as embed
-from vlx.evaluate.report import sheets as pictures
-from vlx.evaluate.subject import Subject
+from vlx.core.capabilities import EmbedsImages, EmbedsText
+from vlx.data.records import evenly, strings
+from vlx.evaluate import predict
+from vlx.evaluate.data import Data
+from vlx.evaluate.report import sheets
+from vlx.evaluate.results import Results
+from vlx.model import Model, similarity
 
 RECALLS = (1, 5, 10)
 
@@ -21,10 +24,10 @@ def ranks(
   """How many irrelevant candidates score at least as high as the best relevant one.
 
   0 is a hit at the top. Ties count against the query, so a model that says the same of everything
-  finds nothing.
+  finds nothing; and so do scores that are no numbers.
   """
   best = jnp.where(relevant, scores, -jnp.inf).max(axis=1, keepdims=True)
-  return ((scores >= best) & ~relevant).sum(axis=1)
+  return (~(scores < best) & ~relevant).sum(axis=1)
 
 
 def recalls(ranks_: np.ndarray) -> dict[str, float]:
@@ -57,35 +60,36 @@ class Retrieval:
 
   splits: tuple[str, ...]
   gallery: tuple[str, ...]
-  preprocess: str  # must keep "image" and "caption"
-  text_length: int
+  every: int = 0
+  image_transform: str = ""
   batch_size: int = 256
   templates: tuple[str, ...] = ("{}",)
   bank: str = ""
   bank_scale: float = 20.0  # "inverse temperature" of the paper
   rows: int = 10  # of the sheet of examples
 
-  def __call__(self, run: Subject, variables, *, draw: bool) -> dict[str, float]:
-    """Measures; with `draw` and no bank, also writes `samples/retrieval_SPLIT.png`."""
+  requires = (EmbedsImages, EmbedsText)
+  better = {"*_to_*_r*": "higher"}
+
+  def __call__(self, model: Model, data: Data) -> Results:
+    """Measures; without a bank, also draws `retrieval_SPLIT`."""
     captions = sorted({
-        caption for split in self.gallery for caption in run.source(split).texts(("caption",))
+        caption for split in self.gallery for caption in data.source(split).texts(("caption",))
     })
     column = {caption: i for i, caption in enumerate(captions)}
-    text = embed.texts(
-        run, variables, captions, self.text_length, self.batch_size, self.templates
-    )
+    text = predict.texts(model, captions, batch_size=self.batch_size, templates=self.templates)
     known = 0.0
     if self.bank:
-      image, _ = self._images(run, variables, self.bank)
-      known = prior(run.system.similarity(jnp.asarray(image), jnp.asarray(text)), self.bank_scale)
-    measures = {}
+      image, _ = self._images(model, data, self.bank)
+      known = prior(similarity(model.system, image, text), self.bank_scale)
+    measures, figures = {}, {}
     for split in self.splits:
-      image, targets = self._images(run, variables, split)
+      image, targets = self._images(model, data, split)
       relevant = np.zeros((len(image), len(captions)), bool)
       for i, caption in enumerate(targets["caption"]):
         for c in strings(caption):
           relevant[i, column[c]] = True
-      scores = run.system.similarity(jnp.asarray(image), jnp.asarray(text))
+      scores = similarity(model.system, image, text)
       asked = np.flatnonzero(relevant.any(axis=0))
       for direction, s, r in (
           ("image_to_text", scores - known, relevant),
@@ -93,26 +97,23 @@ class Retrieval:
       ):
         for name, value in recalls(np.asarray(ranks(s, jnp.asarray(r)))).items():
           measures[f"{split}/{direction}_{name}"] = value
-      if draw and not self.bank:
-        self._draw(run, split, np.asarray(scores), relevant, captions, asked)
-    return measures
+      if not self.bank:
+        sheet = self._sheet(data, split, np.asarray(scores), relevant, captions, asked)
+        figures[f"retrieval_{split}"] = sheet
+    return Results(measures, figures)
 
-  def _images(self, run, variables, split):
-    return embed.over_split(
-        run, variables, split, self.preprocess, "encode_image", ("image",), ("caption",),
-        self.batch_size,
+  def _images(self, model, data, split):
+    examples = data.examples(split, 'keep("image", "caption")', image_transform=self.image_transform)
+    return predict.over_examples(
+        model, examples, "embed_image", ("image",), ("caption",), batch_size=self.batch_size
     )
 
-  def _draw(self, run, split, scores, relevant, captions, asked):
-    """Captions of the split, each with the five pictures that fit best."""
-    queries = asked[np.linspace(0, len(asked) - 1, min(self.rows, len(asked))).astype(int)]
-    examples = run.examples(split, pictures.before_normalize(self.preprocess))
+  def _sheet(self, data, split, scores, relevant, captions, asked):
+    """Captions of the split, each with the five images that fit best."""
+    examples = data.to_look_at(split, self.image_transform)
     rows = []
-    for q in queries:
+    for q in asked[evenly(len(asked), self.rows)]:
       best = np.argsort(-scores[:, q], kind="stable")[:5]
       found = [(examples(int(i), None)[1]["image"], bool(relevant[i, q])) for i in best]
       rows.append((captions[q], found))
-    pictures.retrieval_sheet(
-        run.workdir / "samples" / f"retrieval_{split}.png", rows,
-        f"{split}: captions and the five pictures nearest to them, right ones framed",
-    )
+    return sheets.retrieval_sheet(rows, f"{split}: captions and the five images nearest to them, right ones framed")

