@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from vlx.cli import load_config
+from vlx.core.config import load_config
 from vlx.compile import bundles, program, report, topologies
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import shlex
 import jax
 import pytest
 
-from vlx.cli import load_config
+from vlx.core.config import load_config
 from vlx.compile import topologies
 from vlx.compile.plan import Plan
 from vlx.core.errors import UserError

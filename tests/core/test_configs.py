@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from vlx.core import config as configs
-from vlx.cli import load_config
+from vlx.core.config import load_config
 from vlx.core.errors import UserError
 from vlx.models.contrastive.clip import CLIP
 from vlx.train import optimizer as optimizers

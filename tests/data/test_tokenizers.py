@@ -161,7 +161,7 @@ def test_words_come_back_from_their_file_and_to_a_worker(words, tmp_path):
 
 def test_a_config_chooses_words(tmp_path):
   """Learned from the training split's captions, and read again from the run's folder."""
-  config = cli.load_config("configs/clip.py:smoke")
+  config = configs.load_config("configs/clip.py:smoke")
   config.data.source = "scenes:100"
   with config.unlocked():
     config.tokenizer = dict(kind="words", min_count=5, vocab_size=200, fields=("caption",))

@@ -104,7 +104,7 @@ class Brightness:
 def test_nearest_neighbour_of_a_whole_split(tmp_path, monkeypatch):
   """Of pictures that are in the bank the captions are their own: one of the references."""
   monkeypatch.setattr(metrics, "has_java_parts", lambda: False)
-  config = cli.load_config("configs/clip.py:smoke")
+  config = configs.load_config("configs/clip.py:smoke")
   config.data.source = "scenes:12?size=32&held_out=12"
   config.tokenizer.fields = ("caption",)
   run = Run(config, tmp_path)
@@ -137,7 +137,7 @@ def teller_run(tmp_path, spec, split, batch_size, preprocess, texts):
   """A run whose tokenizer knows the words of all texts, and the ids of one text for each record."""
   words = tokenizers.words(texts, 1000, 1)
   words.save(tmp_path / "tokenizer.json")
-  config = cli.load_config("configs/clip.py:smoke")
+  config = configs.load_config("configs/clip.py:smoke")
   config.data.source = spec
   run = Run(config, tmp_path)
   ids = tuple(map(tuple, words.encode_batch(texts, 40)[0][:, 1:].tolist()))

@@ -27,7 +27,7 @@ OPS = 'decode|resize(16)|normalize|tokenize("caption", 12)|keep("image", "text",
 
 def untrained(name, folder):
   """A run of a smoke config and variables that tell pictures apart."""
-  run = Run(cli.load_config(f"configs/{name}.py:smoke"), folder)
+  run = Run(configs.load_config(f"configs/{name}.py:smoke"), folder)
   size = 48 if name == "vit" else 32
   batch = dict(
       image=np.zeros((1, size, size, 3), np.float32), text=np.zeros((1, 16), np.int32),
@@ -48,7 +48,7 @@ def clip(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dalle(tmp_path_factory):
-  return Run(cli.load_config("configs/dalle.py:smoke"), tmp_path_factory.mktemp("dalle"))
+  return Run(configs.load_config("configs/dalle.py:smoke"), tmp_path_factory.mktemp("dalle"))
 
 
 def test_accuracy_of_real_pictures_is_the_classifiers(tmp_path):
@@ -196,6 +196,6 @@ def test_what_is_no_judge_is_told(tmp_path):
       open_judge(str(tmp_path / "none"), mesh)
   with pytest.raises(UserError, match="holds no run"):
     judges.open_classifier(str(tmp_path), mesh)
-  (tmp_path / "config.json").write_text(cli.load_config("configs/clip.py:smoke").to_json_best_effort())
+  (tmp_path / "config.json").write_text(configs.load_config("configs/clip.py:smoke").to_json_best_effort())
   with pytest.raises(UserError, match="holds no classifier"):
     judges.open_classifier(str(tmp_path), mesh)

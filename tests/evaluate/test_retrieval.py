@@ -46,7 +46,7 @@ def test_prior_is_a_soft_maximum_over_the_bank():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  config = cli.load_config("configs/clip.py:smoke")
+  config = configs.load_config("configs/clip.py:smoke")
   folder = tmp_path_factory.mktemp("run")
   return Run(config, folder)
 

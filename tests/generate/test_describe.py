@@ -16,7 +16,7 @@ from vlx.train.run import Run
 
 @pytest.fixture(scope="module", params=["show_attend_tell"])
 def trained(request, tmp_path_factory):
-  config = cli.load_config(f"configs/{request.param}.py:smoke")
+  config = configs.load_config(f"configs/{request.param}.py:smoke")
   config.update_from_flattened_dict({"evaluators.captions.splits": ()})  # has tests of its own
   run = Run(config, tmp_path_factory.mktemp("runs") / request.param)
   loop.train(run)
@@ -47,6 +47,6 @@ def test_a_picture_is_described(trained, tmp_path):
 
 
 def test_a_run_that_makes_no_captions_is_told(tmp_path):
-  Run(cli.load_config("configs/vit.py:smoke"), tmp_path).save_config()
+  Run(configs.load_config("configs/vit.py:smoke"), tmp_path).save_config()
   with pytest.raises(UserError, match="holds a ViT, which makes no captions"):
     describe(str(tmp_path), "picture.png")

@@ -22,7 +22,7 @@ def runs(tmp_path_factory):
   folder = tmp_path_factory.mktemp("runs")
   paths = {name: folder / name for name in ("vqvae", "dalle")}
   for name, path in paths.items():
-    config = cli.load_config(f"configs/{name}.py:smoke")
+    config = configs.load_config(f"configs/{name}.py:smoke")
     config.steps = 1
     if name == "dalle":
       config.model.tokenizer = str(paths["vqvae"])
@@ -32,7 +32,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def clip(tmp_path):
-  config = cli.load_config("configs/clip.py:smoke")
+  config = configs.load_config("configs/clip.py:smoke")
   config.steps = 1
   config.evaluators.retrieval.update(dict(splits=("combo",), gallery=("combo",)))
   loop.train(Run(config, tmp_path / "clip"))
@@ -101,7 +101,7 @@ def test_bad_prompts_and_runs_are_told(runs, tmp_path):
 
 
 def test_pictures_of_another_size_than_the_tokenizers_are_told(runs, tmp_path):
-  config = cli.load_config("configs/dalle.py:smoke")
+  config = configs.load_config("configs/dalle.py:smoke")
   config.model.tokenizer = str(runs["vqvae"])
   config.data.preprocess = config.data.preprocess.replace("resize(16)", "resize(24)")
   with pytest.raises(UserError, match="pictures of 24x24 pixels, and a tokenizer for 16"):

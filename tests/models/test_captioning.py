@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from vlx.cli import load_config
+from vlx.core.config import load_config
 from vlx.core.config import build, build_system
 from vlx.models.captioning.captioner import token_log_likelihood
 from vlx.models.captioning.show_and_tell import ShowAndTell

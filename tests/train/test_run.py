@@ -18,7 +18,7 @@ from vlx.train.run import Run, open_run
 
 
 def config(**changes):
-  found = cli.load_config("configs/clip.py:smoke")
+  found = configs.load_config("configs/clip.py:smoke")
   # Evaluation has tests of its own; one split keeps these short.
   del_splits = {"evaluators.retrieval.splits": ("combo",), "evaluators.retrieval.gallery": ("combo",)}
   found.update_from_flattened_dict({**del_splits, **changes})
@@ -105,7 +105,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
       "from vlx.train import loop\n"
       "from vlx.train.run import Run\n"
       "import pathlib\n"
-      "config = cli.load_config('configs/clip.py:smoke')\n"
+      "config = configs.load_config('configs/clip.py:smoke')\n"
       "config.steps = 100000\n"
       "write = loop.MetricsLog.write\n"
       "def stop_at_three(self, step, values):\n"

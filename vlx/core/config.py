@@ -220,6 +220,7 @@ class Kept(NamedTuple):
 
   requested: ml_collections.ConfigDict  # as the command gave it
   resolved: ml_collections.ConfigDict  # with the class and the fields of every part: it needs no other folder
+  schema: int = SCHEMA
 
 
 def write(folder: pathlib.Path, kept: Kept) -> None:
@@ -239,14 +240,29 @@ def read(folder: pathlib.Path) -> Kept:
     raise UserError(f"{folder} holds no run: there is no config.json")
   content = json.loads(path.read_text("utf-8"))
   match content.get("schema", 1):
+    case 1 if "preprocess" in content:
+      content = schema1.converted(content)
     case 1 if "system" in content:
-      content = schema1.upgrade(content)
+      content = schema1.upgrade(content, _part_of_schema1)
     case 2:
       pass
     case other:
       raise UserError(f"{path} is of schema {other}, and this vlx reads up to {SCHEMA}")
-  requested, resolved = (ml_collections.ConfigDict(content[k]).lock() for k in ("requested", "resolved"))
-  return Kept(requested, resolved)
+  requested, resolved = (_with_all_fields(content[k]) for k in ("requested", "resolved"))
+  return Kept(requested, resolved, content["schema"])
+
+
+def _with_all_fields(content: dict[str, Any]) -> ml_collections.ConfigDict:
+  """Fields that a class has got since are at their defaults."""
+  return finish(ml_collections.ConfigDict(content))
+
+
+def _part_of_schema1(place: str) -> dict[str, Any]:
+  """The section of a part that a folder's path, or a config file's, named."""
+  if ".py" in place and not pathlib.Path(place).is_dir():
+    return part_from(place)
+  resolved = read(pathlib.Path(place)).resolved
+  return {"system": resolved.system, "source": place, **resolved.model.to_dict()}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:

@@ -34,9 +34,10 @@ def config(
     UserError: where the mathematics would be another; every difference is named.
   """
   ours, theirs = (ml_collections.ConfigDict(c.to_dict()) for c in (_plain(requested), kept.requested))
-  free = FREE
+  # A folder of schema 1 does not say in today's words how its parameters learn and where they started.
+  free = (*FREE, "optim.rules", "init") if kept.schema == 1 else FREE
   if ours.optim.decay_steps or ours.optim.schedule in ENDLESS:
-    free = (*FREE, "steps")
+    free = (*free, "steps")
   lines = configs.differences(_without(theirs.to_dict(), free), _without(ours.to_dict(), free))
   if lines:
     hint = (

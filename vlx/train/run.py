@@ -227,6 +227,12 @@ class Run:
     found = checkpoint.read_frozen(self.workdir, flatten(self.frozen_shapes))
     return jax.tree.map(found.__getitem__, systems.names(self.frozen_shapes))
 
+  def frozen_in_checkpoint(self) -> Variables:
+    """The same from a checkpoint of schema 1."""
+    parts = tuple(systems.parts(self.system))
+    found = checkpoint.RunVariables(self.workdir, parts).read(flatten(self.frozen_shapes))
+    return jax.tree.map(found.__getitem__, systems.names(self.frozen_shapes))
+
   def variables(self, state: TrainState, frozen: Variables) -> Variables:
     """Those of inference: averaged where there is an average."""
     return self.roles.merge(state.for_inference, frozen)
