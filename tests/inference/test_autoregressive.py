@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import contract
 from vlx.core.errors import UserError
 from vlx.inference import autoregressive
-from vlx.inference.autoregressive import generate
 from vlx.inference.sampling import Sampling
 from vlx.models.language.llama import LLaMA, LanguageModel
 
@@ -19,9 +19,13 @@ PROMPTS = [[5, 9, 2, 30, 7], [11], [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]]
 NEW = 12
 
 
+def generate(*args, **how):
+  return autoregressive.generate(*args, **how)[0]
+
+
 @pytest.fixture(scope="module")
 def model():
-  shapes = jax.eval_shape(SYSTEM.init, jax.random.key(0), {"text": jnp.zeros((1, 2), jnp.int32)})
+  shapes = contract.shapes(SYSTEM)
   rng = np.random.default_rng(1)
   variables = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.5, x.shape), jnp.float32), shapes)
   return SYSTEM.for_decoding(variables), variables
@@ -30,7 +34,7 @@ def model():
 @pytest.fixture(scope="module")
 def next_logits(model):
   """Logits after a text, by a whole forward pass of the network as it is trained."""
-  whole = jax.jit(SYSTEM.logits)
+  whole = jax.jit(SYSTEM.token_logits)
 
   def function(tokens):
     text = np.zeros((1, 32), np.int32)
@@ -113,3 +117,15 @@ def test_the_whole_context_can_be_used_and_no_more(model):
     generate(*model[0], [list(range(40))], max_tokens=25)
   with pytest.raises(UserError, match="no tokens"):
     generate(*model[0], [[1], []], max_tokens=1)
+
+
+def test_a_second_turn_goes_on_in_the_cache_of_the_first(model):
+  """Two turns with a cache say what one text of all that was said before would."""
+  first, cache = autoregressive.generate(*model[0], PROMPTS, max_tokens=4, slots=64)
+  # The last token of each answer is not read yet: the next turn begins with it.
+  turns = [[text[-1], 8, 13] for text in first]
+  second, _ = autoregressive.generate(*model[0], turns, max_tokens=5, cache=cache)
+  whole = [[*prompt, *text, 8, 13] for prompt, text in zip(PROMPTS, first)]
+  assert second == generate(*model[0], whole, max_tokens=5)
+  with pytest.raises(UserError, match="after .* to come: this model reads 64"):
+    autoregressive.generate(*model[0], turns, max_tokens=60, cache=cache)

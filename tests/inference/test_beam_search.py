@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlx.inference.beam_search import LENGTH_NORMS, beam_search, sample
+from vlx.core.errors import UserError
+from vlx.inference.decoding import LENGTH_NORMS, Search, beam_search, draw_first, draw_more
+from vlx.inference.sampling import Sampling
 
 START, END, VOCABULARY, LENGTH = 0, 1, 4, 4
 
@@ -28,9 +30,9 @@ def model(seed, examples, vocabulary=VOCABULARY, end_bias=0.0):
 
 
 def search(step, state, beam_size, max_length=LENGTH, **kwargs):
+  how = Search(beam_size, max_length, **kwargs)
   run = jax.jit(functools.partial(
-      beam_search, step, batch=len(state["hidden"]), beam_size=beam_size, start_id=START, end_id=END,
-      max_length=max_length, **kwargs,
+      beam_search, step, batch=len(state["hidden"]), search=how, start_id=START, end_id=END
   ))
   ids, scores = run(state)
   return np.asarray(ids), np.asarray(scores)
@@ -137,18 +139,33 @@ def test_early_stop_takes_no_more_steps_than_needed():
   assert len(steps) <= 3
 
 
-def test_samples_have_the_models_distribution():
+def test_samples_have_the_models_distribution_and_end_at_the_end():
   step, state = model(2, examples=1)
   draws = 20_000
-  run = jax.jit(functools.partial(
-      sample, step, batch=draws, start_id=START, end_id=END, max_length=3, temperature=0.7
-  ))
   many = {"hidden": jnp.tile(state["hidden"], (draws, 1))}
-  ids, total = (np.asarray(x) for x in run(many, rng=jax.random.key(0)))
-  np.testing.assert_allclose(total[:50], rescored(step, many, ids)[0][:50], rtol=1e-5)
+  sampling, stops, seeds = Sampling(temperature=0.7), jnp.array([END]), jnp.arange(draws)
+
+  @jax.jit
+  def run(state):
+    logits, state = step(state, jnp.full(draws, START))
+    drawn = draw_first(
+        sampling, logits, state, jnp.zeros(draws, jnp.int32), jnp.zeros((draws, 0), bool), seeds, stops
+    )
+    more, found = draw_more(lambda s, tokens, going: step(s, tokens), sampling, drawn, 2, 2, seeds, stops)
+    return drawn, more, found
+
+  drawn, more, (tokens, real) = jax.tree.map(np.asarray, run(many))
   log_probs, _ = step(state, jnp.array([START]))
   expected = np.asarray(jax.nn.softmax(log_probs[0] / 0.7))
-  found = np.bincount(ids[:, 0], minlength=VOCABULARY) / draws
+  found = np.bincount(drawn.last, minlength=VOCABULARY) / draws
   assert np.all(np.abs(found - expected) < 4 * np.sqrt(expected * (1 - expected) / draws))
-  after = np.maximum.accumulate(ids == END, axis=1)[:, :-1]
-  assert (ids[:, 1:][after] == 0).all()
+  assert not real[drawn.last == END].any()  # what follows the end is not text
+  ended = tokens[:, 0] == END
+  assert (real[:, 0] == ~((drawn.last == END) | ended)).all() and not real[ended, 1].any()
+  np.testing.assert_array_equal(more.positions, 0 + ~(drawn.last == END) + real[:, 0])
+
+
+@pytest.mark.parametrize("fields", [dict(beam_size=0), dict(max_length=0), dict(length_norm="none")])
+def test_a_search_that_makes_no_sense_is_told(fields):
+  with pytest.raises(UserError):
+    Search(**fields)

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from tests import contract
 from vlx.core.config import load_config
 from vlx.core.config import build, build_system
-from vlx.models.captioning.captioner import token_log_likelihood
+from vlx.inference.decoding import Search
+from vlx.losses.sequence import token_log_likelihood
 from vlx.models.captioning.show_and_tell import ShowAndTell
 from vlx.models.captioning.show_attend_tell import Selection, ShowAttendTell
 
@@ -43,7 +45,7 @@ def redrawn(variables, scale=0.4):
 
 def made(cls, **fields):
   system = build(cls, {**(ATTEND if cls is ShowAttendTell else SECTION), **fields}, "model")
-  return system, redrawn(jax.jit(system.init)(jax.random.key(0), batch()))
+  return system, redrawn(contract.init(system))
 
 
 SYSTEMS = [
@@ -80,8 +82,14 @@ def test_beam_search_scores_are_the_log_likelihood_that_training_sees(cls, field
   """Step by step with `next` as all at once with `logits`; the stop word is counted, padding is not."""
   system, variables = made(cls, **fields)
   image = batch()["image"]
-  ids, scores = jax.jit(functools.partial(system.caption, beam_size=3, max_length=LENGTH))(variables, image)
-  likelihood = jax.jit(system.log_likelihood)
+  search = functools.partial(system.caption, search=Search(3, LENGTH))
+  ids, scores = jax.jit(search)(variables, {"image": image})
+
+  @jax.jit
+  def likelihood(variables, image, text, mask):
+    logits = system.network.apply({"params": variables["params"]}, image, text, method="logits")
+    return token_log_likelihood(logits, jnp.asarray(text)[:, 1:], jnp.asarray(mask)[:, 1:]).sum(axis=1)
+
   for beam in range(3):
     text = np.pad(np.asarray(ids[:, beam]), ((0, 0), (1, 0)))
     ended = np.cumsum(text == 1, axis=1)
@@ -89,7 +97,7 @@ def test_beam_search_scores_are_the_log_likelihood_that_training_sees(cls, field
     np.testing.assert_allclose(likelihood(variables, image, text, mask), scores[:, beam], rtol=1e-5, atol=1e-5)
   if not fields.get("doubly_stochastic", cls is ShowAttendTell):
     data = batch(1)
-    loss, aux = jax.jit(lambda v: system.loss(v, data, jax.random.key(0), step=0, train=True))(variables)
+    loss, aux = jax.jit(lambda v: contract.loss(system, v, data, jax.random.key(0), step=0, train=True))(variables)
     log_p = likelihood(variables, data["image"], data["text"], data["text_mask"])
     words = data["text_mask"][:, 1:].sum()
     count = words if cls is ShowAndTell else len(log_p)
@@ -103,20 +111,11 @@ def test_log_likelihood_by_hand():
   np.testing.assert_allclose(found, [[np.log(0.25), 0.0]], rtol=1e-6)
 
 
-def test_draws_are_captions_and_greedy_search_is_not_likelier_than_a_beam():
-  system, variables = made(ShowAndTell)
-  image = batch()["image"]
-  ids, total = jax.jit(functools.partial(system.sample, max_length=LENGTH))(variables, image, jax.random.key(1))
-  assert ids.shape == (4, LENGTH) and np.isfinite(total).all()
-  ids, _ = jax.jit(functools.partial(system.caption, beam_size=1, max_length=LENGTH))(variables, image)
-  assert ids.shape == (4, 1, LENGTH)
-
-
 @pytest.mark.parametrize("attention", ["mlp", "bilinear"])
 def test_attention_sums_to_one_where_a_word_is_said(attention):
   system, variables = made(ShowAttendTell, attention=attention)
   data = batch()
-  weights = jax.jit(system.attend)(variables, data["image"], data["text"], data["text_mask"])
+  weights = jax.jit(system.attention_maps)(variables, data)
   assert weights.shape == (4, LENGTH, 2, 2) and (weights >= 0).all()
   said = data["text_mask"].at[:, 0].set(False)
   np.testing.assert_allclose(weights.sum(axis=(2, 3)), said.astype(float), atol=1e-6)
@@ -149,8 +148,8 @@ def test_doubly_stochastic_penalty_by_hand():
   # Sums over time: (1.5, 0.5) and (0.25, 0.75); squares of what is missing to 1: .25, .25 and .5625, .0625.
   caption, _ = made(ShowAttendTell)
   released, _ = made(ShowAttendTell, penalty="released")
-  np.testing.assert_allclose(caption._penalty(weights, mask), (0.5 + 0.625) / 2)
-  np.testing.assert_allclose(released._penalty(weights, mask), (0.8125 + 0.3125) / 2)
+  np.testing.assert_allclose(caption._penalty(weights, mask).mean, (0.5 + 0.625) / 2)
+  np.testing.assert_allclose(released._penalty(weights, mask).mean, (0.8125 + 0.3125) / 2)
 
 
 def tiny(**fields):
@@ -192,7 +191,7 @@ def test_reinforce_is_unbiased(baseline):
 
   def loss(params, key):
     variables = {"params": with_encoder(params), "state": state}
-    return system.loss(variables, many, key, step=0, train=True)[0]
+    return contract.loss(system, variables, many, key, step=0, train=True)[0]
 
   estimates = jax.jit(lambda keys: jax.lax.map(lambda k: jax.grad(loss)(learned, k), keys))(
       jax.random.split(jax.random.key(5), chunks)
@@ -211,7 +210,7 @@ def test_reinforce_is_unbiased(baseline):
 def test_the_baseline_follows_the_reward_and_rests_in_evaluation():
   system, variables, data = tiny()
   variables["state"] = {"reward": {"baseline": jnp.float32(-2.0)}}
-  noise = lambda train: system.loss(variables, data, jax.random.key(0), step=0, train=train)
+  noise = lambda train: contract.loss(system, variables, data, jax.random.key(0), step=0, train=train)
   _, aux = jax.jit(noise, static_argnums=0)(True)
   reward = -2 * aux.metrics["nats_per_token"]
   np.testing.assert_allclose(aux.state["reward"]["baseline"], 0.9 * -2 + 0.1 * reward, rtol=1e-5)
@@ -227,7 +226,7 @@ def test_the_expectation_stands_in_for_a_share_of_the_draws():
   soft, _ = made(ShowAttendTell, doubly_stochastic=0.0)
   losses = [
       jax.jit(lambda v, s=s: jax.value_and_grad(
-          lambda p: s.loss({**v, "params": p}, batch(), jax.random.key(0), step=0, train=True)[0]
+          lambda p: contract.loss(s, {**v, "params": p}, batch(), jax.random.key(0), step=0, train=True)[0]
       )(v["params"]))(variables) for s in (hard, soft)
   ]
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *losses)
@@ -244,38 +243,33 @@ def test_the_expectation_stands_in_for_a_share_of_the_draws():
 @pytest.mark.parametrize("cls", [ShowAndTell, ShowAttendTell])
 def test_a_frozen_tower_is_a_constant(cls):
   encoder = dict(stage_sizes=(1,), bottleneck=False, width=4, stem="cifar")
-  for finetune in (False, True):
-    system = build(cls, {**(ATTEND if cls is ShowAttendTell else SECTION), "encoder": encoder, "finetune": finetune}, "model")
-    variables = jax.jit(system.init)(jax.random.key(0), batch())
-
-    @jax.jit
-    def gradient(variables):
-      loss = lambda p: system.loss({**variables, "params": p}, batch(), jax.random.key(0), step=0, train=True)
-      return jax.grad(loss, has_aux=True)(variables["params"])
-
-    gradients, aux = gradient(variables)
-    moved = any(np.any(g) for g in jax.tree.leaves(gradients["encoder"]))
+  for frozen in (True, False):
+    system = build(cls, {**(ATTEND if cls is ShowAttendTell else SECTION), "encoder": encoder}, "model")
+    variables, paths = contract.init(system), frozenset({"encoder"} if frozen else ())
+    call = jax.jit(lambda v: contract.loss(system, v, batch(), jax.random.key(0), step=0, train=True, frozen=paths))
+    value, aux = call(variables)
     before, after = (jax.tree.leaves(s["batch_stats"]) for s in (variables["state"], aux.state))
-    assert moved == finetune
-    assert all(np.array_equal(a, b) for a, b in zip(before, after)) == (not finetune)
+    assert all(np.array_equal(a, b) for a, b in zip(before, after)) == frozen
+    # What is frozen is normalised by the statistics that it has, whatever the batch.
+    moved = {**variables, "state": {**variables["state"], "batch_stats": jax.tree.map(
+        lambda x: x + 1, variables["state"]["batch_stats"])}}
+    assert (call(moved)[0] != value) == frozen
     assert jax.tree.structure(variables["state"]) == jax.tree.structure(aux.state)
 
 
 def test_tokens_of_a_vision_transformer_are_annotations_without_the_class_token():
   encoder = dict(image_size=4, patch_size=2, width=8, depth=1, num_heads=2, mlp_dim=8)
   system = build(ShowAttendTell, {**ATTEND, "encoder": encoder}, "model")
-  variables = jax.jit(system.init)(jax.random.key(0), batch())
+  variables = contract.init(system)
   data = batch()
-  assert system.attend(variables, data["image"], data["text"], data["text_mask"]).shape == (4, LENGTH, 2, 2)
+  assert system.attention_maps(variables, data).shape == (4, LENGTH, 2, 2)
 
 
 # No count is published: what the papers' sizes add up to, part by part, decoder and then tower.
 def test_parameters_of_the_published_sizes():
   def count(path):
     system = build_system(load_config(path))
-    shape = jax.ShapeDtypeStruct
-    data = {"image": shape((1, 224, 224, 3), jnp.float32), "text": shape((1, 4), jnp.int32)}
-    params = jax.eval_shape(system.init, jax.random.key(0), data)["params"]
+    params = contract.shapes(system)["params"]
     size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     return size(params) - size(params["encoder"]), size(params["encoder"])
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import contract
 from vlx.core.config import build
 from vlx.core.errors import UserError
 from vlx.losses.contrastive import cosine_similarity
@@ -29,7 +30,7 @@ def test_published_clip_parameters(name, expected):
       "image": S((1, size, size, 3), jnp.float32), "text": S((1, 77), jnp.int32),
       "text_mask": S((1, 77), jnp.bool_),
   }
-  shapes = jax.eval_shape(clip.init, jax.random.key(0), batch)["params"]
+  shapes = contract.shapes(clip)["params"]
   assert sum(x.size for x in jax.tree.leaves(shapes)) == expected
 
 
@@ -70,8 +71,8 @@ def test_a_shorter_context_gives_the_same_embedding():
 
 def test_temperature_starts_at_a_fourteenth_and_is_clipped_at_100():
   clip = build(CLIP, SECTION, "model")
-  variables = jax.jit(clip.init)(jax.random.key(0), batch())
-  loss = jax.jit(lambda v: clip.loss(v, batch(), jax.random.key(0), step=0, train=False))
+  variables = contract.init(clip)
+  loss = jax.jit(lambda v: contract.loss(clip, v, batch(), jax.random.key(0), step=0, train=False))
   np.testing.assert_allclose(loss(variables)[1].metrics["scale"], 1 / 0.07, rtol=1e-6)
   variables["params"]["logit_scale"] = jnp.float32(9.0)
   np.testing.assert_allclose(loss(variables)[1].metrics["scale"], 100.0, rtol=1e-5)
@@ -80,14 +81,14 @@ def test_temperature_starts_at_a_fourteenth_and_is_clipped_at_100():
 def test_loss_is_that_of_its_own_embeddings():
   """The system's loss, from its public methods: InfoNCE of encode_image and encode_text."""
   clip, data = build(CLIP, SECTION, "model"), batch()
-  variables = jax.jit(clip.init)(jax.random.key(0), data)
-  image = jax.jit(clip.encode_image)(variables, data["image"])
-  text = jax.jit(clip.encode_text)(variables, data["text"], data["text_mask"])
+  variables = contract.init(clip)
+  image = jax.jit(clip.embed_image)(variables, data["image"])
+  text = jax.jit(clip.embed_text)(variables, data["text"], data["text_mask"])
   logits = cosine_similarity(image, text) / 0.07
   np.testing.assert_allclose(clip.similarity(image, text) / 0.07, logits, rtol=1e-5)
   both = [jnp.diag(jax.nn.log_softmax(logits, axis)).mean() for axis in (0, 1)]
   loss, _ = jax.jit(
-      lambda v: clip.loss(v, data, jax.random.key(0), step=0, train=True)
+      lambda v: contract.loss(clip, v, data, jax.random.key(0), step=0, train=True)
   )(variables)
   np.testing.assert_allclose(loss, -sum(both) / 2, rtol=1e-5)
 
@@ -98,12 +99,12 @@ RESNET = {**SECTION, "image": dict(image_size=64, stage_sizes=(1, 1), stem_width
 def test_a_section_with_stages_is_a_resnet_whose_statistics_the_loss_carries():
   clip, data = build(CLIP, RESNET, "model"), batch()  # random weights without compiling how they are drawn
   data["image"] = jnp.asarray(np.random.default_rng(0).normal(size=(6, 64, 64, 3)), jnp.float32)
-  shapes = jax.eval_shape(clip.init, jax.random.key(0), data)
+  shapes = contract.shapes(clip)
   assert shapes["state"].keys() == {"batch_stats"}
   rng = np.random.default_rng(1)
   variables = jax.tree.map(lambda s: jnp.asarray(rng.uniform(0.1, 0.2, s.shape), s.dtype), shapes)
   loss = jax.jit(
-      lambda v, train: clip.loss(v, data, jax.random.key(0), step=0, train=train), static_argnames="train"
+      lambda v, train: contract.loss(clip, v, data, jax.random.key(0), step=0, train=train), static_argnames="train"
   )
   moved = {}
   for train in (False, True):
@@ -113,7 +114,7 @@ def test_a_section_with_stages_is_a_resnet_whose_statistics_the_loss_carries():
   assert not any(moved[False]) and all(moved[True])
   # Pictures are encoded by the statistics that were gathered.
   other = {**variables, "state": jax.tree.map(lambda x: x + 1, variables["state"])}
-  encode = jax.jit(clip.encode_image)
+  encode = jax.jit(clip.embed_image)
   assert not np.allclose(encode(variables, data["image"]), encode(other, data["image"]), atol=1e-4)
 
 
@@ -125,6 +126,6 @@ def test_a_mistake_in_a_resnets_section_is_told():
 
 def test_sigmoid_loss_learns_a_bias_of_its_own():
   clip = build(CLIP, {**SECTION, "loss_type": "sigmoid", "init_scale": 10.0}, "model")
-  params = jax.eval_shape(clip.init, jax.random.key(0), batch())["params"]
-  softmax = jax.eval_shape(build(CLIP, SECTION, "model").init, jax.random.key(0), batch())["params"]
+  params = contract.shapes(clip)["params"]
+  softmax = contract.shapes(build(CLIP, SECTION, "model"))["params"]
   assert set(params) - set(softmax) == {"logit_bias"}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from tests import contract
 from vlx.models.layers.pooling import adaptive_average_pool, max_pool_ceil
 from vlx.models.vision.inception import PAPER, GoogLeNet, GoogLeNetTower, local_response_norm
 from vlx.models.vision.resnet import STAGE_SIZES, ResNet, ResNetTower
@@ -23,7 +24,7 @@ def images(height, width, count=2):
 
 
 def shapes_of(system, image):
-  return jax.eval_shape(system.init, jax.random.key(0), {"image": image})
+  return contract.shapes(system)
 
 
 # torchvision's counts; for the form of the paper those of Caffe's bvlc_googlenet.
@@ -49,8 +50,9 @@ def test_published_parameters(system, expected):
     (ResNet(ResNetTower(*STAGE_SIZES[50]), 1000), (224, 224), (7, 7, 2048)),
 ], ids=lambda x: "" if isinstance(x, tuple) else type(x).__name__)
 def test_features_are_maps(system, picture, expected):
-  variables = shapes_of(system, images(*picture))
-  assert jax.eval_shape(system.features, variables, images(*picture)).shape == (2, *expected)
+  variables, (rows, columns, features) = shapes_of(system, images(*picture)), expected
+  found = jax.eval_shape(system.encode_image, variables, images(*picture))
+  assert found.shape == (2, rows * columns, features)
 
 
 def test_blocks_of_googlenet_are_those_of_table_1():
@@ -132,7 +134,7 @@ def test_auxiliary_classifiers_weigh_three_tenths_and_in_training_alone():
   system = ConstantGoogLeNet(GoogLeNetTower(), 3, auxiliary=True)
   batch = {"image": jnp.ones((2, 40, 40, 3)), "label": jnp.array([0, 0])}
   training, evaluation = (
-      system.loss({"params": {}, "state": {}}, batch, jax.random.key(0), step=0, train=train)[0]
+      contract.loss(system, {"params": {}, "state": {}}, batch, jax.random.key(0), step=0, train=train)[0]
       for train in (True, False)
   )
   main, first, second = np.log1p(2 * np.exp(-np.arange(3.0)))
@@ -149,7 +151,7 @@ def test_a_step_of_training_keeps_the_form_of_its_state(system):
 
   def loss(params, state, batch):
     variables = {"params": params, "state": state}
-    return system.loss(variables, batch, jax.random.key(0), step=0, train=True)
+    return contract.loss(system, variables, batch, jax.random.key(0), step=0, train=True)
 
   (_, aux), gradients = jax.eval_shape(
       jax.value_and_grad(loss, has_aux=True), variables["params"], variables["state"], batch

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import contract
+from vlx.core import system as systems
 from vlx.core import config as configs
 from vlx.core.errors import UserError
 from vlx.models.generation import dalle, dvae
@@ -38,10 +40,11 @@ def batch_of(batch=3):
 @functools.cache
 def drawn(system):
   """Variables with every parameter of the decoder drawn: logits of some size, norms that are not 1."""
-  variables = jax.jit(system.init)(jax.random.key(0), batch_of())
+  variables = contract.init(system)
   rng = np.random.default_rng(1)
-  params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32), variables["params"])
-  return {**variables, "params": params}
+  own, tokenizer = systems.own(variables, "tokenizer")["params"], variables["params"]["tokenizer"]
+  params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32), own)
+  return {**variables, "params": {**params, "tokenizer": tokenizer}}
 
 
 def codes(batch=3, seed=2):
@@ -51,12 +54,7 @@ def codes(batch=3, seed=2):
 def test_published_parameters():
   """§2.2, appendix B.1: 64 layers of 12 d² weights, d = 3968."""
   system = DALLE(dvae.DVAE(**dvae.published_size()), **dalle.published_size())
-  shape = jax.ShapeDtypeStruct
-  batch = {
-      "image": shape((1, 256, 256, 3), jnp.float32), "text": shape((1, 256), jnp.int32),
-      "text_mask": shape((1, 256), jnp.bool_),
-  }
-  blocks = jax.eval_shape(system.init, jax.random.key(0), batch)["params"]["blocks"]
+  blocks = contract.shapes(system)["params"]["blocks"]
   kernels = [blocks["attention"][n]["kernel"] for n in ("query", "key", "value", "out")]
   kernels += [blocks["mlp"][n]["kernel"] for n in ("fc1", "fc2")]
   assert sum(k.size for k in kernels) == 64 * 12 * 3968**2 == 12_092_178_432
@@ -123,11 +121,11 @@ def test_loss_by_hand():
   """⅛ over the texts' real tokens but the first, ⅞ over the codes."""
   system, batch = DALLE(**SMALL), batch_of()
   variables = drawn(system)
-  loss, aux = jax.jit(lambda v, b: system.loss(v, b, jax.random.key(0), step=0, train=True))(variables, batch)
-  encode = jax.jit(TOKENIZER.encode_image)
-  ids = np.asarray(encode(variables["state"]["tokenizer"], batch["image"])).reshape(3, 16)
-  words, cells = jax.jit(system.logits)(
-      variables, batch["text"], batch["text_mask"], jnp.asarray(ids).reshape(3, 4, 4)
+  loss, aux = jax.jit(lambda v, b: contract.loss(system, v, b, jax.random.key(0), step=0, train=True))(variables, batch)
+  encode = jax.jit(TOKENIZER.image_to_tokens)
+  ids = np.asarray(encode(systems.part(variables, "tokenizer"), batch["image"])).reshape(3, 16)
+  words, cells = jax.jit(system.token_logits)(
+      variables, batch["text"], batch["text_mask"], jnp.asarray(ids)
   )
   logp = lambda logits, i: logits[i] - np.log(np.exp(np.asarray(logits, np.float64)).sum())
   text = [
@@ -141,8 +139,8 @@ def test_loss_by_hand():
 
 def test_padding_is_its_own_embedding_of_each_position():
   system = DALLE(**SMALL)
-  variables, (text, text_mask), ids = drawn(system), texts(), codes()
-  logits = jax.jit(system.logits)
+  variables, (text, text_mask), ids = drawn(system), texts(), codes().reshape(3, CELLS)
+  logits = jax.jit(system.token_logits)
   cells = logits(variables, text, text_mask, ids)[1]
   other = jnp.where(text_mask, text, 14 - text)
   np.testing.assert_array_equal(logits(variables, other, text_mask, ids)[1], cells)
@@ -157,7 +155,7 @@ def test_logits_with_a_cache_are_those_of_teacher_forcing():
   system = DALLE(**SMALL)
   network, variables, (text, text_mask) = system.network, drawn(system), texts()
   params, ids = {"params": variables["params"]}, codes().reshape(3, CELLS)
-  expected = jax.jit(system.logits)(variables, text, text_mask, ids.reshape(3, 4, 4))[1]
+  expected = jax.jit(system.token_logits)(variables, text, text_mask, ids)[1]
 
   @jax.jit
   def read(x, cache):
@@ -176,18 +174,39 @@ def test_logits_with_a_cache_are_those_of_teacher_forcing():
   )
 
 
-def generate(system, *inputs, **how):
-  return jax.jit(functools.partial(system.generate, **how))(drawn(system), *inputs)
+def generate(system, text, text_mask, seeds, image=None, **how):
+  inputs = {"text": text, "text_mask": text_mask} | ({} if image is None else {"image": image})
+  sample = functools.partial(system.sample_tokens, sampler=DALLE.Sampler(**how))
+  return jax.jit(sample)(drawn(system), inputs, seeds)
 
 
 def test_greedy_codes_are_the_likeliest_after_all_before_and_a_prefix_is_kept():
   system, seeds = DALLE(**SMALL), jnp.arange(3)
-  (text, text_mask), prefix = texts(), codes().reshape(3, CELLS)[:, :5]
-  ids = generate(system, text, text_mask, seeds, prefix, temperature=0.0)
-  cells = jax.jit(system.logits)(drawn(system), text, text_mask, ids)[1]
-  np.testing.assert_array_equal(ids.reshape(3, CELLS)[:, 5:], cells.argmax(-1)[:, 5:])
-  np.testing.assert_array_equal(ids.reshape(3, CELLS)[:, :5], prefix)
-  np.testing.assert_array_equal(generate(system, text, text_mask, seeds, prefix, top_k=1), ids)
+  (text, text_mask), image = texts(), batch_of()["image"]
+  ids = generate(system, text, text_mask, seeds, image, temperature=0.0, keep_rows=1)
+  cells = jax.jit(system.token_logits)(drawn(system), text, text_mask, ids.reshape(3, CELLS))[1]
+  np.testing.assert_array_equal(ids.reshape(3, CELLS)[:, 4:], cells.argmax(-1)[:, 4:])
+  kept = jax.jit(TOKENIZER.image_to_tokens)(systems.part(drawn(system), "tokenizer"), image)
+  np.testing.assert_array_equal(ids[:, 0], kept[:, 0])
+  np.testing.assert_array_equal(generate(system, text, text_mask, seeds, image, top_k=1, keep_rows=1), ids)
+  whole = generate(system, text, text_mask, seeds, temperature=0.0)
+  cells = jax.jit(system.token_logits)(drawn(system), text, text_mask, whole.reshape(3, CELLS))[1]
+  np.testing.assert_array_equal(whole.reshape(3, CELLS), cells.argmax(-1))
+  images = jax.jit(functools.partial(system.sample_images, sampler=DALLE.Sampler(temperature=0.0)))(
+      drawn(system), {"text": text, "text_mask": text_mask}, seeds
+  )
+  expected = jax.jit(TOKENIZER.tokens_to_image)(systems.part(drawn(system), "tokenizer"), whole)
+  np.testing.assert_allclose(images, expected, atol=1e-6)
+
+
+def test_a_sampler_that_makes_no_sense_is_told():
+  for fields, message in ((dict(temperature=-1.0), "temperature"), (dict(keep_rows=-1), "keep_rows")):
+    with pytest.raises(UserError, match=message):
+      DALLE.Sampler(**fields)
+  text, text_mask = texts()
+  for rows, image in ((4, batch_of()["image"]), (1, None)):
+    with pytest.raises(UserError, match="keep_rows is below 4"):
+      generate(DALLE(**SMALL), text, text_mask, jnp.arange(3), image, keep_rows=rows)
 
 
 def test_a_picture_is_a_function_of_its_seed_whatever_the_batch():
@@ -203,8 +222,8 @@ def test_guidance_of_zero_forgets_the_text_and_of_two_goes_past_it():
   found = generate(system, text, text_mask, seeds, temperature=0.0, guidance_scale=0.0)
   np.testing.assert_array_equal(found, generate(system, text, nothing, seeds, temperature=0.0))
   found = generate(system, text, text_mask, seeds, temperature=0.0, guidance_scale=2.0)
-  logits = jax.jit(system.logits)
-  with_text, without = (logits(drawn(system), text, mask, found)[1] for mask in (text_mask, nothing))
+  logits = jax.jit(system.token_logits)
+  with_text, without = (logits(drawn(system), text, mask, found.reshape(3, CELLS))[1] for mask in (text_mask, nothing))
   np.testing.assert_array_equal(found.reshape(3, CELLS), (2 * with_text - without).argmax(-1))
 
 
@@ -213,7 +232,7 @@ def test_how_the_stack_is_run_changes_no_value_and_no_gradient():
 
   def loss(system):
     variables = drawn(DALLE(**SMALL))
-    value = lambda p: system.loss({**variables, "params": p}, batch, jax.random.key(0), step=0, train=True)[0]
+    value = lambda p: contract.loss(system, {**variables, "params": p}, batch, jax.random.key(0), step=0, train=True)[0]
     return jax.jit(jax.value_and_grad(value))(variables["params"])
 
   jax.tree.map(
@@ -226,7 +245,7 @@ def test_a_hidden_text_is_all_padding_and_has_no_loss():
   system, batch = DALLE(**SMALL, text_dropout=1.0), batch_of()
   variables = drawn(DALLE(**SMALL))
   loss = jax.jit(
-      lambda b, train: system.loss(variables, b, jax.random.key(0), step=0, train=train)[1].metrics,
+      lambda b, train: contract.loss(system, variables, b, jax.random.key(0), step=0, train=train)[1].metrics,
       static_argnums=1,
   )
   other = {**batch, "text": 14 - batch["text"]}
@@ -238,11 +257,13 @@ def test_a_hidden_text_is_all_padding_and_has_no_loss():
 SECTION = {k: v for k, v in SMALL.items() if k != "tokenizer"}
 
 
-def test_the_tokenizer_is_the_system_of_a_run_or_of_a_config(tmp_path):
-  smoke = configs.build(DALLE, {**SECTION, "tokenizer": "configs/vqvae.py:smoke"}, "model")
+def test_the_tokenizer_is_a_system_that_tokenizes_images():
+  smoke = configs.build(DALLE, {**SECTION, "tokenizer": configs.part_from("configs/vqvae.py:smoke")}, "model")
   assert smoke.tokenizer.grid == (4, 4) and smoke.tokenizer.num_codes == 32
-  with pytest.raises(UserError, match="model.tokenizer: .*nowhere holds no run: there is no config.json"):
-    configs.build(DALLE, {**SECTION, "tokenizer": str(tmp_path / "nowhere")}, "model")
+  with pytest.raises(UserError, match="model.tokenizer: ViT lacks TokenizesImages"):
+    configs.build(DALLE, {**SECTION, "tokenizer": configs.part_from("configs/vit.py:smoke")}, "model")
+  with pytest.raises(UserError, match=r"model.tokenizer is a system: dict\(source=PLACE\)"):
+    configs.build(DALLE, {**SECTION, "tokenizer": "runs/vqvae"}, "model")
 
 
 def test_fields_that_do_not_go_together_are_told():
@@ -251,4 +272,4 @@ def test_fields_that_do_not_go_together_are_told():
       (dict(num_heads=3), "width 16 does not divide into 3 heads"),
   ):
     with pytest.raises(UserError, match=message):
-      configs.build(DALLE, {**SECTION, "tokenizer": "configs/vqvae.py:smoke", **change}, "model")
+      configs.build(DALLE, {**SECTION, "tokenizer": configs.part_from("configs/vqvae.py:smoke"), **change}, "model")

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import contract
 from vlx.models.generation import dvae
 from vlx.models.generation.dvae import DVAE
 
@@ -17,14 +18,14 @@ def normal(*shape, seed=0):
 
 def started(**fields):
   system, batch = DVAE(**{**SMALL, **fields}), {"image": jnp.tanh(normal(3, 16, 16, 3))}
-  return system, jax.jit(system.init)(jax.random.key(0), batch), batch
+  return system, contract.init(system), batch
 
 
 def test_published_parameters():
   """Those of the released encoder and decoder."""
   batch = {"image": jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)}
   system = DVAE(**dvae.published_size())
-  params = jax.eval_shape(system.init, jax.random.key(0), batch)["params"]
+  params = contract.shapes(system)["params"]
   count = lambda half: sum(x.size for x in jax.tree.leaves(params[half]))
   assert (count("encoder"), count("decoder"), system.grid) == (53_786_240, 43_829_766, (32, 32))
 
@@ -65,7 +66,7 @@ def test_pixels_there_and_back():
 def test_hard_codes_are_the_limit_of_relaxed_ones():
   system, variables, batch = started()
   apply = jax.jit(system._apply, static_argnums=1)
-  ids = jax.jit(system.encode_image)(variables, batch["image"])
+  ids = jax.jit(system.image_to_tokens)(variables, batch["image"])
   soft = apply(variables, "decode", jax.nn.one_hot(ids, system.num_codes))
   hard = apply(variables, "decode", ids)
   np.testing.assert_allclose(soft, hard, atol=1e-5)
@@ -77,7 +78,7 @@ def test_loss_by_hand(least_b):
   """(NLL + β·KL) / colors, with the noise of the same key; the schedules at step 5."""
   system, variables, batch = started(beta=2.0, beta_steps=10, temperature_steps=10, least_b=least_b)
   rng = jax.random.key(3)
-  value = lambda p: system.loss({"params": p, "state": {}}, batch, rng, step=5, train=True)
+  value = lambda p: contract.loss(system, {"params": p, "state": {}}, batch, rng, step=5, train=True)
   (loss, aux), gradients = jax.jit(jax.value_and_grad(value, has_aux=True))(variables["params"])
   beta, tau = 1.0, (1 + 1 / 16) / 2
   x = 0.8 * (np.asarray(batch["image"]) + 1) / 2 + 0.1

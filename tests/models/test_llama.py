@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import contract
 from vlx.models.language.llama import LLaMA, LanguageModel, published_size
 from vlx.models.layers.norm import RMSNorm
 from vlx.models.layers.position import rotary_angles, rotate
@@ -151,9 +152,9 @@ def test_the_form_for_decoding_is_the_same_function(tied):
   system = LanguageModel(LLaMA(**TINY, tie_embeddings=tied))
   variables, text = {"params": drawn(system.decoder)["params"], "state": {}}, texts(2, 7)
   other, unstacked = system.for_decoding(variables)
-  expected = system.logits(variables, text)
-  np.testing.assert_allclose(other.logits(unstacked, text), expected, atol=1e-5 * np.abs(expected).max())
-  shapes = jax.eval_shape(other.init, jax.random.key(0), {"text": text})
+  expected = system.token_logits(variables, text)
+  np.testing.assert_allclose(other.token_logits(unstacked, text), expected, atol=1e-5 * np.abs(expected).max())
+  shapes = contract.shapes(other)
   assert jax.tree.map(jnp.shape, unstacked) == jax.tree.map(jnp.shape, shapes)
 
 
@@ -161,12 +162,12 @@ def test_loss_is_the_mean_surprise_at_real_next_tokens():
   system = LanguageModel(LLaMA(**TINY))
   variables, text = {"params": drawn(system.decoder)["params"], "state": {}}, texts(3, 6)
   real = np.arange(6) < np.array([6, 3, 1])[:, None]
-  surprise = -jax.nn.log_softmax(system.logits(variables, text))
+  surprise = -jax.nn.log_softmax(system.token_logits(variables, text))
   expected = [
       float(surprise[row, t, text[row, t + 1]])
       for row, count in enumerate((6, 3, 1)) for t in range(count - 1)
   ]
-  loss = lambda text: system.loss(
+  loss = lambda text: contract.loss(system, 
       variables, {"text": text, "text_mask": jnp.asarray(real)}, None, step=0, train=True
   )
   np.testing.assert_allclose(loss(text)[0], np.mean(expected), rtol=1e-5)

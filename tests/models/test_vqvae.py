@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import contract
 from vlx.core.errors import UserError
 from vlx.core import config as configs
 from vlx.models.generation import vqvae
@@ -19,7 +20,7 @@ def normal(*shape, seed=0):
 
 def started(**fields):
   system, batch = VQVAE(**{**SMALL, **fields}), {"image": normal(4, 16, 16, 3)}
-  return system, jax.jit(system.init)(jax.random.key(0), batch), batch
+  return system, contract.init(system), batch
 
 
 def moved(averages, z, ids, **how):
@@ -60,7 +61,7 @@ def test_what_training_moves(codebook):
   system, variables, batch = started(codebook=codebook, beta=0.0)
 
   def loss(params, train):
-    return system.loss({**variables, "params": params}, batch, jax.random.key(1), step=0, train=train)
+    return contract.loss(system, {**variables, "params": params}, batch, jax.random.key(1), step=0, train=train)
 
   gradients, aux = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)(variables["params"], True)
   assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradients["encoder"]))
@@ -77,7 +78,7 @@ def test_what_training_moves(codebook):
 
 def test_loss_is_its_terms():
   system, variables, batch = started(beta=0.5, data_variance=2.0)
-  loss, aux = jax.jit(lambda v, b: system.loss(v, b, jax.random.key(0), step=0, train=True))(variables, batch)
+  loss, aux = jax.jit(lambda v, b: contract.loss(system, v, b, jax.random.key(0), step=0, train=True))(variables, batch)
   image = jax.jit(system.reconstruct)(variables, batch["image"])
   error = np.mean((np.asarray(batch["image"]) - image) ** 2)
   np.testing.assert_allclose(aux.metrics["reconstruction"], error / 2.0, rtol=1e-5)
@@ -86,9 +87,9 @@ def test_loss_is_its_terms():
 
 def test_pictures_to_codes_and_back():
   system, variables, batch = started()
-  ids = system.encode_image(variables, batch["image"])
+  ids = system.image_to_tokens(variables, batch["image"])
   assert ids.shape == (4, *system.grid) and system.grid == (4, 4)
-  assert system.decode_image(variables, ids).shape == batch["image"].shape
+  assert system.tokens_to_image(variables, ids).shape == batch["image"].shape
   # What a code stands for is what the codebook says: pictures of the nearest codes encode to them.
   z = system.network.apply({"params": variables["params"]}, batch["image"], method="encode")
   distances = jnp.sum((z[..., None, :] - variables["state"]["codebook"]) ** 2, -1)
@@ -106,7 +107,7 @@ def test_the_published_architecture():
   system = VQVAE(128, (256, 256), 2, 256, 512, 256, codebook="loss")
   assert system.grid == (32, 32)
   batch = {"image": jax.ShapeDtypeStruct((1, 128, 128, 3), jnp.float32)}
-  params = jax.eval_shape(system.init, jax.random.key(0), batch)["params"]
+  params = contract.shapes(system)["params"]
   shapes = {p["kernel"].shape for p in (params["encoder"]["halve0"], params["encoder"]["halve1"])}
   assert shapes == {(4, 4, 3, 256), (4, 4, 256, 256)}
   assert params["decoder"]["double1"]["kernel"].shape == (4, 4, 256, 3)

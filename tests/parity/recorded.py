@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from safetensors import safe_open
 
+from tests import contract
+from vlx.core.system import names
 from vlx.pretrained import tables
 
 PARITY = pathlib.Path(__file__).parent
@@ -32,12 +34,18 @@ class Recorded:
   def load(self, rows, network):
     """The variables of a network of texts."""
     wanted = jax.eval_shape(network.init, jax.random.key(0), self.inputs["text"])
-    return tables.load(rows, wanted, self.shapes, self.weights.__getitem__)
+    return as_tree(tables.read(rows, wanted, self.shapes, self.weights.__getitem__), wanted)
 
   def load_system(self, layout):
     """The variables of a layout's system."""
-    wanted = jax.eval_shape(layout.system.init, jax.random.key(0), self.inputs)
-    return tables.load(layout.rows, wanted, self.shapes, self.weights.__getitem__, aliases=layout.aliases)
+    wanted = contract.shapes(layout.system)
+    found = tables.read(layout.rows, wanted, self.shapes, self.weights.__getitem__, aliases=layout.aliases)
+    return as_tree(found, wanted)
+
+
+def as_tree(found, wanted):
+  """Name → array as the tree that was wanted."""
+  return jax.tree.map(found.__getitem__, names(wanted))
 
 
 def assert_parity(found, expected):

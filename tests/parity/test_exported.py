@@ -18,7 +18,7 @@ from recorded import PARITY, Recorded, assert_parity
 from safetensors import numpy as safetensors
 
 from vlx import convert
-from vlx.models.pretraining.bert import MaskedLanguageModel
+from vlx.models.pretraining.bert import BERTEncoder, MaskedLanguageModel
 from vlx.pretrained.load import module
 
 INTERPRETER = "VLX_TRANSFORMERS_PYTHON"
@@ -28,7 +28,7 @@ PUBLIC_INPUTS = {
 
 
 def bert(system, variables, given):
-  words, sentence = system.logits(variables, given["text"], given["text_mask"], given["segments"])
+  words, sentence = system.word_logits(variables, given["text"], given["text_mask"], given["segments"])
   return dict(prediction_logits=words, seq_relationship_logits=sentence)
 
 
@@ -42,17 +42,17 @@ def bert_tower(system, variables, given):
 def clip(system, variables, given):
   unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
   return dict(
-      image_embeds=unit(system.encode_image(variables, given["image"])),
-      text_embeds=unit(system.encode_text(variables, given["text"], given["text_mask"])),
+      image_embeds=unit(system.embed_image(variables, given["image"])),
+      text_embeds=unit(system.embed_text(variables, given["text"], given["text_mask"])),
   )
 
 
 def llama(system, variables, given):
-  return dict(logits=system.logits(variables, given["text"]))
+  return dict(logits=system.token_logits(variables, given["text"]))
 
 
 def vit(system, variables, given):
-  return dict(logits=system.logits(variables, given["image"]))
+  return dict(logits=system.class_logits(variables, given["image"]))
 
 
 # Where the weights were recorded, and outputs by transformers' names.

@@ -10,6 +10,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from tests import contract
+from tests.parity.recorded import as_tree
 from vlx.models.generation import dalle, dvae, vqvae
 from vlx.pretrained import dvae as dvae_names, tables
 
@@ -35,15 +37,15 @@ def test_dvae():
   weights, outputs = part(tensors, "tiny/weights/"), part(tensors, "tiny/outputs/")
   image = jnp.asarray(2 * tensors["tiny/inputs/image"] - 1)
   system = dvae.DVAE(32, config["n_hid"], config["vocab_size"], config["code_dim"])
-  wanted = jax.eval_shape(system.init, jax.random.key(0), {"image": image})
+  wanted = contract.shapes(system)
   wanted = {"params": wanted["params"]}
   shapes = {name: x.shape for name, x in weights.items()}
-  variables = tables.load(dvae_names.rows(), wanted, shapes, weights.__getitem__)
+  variables = as_tree(tables.read(dvae_names.rows(), wanted, shapes, weights.__getitem__), wanted)
   apply = jax.jit(system._apply, static_argnums=1)
   logits = apply(variables, "encode", dvae.map_pixels(image))
   assert_parity(logits, outputs["logits"])
   assert_parity(apply(variables, "decode", jax.nn.softmax(logits)), outputs["soft"])
-  np.testing.assert_array_equal(jax.jit(system.encode_image)(variables, image), outputs["ids"])
+  np.testing.assert_array_equal(jax.jit(system.image_to_tokens)(variables, image), outputs["ids"])
   assert_parity((jax.jit(system.reconstruct)(variables, image) + 1) / 2, outputs["reconstruction"])
   returned = dict(tables.export(dvae_names.rows(), variables))
   assert returned.keys() == weights.keys()
@@ -54,7 +56,7 @@ def test_dvae():
 def test_dvae_table_is_that_of_the_public_files():
   system = dvae.DVAE(**dvae.published_size())
   image = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
-  params = jax.eval_shape(system.init, jax.random.key(0), {"image": image})["params"]
+  params = contract.shapes(system)["params"]
   lines = (PARITY / "names" / "dvae.txt").read_text().splitlines()
   published = {name: tuple(map(int, shape)) for name, *shape in map(str.split, lines)}
   assert tables.public_shapes(dvae_names.rows(), {"params": params}) == published
@@ -127,7 +129,8 @@ def test_dalle():
     np.testing.assert_array_equal(attention[name].pop("bias"), 0)
   blocks = {**params["blocks"], "attention": attention}
   wanted = {"params": {"blocks": blocks, "final_norm": params["final_norm"]}}
-  loaded = tables.load(rows, wanted, {n: x.shape for n, x in weights.items()}, weights.__getitem__)["params"]
+  found = tables.read(rows, wanted, {n: x.shape for n, x in weights.items()}, weights.__getitem__)
+  loaded = as_tree(found, wanted)["params"]
   for name in ("query", "key", "value"):
     loaded["blocks"]["attention"][name]["bias"] = params["blocks"]["attention"][name]["bias"]
   x = tensors["tiny/inputs/x"]

@@ -30,7 +30,7 @@ def test_tokens():
 def test_cosines_of_sentences():
   system, variables, tokenizer, preprocess = pretrained.load(folder())
   assert preprocess == "" and not system.heads
-  embeddings = jax.jit(system.encode_text)(variables, *tokenizer.encode_batch(SENTENCES, LENGTH))
+  embeddings = jax.jit(system.embed_text)(variables, *tokenizer.encode_batch(SENTENCES, LENGTH))
   unit = np.asarray(embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True))
   expected = RECORDED.outputs["embeddings"]
   np.testing.assert_allclose(unit @ unit.T, expected @ expected.T, rtol=0, atol=1e-5)

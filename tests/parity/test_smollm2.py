@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+import vlx
 from vlx.data.tokenizers import public as public_tokenizers
-from vlx.generate import text
+from vlx.generate.outputs import smollm2
 from vlx.inference.autoregressive import generate
-from vlx.inference.sampling import Sampling
 from vlx.pretrained.formats.gguf import open_gguf
 
 with safe_open(pathlib.Path(__file__).parent / "smollm2.safetensors", "numpy") as file:
@@ -20,7 +20,7 @@ with safe_open(pathlib.Path(__file__).parent / "smollm2.safetensors", "numpy") a
 
 
 def test_tokens_and_chat_template():
-  tokenizer = public_tokenizers.from_gguf(open_gguf(text.smollm2()).metadata)
+  tokenizer = public_tokenizers.from_gguf(open_gguf(smollm2()).metadata)
   assert [tokenizer.tokens(t) for t in RECORDED["texts"]] == RECORDED["text_ids"]
   assert [tokenizer.tokens(t) for t in RECORDED["prompts"]] == RECORDED["prompt_ids"]
   assert tokenizer.render(RECORDED["chat"]) == RECORDED["prompts"][-1]
@@ -31,18 +31,18 @@ def test_tokens_and_chat_template():
 
 @pytest.mark.slow
 def test_logits_and_64_greedy_tokens():
-  system, variables, tokenizer = text.load("smollm2")
-  logits = jax.jit(system.logits)
+  model = vlx.load(smollm2(), jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1]))
+  system, variables = model.system.for_decoding(model.variables)
+  logits = jax.jit(system.token_logits)
   for prompt, expected in zip(RECORDED["prompt_ids"], LOGITS, strict=True):
     padded = np.zeros((1, 64), np.int32)
     padded[0, : len(prompt)] = prompt
     found = logits(variables, padded)[0, len(prompt) - 1, :: RECORDED["every"]]
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
-  assert generate(system, variables, RECORDED["prompt_ids"], max_tokens=64) == TOKENS.tolist()
+  assert generate(system, variables, RECORDED["prompt_ids"], max_tokens=64)[0] == TOKENS.tolist()
 
   pieces = []
-  answer = text.write(
-      system, variables, tokenizer, "What is the capital of France?", chat=True, max_tokens=32,
-      sampling=Sampling(), seed=0, show=pieces.append,
-  )
+  answer, chat = model.chat("What is the capital of France?", max_tokens=32, show=pieces.append)
   assert "Paris" in answer and "".join(pieces) == answer
+  again, _ = model.chat("And of Italy?", history=chat, max_tokens=32)
+  assert "Rome" in again

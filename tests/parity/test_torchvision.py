@@ -10,9 +10,12 @@ import pytest
 from flax import traverse_util
 from safetensors import numpy as safetensors
 
+from tests import contract
+from tests.parity.recorded import as_tree
 from vlx.models.vision.inception import PAPER, GoogLeNet, GoogLeNetTower
 from vlx.models.vision.resnet import STAGE_SIZES, ResNet, ResNetTower
 from vlx.models.vision.vgg import CONVOLUTIONS, VGG, VGGTower
+from vlx.models.layers import apply
 from vlx.pretrained import googlenet, resnet, tables, vgg
 
 HERE = pathlib.Path(__file__).parent
@@ -49,7 +52,7 @@ def named(variables):
 def test_table_covers_exactly_the_published_names_and_shapes(name):
   system, rows = PUBLISHED[name]
   batch = {"image": jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)}
-  ours = jax.eval_shape(system.init, jax.random.key(0), batch)
+  ours = contract.shapes(system)
   lines = (HERE / "names" / f"{name.split()[0]}.txt").read_text().splitlines()
   published = {name: tuple(map(int, shape)) for name, *shape in map(str.split, lines)}
 
@@ -81,9 +84,9 @@ def recorded(name):
   tensors = safetensors.load_file(HERE / f"{name}.safetensors")
   weights = {k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")}
   image = jax.ShapeDtypeStruct(tensors["image"].shape, jnp.float32)
-  wanted = jax.eval_shape(NARROW[name].init, jax.random.key(0), {"image": image})
+  wanted = contract.shapes(NARROW[name])
   shapes = {k: v.shape for k, v in weights.items()}
-  variables = tables.load(rows_of(name), wanted, shapes, weights.__getitem__)
+  variables = as_tree(tables.read(rows_of(name), wanted, shapes, weights.__getitem__), wanted)
   expected = {}
   for key, value in tensors.items():
     if not key.startswith("weights/"):
@@ -111,7 +114,9 @@ def outputs(name, variables, image, train=False):
   out = {f"inception{block}": x for block, x in modules.pop("tower/maps", {}).items()}
   out |= dict(zip(("logits", "aux1", "aux2"), logits)) if method == "all_logits" else {"logits": logits}
   if name in ANNOTATIONS:
-    out[ANNOTATIONS[name]] = system.features(variables, image)
+    out[ANNOTATIONS[name]] = apply.infer(
+        system.network, variables, image, method=lambda network, image: network.tower(image)[1]
+    )
   for public, ours in ON_THE_WAY.items():
     family, _, public = public.partition("/")
     if name.startswith(family) and ours in modules:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from recorded import Recorded, assert_parity, assert_returned, named_shapes
 
+from tests import contract
 from vlx.core.errors import UserError
 from vlx.models.contrastive.clip import CLIP, published_size as clip_size
 from vlx.models.vision.vit import ViT, VisionTransformer, published_size as vit_size
@@ -36,7 +37,7 @@ def test_vit(case):
   @jax.jit
   def run(variables, image):
     _, sown = layout.system.network.apply({"params": variables["params"]}, image, mutable=["intermediates"])
-    return layout.system.logits(variables, image), hidden_of(sown["intermediates"]["tower"])
+    return layout.system.class_logits(variables, image), hidden_of(sown["intermediates"]["tower"])
 
   logits, hidden = run(variables, recorded.inputs["image"])
   assert_parity(logits, recorded.outputs["logits"])
@@ -68,7 +69,7 @@ def test_clip(file, case):
         {"params": variables["params"], **variables["state"]}, image, text, text_mask,
         mutable=["intermediates"], capture_intermediates=case == "resnet",
     )
-    image, text = system.encode_image(variables, image), system.encode_text(variables, text, text_mask)
+    image, text = system.embed_image(variables, image), system.embed_text(variables, text, text_mask)
     if file == "clip_hf":
       unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
       image, text = unit(image), unit(text)
@@ -89,7 +90,7 @@ def test_clip(file, case):
   else:
     assert_hidden(hidden_of(sown["image"]), recorded.outputs["image_hidden"])
   if case == "first_eos":  # positions resampled
-    encoded = jax.jit(system.encode_image)(variables, recorded.inputs["wide"])
+    encoded = jax.jit(system.embed_image)(variables, recorded.inputs["wide"])
     assert_parity(encoded, recorded.outputs["wide"])
   unread = {row.public for row in layout.rows if not row.name}
   weights = {k: v for k, v in recorded.weights.items() if k not in unread}
@@ -111,7 +112,7 @@ class Fits(Exception):
 def assert_covers(layout, published, system):
   """Names and shapes of file and model fit exactly, both ways, and the system is the published one."""
   assert layout.system == system
-  wanted = jax.eval_shape(system.init, jax.random.key(0), batch(224))
+  wanted = contract.shapes(system)
   unread = {row.public for row in layout.rows if not row.name}
   found = {
       tables.renamed(name, layout.aliases): shape for name, shape in published.items()
@@ -123,7 +124,7 @@ def assert_covers(layout, published, system):
     raise Fits  # what does not is told before the first tensor is read
 
   with pytest.raises(Fits):
-    tables.load(layout.rows, wanted, published, fetch, aliases=layout.aliases)
+    tables.read(layout.rows, wanted, published, fetch, aliases=layout.aliases)
 
 
 B16 = dict(image_size=224, **vit_size("B/16"))

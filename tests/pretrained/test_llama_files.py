@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from tests import contract
 from vlx.core.errors import UserError
+from vlx.core.system import names
 from vlx.models.language.llama import SIZES, published_size
 from vlx.pretrained import llama, tables
 from vlx.pretrained.formats import TensorFile
@@ -36,8 +38,9 @@ def recorded(case):
 
 
 def loaded(layout, file):
-  wanted = jax.eval_shape(layout.system.init, jax.random.key(0), {"text": np.zeros((1, 2), np.int32)})
-  return tables.load(layout.rows, wanted, file.shapes, file.fetch, copies=layout.copies)
+  wanted = contract.shapes(layout.system)
+  found = tables.read(layout.rows, wanted, file.shapes, file.fetch, copies=layout.copies)
+  return jax.tree.map(found.__getitem__, names(wanted))
 
 
 def write_gguf(path, config, weights):
@@ -71,7 +74,7 @@ def test_a_gguf_file_is_the_model_that_it_was_made_from(tmp_path, case):
   file = open_gguf(tmp_path / "model.gguf")
   layout = llama.from_gguf(file)
   assert layout.system.decoder.tie_embeddings == (case == "tied")
-  logits, real = layout.system.logits(loaded(layout, file), jnp.asarray(inputs["text"])), inputs["text_mask"]
+  logits, real = layout.system.token_logits(loaded(layout, file), jnp.asarray(inputs["text"])), inputs["text_mask"]
   expected = outputs["logits"]
   np.testing.assert_allclose(
       np.asarray(logits)[real], expected[real], rtol=0, atol=1e-5 * np.abs(expected).max()
@@ -86,7 +89,7 @@ def test_configurations_of_hugging_face_both_ways(case):
   variables = loaded(layout, file)
   real = inputs["text_mask"]
   np.testing.assert_allclose(
-      np.asarray(layout.system.logits(variables, jnp.asarray(inputs["text"])))[real], outputs["logits"][real],
+      np.asarray(layout.system.token_logits(variables, jnp.asarray(inputs["text"])))[real], outputs["logits"][real],
       rtol=0, atol=1e-5 * np.abs(outputs["logits"]).max(),
   )
   written, back = llama.to_hugging_face(layout.system)

@@ -46,7 +46,7 @@ def test_a_folder_gives_the_variables_it_was_written_from(folder):
   path, variables = folder
   found = pretrained.load(path)
   jax.tree.map(np.testing.assert_array_equal, found.variables, variables)
-  assert found.tokenizer is None and found.preprocess == ""
+  assert found.tokenizer is None and found.image_transform == ""
 
 
 def test_a_folder_of_open_clips(tmp_path):

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from vlx.core.errors import UserError
-from vlx.pretrained.tables import WORKERS, Row, export, load, public_shapes
+from vlx.pretrained import tables
+from vlx.pretrained.tables import WORKERS, Row, export, public_shapes
+from vlx.core.system import names
 
 DEPTH = 3
 ROWS = [
@@ -29,6 +31,12 @@ WANTED = {
     },
     "state": {"bn": {"mean": S(5)}},
 }
+
+
+def load(rows, variables, shapes, fetch, **how):
+  """The whole tree."""
+  found = tables.read(rows, variables, shapes, fetch, **how)
+  return jax.tree.map(found.__getitem__, names(variables))
 
 
 def checkpoint():
