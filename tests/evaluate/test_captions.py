@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlx import cli
+from tests import contract
+from vlx.core import partition
+from vlx.data.sources import open_source
 from vlx.data.tokenizers import trained as tokenizers
 from vlx.core.errors import UserError
 from vlx.evaluate.tasks import captions
 from vlx.evaluate.metrics import captions as metrics
-from vlx.train.run import Run
+from vlx.evaluate.data import Data
+from vlx.model import Model
 
 RECORD = pathlib.Path(__file__).parents[1] / "parity" / "captions.json"
 
@@ -95,25 +98,21 @@ def test_nearest_neighbour_takes_the_captions_of_the_most_alike():
 
 @dataclasses.dataclass(frozen=True)
 class Brightness:
-  """A system whose feature is the picture's mean color."""
+  """A system whose feature is the image's mean color."""
 
-  def encode_image(self, variables, image):
+  def embed_image(self, variables, image):
     return image.mean(axis=(1, 2))
 
 
-def test_nearest_neighbour_of_a_whole_split(tmp_path, monkeypatch):
-  """Of pictures that are in the bank the captions are their own: one of the references."""
+MESH = partition.make_mesh(dict(data=-1, fsdp=1, tensor=1))
+
+
+def test_nearest_neighbour_of_a_whole_split(monkeypatch):
+  """Of images that are in the bank the captions are their own: one of the references."""
   monkeypatch.setattr(metrics, "has_java_parts", lambda: False)
-  config = configs.load_config("configs/clip.py:smoke")
-  config.data.source = "scenes:12?size=32&held_out=12"
-  config.tokenizer.fields = ("caption",)
-  run = Run(config, tmp_path)
-  run.__dict__["system"] = Brightness()
-  evaluator = captions.NearestNeighbour(
-      splits=("train", "val"), preprocess='decode|normalize|keep("image", "caption")', tokenizer="words", batch_size=8,
-  )
-  with jax.set_mesh(run.mesh):
-    measures = evaluator(run, {}, draw=False)
+  evaluator = captions.NearestNeighbour(splits=("train", "val"), tokenizer="words", batch_size=8)
+  model = Model(Brightness(), {}, None, "decode|normalize", MESH)
+  measures = contract.measures(evaluator, model, Data("scenes:12?size=32&held_out=12", None, "decode|normalize"))
   assert measures["train/equal"] == measures["train/objects_right"] == 100
   assert measures["train/bleu4"] == pytest.approx(100)
   assert measures["val/equal"] < 50
@@ -121,55 +120,43 @@ def test_nearest_neighbour_of_a_whole_split(tmp_path, monkeypatch):
 
 @dataclasses.dataclass(frozen=True)
 class Teller:
-  """A system that says first what the brightness of the picture's first pixel tells it, then nonsense."""
+  """A system that says first what the brightness of the image's first pixel tells it, then nonsense."""
 
   texts: tuple[tuple[int, ...], ...]
+  start_id: int = 0
+  end_id: int = 1
 
-  def caption(self, variables, image, *, beam_size, max_length, length_penalty):
-    assert length_penalty == 0.5
+  def caption(self, variables, inputs, search):
+    assert search.length_penalty == 0.5
+    image = inputs["image"]
     index = (jnp.round(image[:, 0, 0, 0] * 255) + variables).astype(jnp.int32)
-    best = jnp.array(self.texts)[index][:, :max_length]
-    rest = jnp.full((len(image), beam_size - 1, max_length), 2)
-    return jnp.concatenate([best[:, None], rest], axis=1), jnp.zeros((len(image), beam_size))
+    best = jnp.array(self.texts)[index][:, : search.max_length]
+    rest = jnp.full((len(image), search.beam_size - 1, search.max_length), 2)
+    return jnp.concatenate([best[:, None], rest], axis=1), jnp.zeros((len(image), search.beam_size))
 
 
-def teller_run(tmp_path, spec, split, batch_size, preprocess, texts):
-  """A run whose tokenizer knows the words of all texts, and the ids of one text for each record."""
-  words = tokenizers.words(texts, 1000, 1)
-  words.save(tmp_path / "tokenizer.json")
-  config = configs.load_config("configs/clip.py:smoke")
-  config.data.source = spec
-  run = Run(config, tmp_path)
-  ids = tuple(map(tuple, words.encode_batch(texts, 40)[0][:, 1:].tolist()))
-  run.__dict__["system"] = Teller(ids)
-  run.__dict__["tokenizer"] = tokenizers.load(tmp_path / "tokenizer.json")
-  evaluator = captions.Captions(
-      splits=(split,), preprocess=preprocess, tokenizer="words", beam_size=2, max_length=38,
-      length_penalty=0.5, batch_size=batch_size,
-  )
-  return run, evaluator
+def only_index():
+  """An op: the image says which record it is of."""
+  return lambda example, rng: {**example, "image": np.full((2, 2, 3), example["index"], np.uint8)}
 
 
 @pytest.mark.parametrize("batch_size", [8, 32])
-def test_over_a_split_of_scenes_with_padding_and_devices(tmp_path, monkeypatch, batch_size):
+def test_over_a_split_of_scenes_with_padding_and_devices(monkeypatch, batch_size):
   """The captions come to their own records; a true caption of each is all right in every measure."""
-  from vlx.data.transforms import preprocess
-
-  @preprocess.op
-  def only_index():
-    return lambda example, rng: {
-        **example, "image": np.full((2, 2, 3), example["index"], np.uint8)}
-
   monkeypatch.setattr(metrics, "has_java_parts", lambda: False)
-  spec, split = "scenes:8?size=32&held_out=21", "combo"
-  from vlx.data.sources import open_source
-  source = open_source(spec, split)
+  spec = "scenes:8?size=32&held_out=21"
+  source = open_source(spec, "combo")
   texts = [source[i]["caption"][i % 5] for i in range(21)]
-  ops = 'only_index|normalize((0, 0, 0), (1, 1, 1))|keep("image", "caption")'
-  run, evaluator = teller_run(tmp_path, spec, split, batch_size, ops, texts)
-  with jax.set_mesh(run.mesh):
-    right = evaluator(run, 0, draw=True)
-    wrong = evaluator(run, 1, draw=False)  # each record gets the next one's caption
+  words = tokenizers.words(texts, 1000, 1)
+  system = Teller(tuple(map(tuple, words.encode_batch(texts, 40)[0][:, 1:].tolist())))
+  transform = "tests.evaluate.test_captions.only_index|normalize((0, 0, 0), (1, 1, 1))"
+  evaluator = captions.Captions(
+      splits=("combo",), tokenizer="words", beam_size=2, max_length=38, length_penalty=0.5, batch_size=batch_size
+  )
+  data = Data(spec, words, transform)
+  with jax.set_mesh(MESH):
+    right, figures = evaluator(Model(system, 0, words, transform, MESH), data)
+    wrong, _ = evaluator(Model(system, 1, words, transform, MESH), data)  # each record gets the next one's caption
   assert {k.removeprefix("combo/") for k in right} == {
       "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d", "equal", "objects_right", "invented",
       "attributes_right", "colors_right", "counts_right", "relations_right", "exact"}
@@ -177,5 +164,4 @@ def test_over_a_split_of_scenes_with_padding_and_devices(tmp_path, monkeypatch, 
     assert right[f"combo/{name}"] == pytest.approx(100), name
     assert wrong[f"combo/{name}"] < 70, name
   assert right["combo/invented"] == 0 and wrong["combo/invented"] > 70
-  assert (tmp_path / "samples" / "captions_combo.png").stat().st_size > 5000
-  del preprocess.OPS["only_index"]
+  assert set(figures) == {"captions_combo"} and len(figures["captions_combo"].axes) == 20

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlx import cli
-from vlx.evaluate import predict as embed
-from vlx.evaluate.report import sheets as pictures
+from tests import contract
+from vlx.core import config as configs
+from vlx.evaluate import predict
 from vlx.evaluate.tasks.retrieval import Retrieval, prior, ranks, recalls
 from vlx.evaluate.tasks.zero_shot import ZeroShot
 from vlx.train.run import Run
@@ -44,11 +44,24 @@ def test_prior_is_a_soft_maximum_over_the_bank():
   np.testing.assert_allclose(prior(bank[:, :1], 2.0), [0.306645], atol=1e-6)
 
 
+def test_scores_that_are_no_numbers_find_nothing():
+  for scores in (jnp.full((4, 12), jnp.nan), jnp.zeros((4, 12)).at[:, ::2].set(jnp.nan)):
+    assert recalls(np.asarray(ranks(scores, jnp.eye(4, 12, dtype=bool))))["r1"] == 0
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  config = configs.load_config("configs/clip.py:smoke")
-  folder = tmp_path_factory.mktemp("run")
-  return Run(config, folder)
+  return Run(configs.load_config("configs/clip.py:smoke"), tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def model(run):
+  return contract.model(run)
+
+
+@pytest.fixture(scope="module")
+def data(run):
+  return contract.data(run)
 
 
 def evaluate(run, mesh_sizes, batch_size, **changes):
@@ -56,35 +69,36 @@ def evaluate(run, mesh_sizes, batch_size, **changes):
   config = run.config.copy_and_resolve_references()
   config.mesh.update(mesh_sizes)
   other = Run(config, run.workdir)
-  section = config.evaluators.retrieval.to_dict()
-  section.pop("type")
-  section.update(splits=("combo",), gallery=("combo",), batch_size=batch_size, **changes)
-  with jax.set_mesh(other.mesh):
-    return Retrieval(**section)(other, other.fresh_state().variables, draw=False)
+  evaluator = Retrieval(splits=("combo",), gallery=("combo",), batch_size=batch_size, **changes)
+  return contract.measures(evaluator, contract.model(other), contract.data(other))
 
 
 def test_figures_do_not_depend_on_padding_or_devices(run):
-  """404 pictures: batches of 32 leave 12 over, batches of 256 leave 108; one axis or two."""
+  """404 images: batches of 32 leave 12 over, batches of 256 leave 108; one axis or two."""
   one = evaluate(run, dict(data=8, fsdp=1), batch_size=32)
   assert set(one) == {
       f"combo/{d}_r{k}" for d in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
   assert one == evaluate(run, dict(data=4, fsdp=2), batch_size=256)
 
 
-def test_a_bank_takes_its_prior_off_the_captions_scores(run):
-  """Image → text alone. The bank here is the split itself; at a scale near zero a prior is a mean."""
-  sizes = dict(data=8, fsdp=1)
-  plain = evaluate(run, sizes, 256)
-  measured = evaluate(run, sizes, 256, bank="combo", bank_scale=1e-4)
-  section = run.config.evaluators.retrieval
-  captions = sorted(set(run.source("combo").texts(("caption",))))
-  with jax.set_mesh(run.mesh):
-    variables = run.fresh_state().variables
-    text = embed.texts(run, variables, captions, section.text_length, 256, ("{}",))
-    image, targets = embed.over_split(
-        run, variables, "combo", section.preprocess, "encode_image", ("image",), ("caption",), 256
+def embedded(model, data, batch_size=256):
+  with jax.set_mesh(model.mesh):
+    return predict.over_examples(
+        model, data.examples("combo", 'keep("image", "caption")'), "embed_image", ("image",), ("caption",),
+        batch_size=batch_size,
     )
-  scores = run.system.similarity(jnp.asarray(image), jnp.asarray(text))
+
+
+def test_a_bank_takes_its_prior_off_the_captions_scores(model, data):
+  """Image → text alone. The bank here is the split itself; at a scale near zero a prior is a mean."""
+  splits = dict(splits=("combo",), gallery=("combo",))
+  plain = contract.measures(Retrieval(**splits), model, data)
+  measured = contract.measures(Retrieval(**splits, bank="combo", bank_scale=1e-4), model, data)
+  captions = sorted(set(data.source("combo").texts(("caption",))))
+  with jax.set_mesh(model.mesh):
+    text = predict.texts(model, captions, batch_size=256)
+  image, targets = embedded(model, data)
+  scores = model.system.similarity(jnp.asarray(image), jnp.asarray(text))
   relevant = jnp.array([[c == caption for c in captions] for caption in targets["caption"]])
   expected = recalls(np.asarray(ranks(scores - scores.mean(axis=0), relevant)))
   for name, value in expected.items():
@@ -94,47 +108,33 @@ def test_a_bank_takes_its_prior_off_the_captions_scores(run):
   assert measured != plain
 
 
-def test_embeddings_come_in_the_sources_order_without_padding(run):
-  with jax.set_mesh(run.mesh):
-    variables = run.fresh_state().variables
-    ops = run.config.evaluators.retrieval.preprocess
-    found, targets = embed.over_split(
-        run, variables, "combo", ops, "encode_image", ("image",), ("caption",), 64)
-  source = run.source("combo")
+def test_embeddings_come_in_the_sources_order_without_padding(model, data):
+  found, targets = embedded(model, data, batch_size=64)
+  source = data.source("combo")
   assert targets["caption"].tolist() == [source[i]["caption"] for i in range(len(source))]
-  example = run.examples("combo", ops)(403, None)[1]["image"]
-  alone = run.system.encode_image(variables, jnp.asarray(example[None]))
+  example = data.examples("combo")(403, None)[1]["image"]
+  alone = model.system.embed_image(model.variables, jnp.asarray(example[None]))
   np.testing.assert_allclose(found[403], alone[0], rtol=1e-4, atol=1e-5)
 
 
-def test_ensembled_prompts_are_the_mean_of_normalised_ones(run):
-  with jax.set_mesh(run.mesh):
-    variables = run.fresh_state().variables
-    names = ["cat", "red apple", "flag of kenya"]
-    both = embed.texts(run, variables, names, 16, 8, ("{}", "a picture of {}"))
+def test_ensembled_prompts_are_the_mean_of_normalised_ones(model):
+  names = ["cat", "red apple", "flag of kenya", "a {brace}"]
+  with jax.set_mesh(model.mesh):
+    both = predict.texts(model, names, batch_size=8, templates=("{}", "a picture of {}"))
     each = [
-        embed.texts(run, variables, [t.format(n) for n in names], 16, 8)
-        for t in ("{}", "a picture of {}")
+        predict.texts(model, [t.replace("{}", n) for n in names], batch_size=8) for t in ("{}", "a picture of {}")
     ]
   expected = np.mean([e / np.linalg.norm(e, axis=1, keepdims=True) for e in each], axis=0)
   np.testing.assert_allclose(both, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_zero_shot_with_one_prompt_is_retrieval_of_class_names(run):
+def test_zero_shot_with_one_prompt_is_retrieval_of_class_names(model, data):
   """Retrieval against the class names and zero-shot with the bare prompt are the same measure."""
-  ops = run.config.evaluators.retrieval.preprocess
-  with jax.set_mesh(run.mesh):
-    variables = run.fresh_state().variables
-    common = dict(splits=("combo",), preprocess=ops, text_length=16)
-    zero_shot = ZeroShot(classes=("combo",), templates=("{}",), **common)(run, variables, draw=False)
-    retrieval = Retrieval(gallery=("combo",), **common)(run, variables, draw=False)
+  zero_shot = contract.measures(
+      ZeroShot(splits=("combo",), classes=("combo",), templates=("{}",)), model, data
+  )
+  retrieval = contract.measures(Retrieval(splits=("combo",), gallery=("combo",)), model, data)
   assert zero_shot == {
       "combo/top1": retrieval["combo/image_to_text_r1"],
       "combo/top5": retrieval["combo/image_to_text_r5"],
   }
-
-
-def test_normalize_is_left_out_for_pictures_to_look_at():
-  ops = 'decode|resize(3)|normalize((0.5, 0.5, 0.5), (1, 1, 1))|keep("image")'
-  assert pictures.before_normalize(ops) == 'decode|resize(3)|keep("image")'
-  assert pictures.before_normalize('decode|normalize') == "decode"

@@ -67,7 +67,7 @@ def test_blocks_of_googlenet_are_those_of_table_1():
 
 def test_a_picture_that_is_too_small_is_refused():
   with pytest.raises(ValueError, match="10x200 is too small"):
-    shapes_of(VGG16, images(10, 200))
+    jax.eval_shape(VGG16.class_logits, shapes_of(VGG16, None), images(10, 200))
 
 
 @pytest.mark.parametrize("tower", [
@@ -78,8 +78,8 @@ def test_bfloat16_computes_in_bfloat16_keeps_parameters_and_gives_logits_in_floa
   system = (VGG if isinstance(tower, VGGTower) else GoogLeNet)(tower, 5)
   variables = shapes_of(system, images(64, 64))
   assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-  assert jax.eval_shape(system.features, variables, images(64, 64)).dtype == jnp.bfloat16
-  assert jax.eval_shape(system.logits, variables, images(64, 64)).dtype == jnp.float32
+  assert jax.eval_shape(system.encode_image, variables, images(64, 64)).dtype == jnp.bfloat16
+  assert jax.eval_shape(system.class_logits, variables, images(64, 64)).dtype == jnp.float32
 
 
 SIZES = st.integers(1, 17)

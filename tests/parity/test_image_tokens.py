@@ -38,7 +38,6 @@ def test_dvae():
   image = jnp.asarray(2 * tensors["tiny/inputs/image"] - 1)
   system = dvae.DVAE(32, config["n_hid"], config["vocab_size"], config["code_dim"])
   wanted = contract.shapes(system)
-  wanted = {"params": wanted["params"]}
   shapes = {name: x.shape for name, x in weights.items()}
   variables = as_tree(tables.read(dvae_names.rows(), wanted, shapes, weights.__getitem__), wanted)
   apply = jax.jit(system._apply, static_argnums=1)

@@ -43,7 +43,7 @@ def test_vit(case):
   assert_parity(logits, recorded.outputs["logits"])
   assert_hidden(hidden, recorded.outputs["hidden"])
   if "wide" in recorded.inputs:  # positions resampled
-    assert_parity(jax.jit(layout.system.logits)(variables, recorded.inputs["wide"]), recorded.outputs["wide"])
+    assert_parity(jax.jit(layout.system.class_logits)(variables, recorded.inputs["wide"]), recorded.outputs["wide"])
   if not layout.aliases:
     assert_returned(layout.rows, variables, recorded.weights)
 
