@@ -1,5 +1,6 @@
 """Figures of a public CLIP: a Hugging Face folder, measured through the evaluators and by hand."""
 
+import dataclasses
 import json
 import types
 
@@ -10,15 +11,16 @@ import pytest
 from PIL import Image
 from safetensors import numpy as safetensors
 
+import vlx
+from tests import contract
 from vlx.core.config import build
 from vlx.data.transforms import preprocess
 from vlx.data.tokenizers import trained as tokenizers
 from vlx.core.errors import UserError
-from vlx.evaluate import public
+from vlx.evaluate.measure import measure_on
 from vlx.evaluate.tasks.templates import IMAGENET
 from vlx.models.contrastive.clip import CLIP
 from vlx.pretrained import clip, tables
-from vlx.core import partition
 
 WORDS = 600
 CAPTIONS = {
@@ -39,37 +41,12 @@ def model_folder(tmp_path_factory):
   ), "model")
   config, layout = clip.to_hugging_face(system)
   (folder / "config.json").write_text(json.dumps(config))
-  text = jnp.zeros((1, 24), jnp.int32)
-  batch = {"image": jnp.zeros((1, 16, 16, 3)), "text": text, "text_mask": text == 0}
   rng = np.random.default_rng(0)
-  variables = jax.tree.map(
-      lambda s: np.float32(rng.normal(0, 0.3, s.shape)), jax.eval_shape(system.init, jax.random.key(0), batch)
-  )
+  variables = jax.tree.map(lambda s: np.float32(rng.normal(0, 0.3, s.shape)), contract.shapes(system))
   safetensors.save_file(dict(tables.export(layout.rows, variables)), folder / "model.safetensors")
   tokenizers.train([*CAPTIONS, *IMAGENET], WORDS).save(folder / "tokenizer.json")
   (folder / "preprocessor_config.json").write_text(json.dumps({"size": 16, "crop_size": 16}))
   return folder
-
-
-def load(folder):
-  """What stands of `vlx.pretrained.load` in the family's own functions."""
-  read = lambda name: json.loads((folder / name).read_text())
-  layout = clip.from_hugging_face(read("config.json"))
-  system, tensors = layout.system, safetensors.load_file(folder / "model.safetensors")
-  length = system.text.context_length
-  batch = {
-      "image": jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32),
-      "text": jax.ShapeDtypeStruct((1, length), jnp.int32),
-      "text_mask": jax.ShapeDtypeStruct((1, length), jnp.bool_),
-  }
-  variables = tables.load(
-      layout.rows, jax.eval_shape(system.init, jax.random.key(0), batch),
-      {n: x.shape for n, x in tensors.items()}, tensors.__getitem__,
-  )
-  return types.SimpleNamespace(
-      system=system, variables=variables, tokenizer=tokenizers.load_clip(folder),
-      preprocess=clip.preprocess(system, read("preprocessor_config.json")),
-  )
 
 
 def write_pictures(folder, with_labels):
@@ -85,10 +62,6 @@ def write_pictures(folder, with_labels):
   return [json.loads(line) for line in lines]
 
 
-def mesh():
-  return partition.make_mesh(dict(data=-1, fsdp=1, tensor=1))
-
-
 def unit(x):
   return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
@@ -96,11 +69,11 @@ def unit(x):
 @pytest.mark.parametrize("with_labels", [True, False])
 def test_figures_are_those_of_the_protocol(model_folder, tmp_path, with_labels):
   """Pictures one by one; each prompt normalised, their mean, normalised; a miss where anything is as good."""
-  model, records = load(model_folder), write_pictures(tmp_path, with_labels)
-  found = public.measure(model, f"folder:{tmp_path}", "val", mesh())
+  model, records = vlx.load(model_folder), write_pictures(tmp_path, with_labels)
+  found = measure_on(model, f"folder:{tmp_path}", "val")
 
-  ops = preprocess.parse(model.preprocess)
-  encode_image, encode_text = jax.jit(model.system.encode_image), jax.jit(model.system.encode_text)
+  ops = preprocess.parse(model.image_transform)
+  encode_image, encode_text = jax.jit(model.system.embed_image), jax.jit(model.system.embed_text)
   files = [(tmp_path / "val" / r["file_name"]).read_bytes() for r in records]
   pixels = [ops.finish({"image": file}, None)["image"] for file in files]
   image = unit(np.concatenate([encode_image(model.variables, x[None]) for x in pixels]))
@@ -131,26 +104,35 @@ def test_pictures_of_several_captions_are_not_classified(model_folder, tmp_path)
   records = write_pictures(tmp_path, False)
   lines = [json.dumps({**r, "caption": [r["caption"], "grass"]}) for r in records]
   (tmp_path / "val" / "metadata.jsonl").write_text("\n".join(lines))
-  found = public.measure(load(model_folder), f"folder:{tmp_path}", "val", mesh())
+  found = measure_on(vlx.load(model_folder), f"folder:{tmp_path}", "val")
   assert {key.split("/")[0] for key in found} == {"retrieval"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Nothing:
+  """A system that can do nothing that is measured."""
+
+  def init(self, rng):
+    return {"params": {}, "state": {}}
 
 
 @pytest.mark.parametrize("change, message", [
     (dict(tokenizer=None), "without a tokenizer"),
     (dict(tokenizer=types.SimpleNamespace(vocab_size=WORDS + 1)), "it has 601 tokens, the model 600"),
-    (dict(system=object()), "a CLIP is needed here"),
+    (dict(system=Nothing()), "no evaluator of vlx fits a Nothing"),
 ])
-def test_what_cannot_be_measured_is_told(model_folder, change, message):
-  model = types.SimpleNamespace(**{**vars(load(model_folder)), **change})
+def test_what_cannot_be_measured_is_told(model_folder, tmp_path, change, message):
+  write_pictures(tmp_path, False)
+  model = dataclasses.replace(vlx.load(model_folder), **change)
   with pytest.raises(UserError, match=message):
-    public.measure(model, "folder:.", "val", None)
+    measure_on(model, f"folder:{tmp_path}", "val")
 
 
 def test_a_picture_that_is_not_there_is_told(model_folder, tmp_path):
   write_pictures(tmp_path, True)
   (tmp_path / "val" / "0.png").unlink()
   with pytest.raises(UserError, match="0.png: .*No such file"):
-    public.measure(load(model_folder), f"folder:{tmp_path}", "val", mesh())
+    measure_on(vlx.load(model_folder), f"folder:{tmp_path}", "val")
 
 
 def test_the_eighty_prompts():

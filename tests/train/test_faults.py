@@ -16,7 +16,7 @@ import pytest
 
 from vlx.core.errors import UserError
 from vlx.core import checkpoint
-from vlx.train.logging import read_metrics
+from vlx.core.files import read_json_lines
 from vlx.train.run import open_run
 
 
@@ -53,7 +53,7 @@ def test_a_damaged_checkpoint_is_never_taken_for_a_whole_one(tmp_path, count):
   whole = tmp_path / "whole"
   with checkpoint.open_manager(whole, keep=2) as manager:
     for step in (1, 2):
-      checkpoint.save(manager, step, state(step), {})
+      checkpoint.save(manager, step, state(step))
   like = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0)
   )
@@ -130,7 +130,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
   out = process.communicate(timeout=600)[0]
   assert process.returncode == 0, out
   jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path / "killed"), final_state(tmp_path / "whole"))
-  one, other = (read_metrics(tmp_path / name) for name in ("whole", "killed"))
+  one, other = (read_json_lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed"))
   assert [m["step"] for m in other] == [m["step"] for m in one]
   assert [m["train/loss"] for m in other] == [m["train/loss"] for m in one]
   ids = {}

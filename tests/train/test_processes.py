@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from vlx.train.logging import read_metrics
+from vlx.core.files import read_json_lines
 
 FLAGS = [
     "--config=configs/clip.py:smoke", "--config.evaluators.retrieval.splits=('combo',)",
@@ -35,7 +35,7 @@ def start(processes, devices, workdir, **environment):
 
 
 def losses(workdir):
-  lines = read_metrics(workdir)
+  lines = read_json_lines(workdir / "metrics.jsonl")
   assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
   return [line["train/loss"] for line in lines]
 

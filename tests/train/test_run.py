@@ -8,13 +8,23 @@ import jax
 import numpy as np
 import pytest
 
-from vlx import cli
-from vlx.core.errors import UserError
-from vlx.evaluate import runner as evaluators
-from vlx.train import defaults, loop
+import vlx
+from tests import contract
 from vlx.core import checkpoint
-from vlx.train.logging import read_metrics
+from vlx.core import config as configs
+from vlx.core.errors import UserError
+from vlx.core.files import read_json_lines
+from vlx.evaluate.runner import Evaluation
+from vlx.train import defaults, loop
 from vlx.train.run import Run, open_run
+
+
+def read_metrics(workdir):
+  return read_json_lines(workdir / "metrics.jsonl")
+
+
+def train(run):
+  return loop.train(run, on_evaluate=Evaluation.of(run))
 
 
 def config(**changes):
@@ -38,14 +48,14 @@ def assert_same_bits(one, other):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
   run = Run(config(), tmp_path_factory.mktemp("runs") / "whole")
-  loop.train(run)
+  train(run)
   return run
 
 
 def test_a_run_leaves_what_it_promises(finished):
   names = {p.name for p in finished.workdir.iterdir()}
   assert names >= {
-      "config.json", "checkpoints", "metrics.jsonl", "results.json", "samples", "report.html",
+      "config.json", "checkpoints", "metrics.jsonl", "results.json", "figures", "report.html",
       "tensorboard", "tokenizer.json",
   }
   lines = read_metrics(finished.workdir)
@@ -60,7 +70,7 @@ def test_a_run_leaves_what_it_promises(finished):
 
 def test_the_same_config_gives_the_same_bits_twice(finished, tmp_path):
   again = Run(config(), tmp_path / "again")
-  loop.train(again)
+  train(again)
   step, state = last_state(again)
   assert step == 8
   assert_same_bits(state, last_state(finished)[1])
@@ -79,19 +89,19 @@ def test_a_run_cut_off_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch)
   def cut(run):
     step = compiled(run)
 
-    def until_six(state, batch):
+    def until_six(state, frozen, batch):
       if int(state.step) == 6:
         raise Interrupted
-      return step(state, batch)
+      return step(state, frozen, batch)
 
     return until_six
 
   with monkeypatch.context() as m:
     m.setattr(loop, "compile_step", cut)
     with pytest.raises(Interrupted):
-      loop.train(whole)
+      train(whole)
   assert [line["step"] for line in read_metrics(whole.workdir)][-1] >= 4
-  loop.train(Run(config(**changes), tmp_path / "cut"))
+  train(Run(config(**changes), tmp_path / "cut"))
   assert_same_bits(last_state(whole)[1], last_state(finished)[1])
   lines = {line["step"]: line["train/loss"] for line in read_metrics(whole.workdir)}
   expected = {line["step"]: line["train/loss"] for line in read_metrics(finished.workdir)}
@@ -101,7 +111,7 @@ def test_a_run_cut_off_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch)
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
   script = (
       "import os, signal\n"
-      "from vlx import cli\n"
+      "from vlx.core import config as configs\n"
       "from vlx.train import loop\n"
       "from vlx.train.run import Run\n"
       "import pathlib\n"
@@ -126,24 +136,26 @@ def test_a_loss_that_is_not_finite_stops_with_the_state_from_before(tmp_path, mo
   system = type(run.system)
   real = system.loss
 
-  def poisoned(self, variables, batch, rng, *, step, train):
-    loss, aux = real(self, variables, batch, rng, step=step, train=train)
-    return loss * jax.numpy.where(step == 3, jax.numpy.nan, 1.0), aux
+  def poisoned(self, variables, batch, rng, *, step, **rest):
+    terms, aux = real(self, variables, batch, rng, step=step, **rest)
+    bad = jax.numpy.where(step == 3, jax.numpy.nan, 1.0)
+    return {name: term._replace(sum=term.sum * bad) for name, term in terms.items()}, aux
 
   monkeypatch.setattr(system, "loss", poisoned)
   with pytest.raises(FloatingPointError, match="step 3.*Its examples"):
-    loop.train(run)
+    train(run)
   step, state = last_state(run)
   assert step == 3 and state.step == 3 and state.finite
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.variables))
 
 
 def test_evaluation_of_a_finished_run_gives_its_results_again(finished):
-  run = open_run(str(finished.workdir))
-  with jax.set_mesh(run.mesh), checkpoint.open_manager(run.workdir / "checkpoints", read_only=True) as m:
-    _, state = checkpoint.restore_latest(m, run.state_shapes)
-    results = evaluators.evaluate(run, state.for_inference, pictures=False)
-  assert results == json.loads((run.workdir / "results.json").read_text())
+  evaluation, model = Evaluation.of(open_run(str(finished.workdir))), vlx.load(finished.workdir)
+  results = {
+      f"retrieval/{k}": v
+      for k, v in contract.measures(evaluation.evaluators["retrieval"], model, evaluation.data).items()
+  }
+  assert results == json.loads((finished.workdir / "results.json").read_text())
 
 
 @pytest.mark.slow
@@ -151,7 +163,7 @@ def test_one_device_and_eight_train_alike(finished, tmp_path):
   """Losses of the smoke run on one device and on data 4 x fsdp 2, parameters split."""
   rules = ((r"(fc1|query|key|value)/kernel", (None, "fsdp")), (".*", ()))
   split = Run(config(**{"mesh.data": 4, "mesh.fsdp": 2, "partition": rules}), tmp_path / "split")
-  loop.train(split)
+  train(split)
   one, other = (
       [line["train/loss"] for line in read_metrics(r.workdir)] for r in (finished, split))
   np.testing.assert_allclose(one, other, rtol=1e-5)
@@ -167,7 +179,7 @@ def test_twenty_steps_are_the_same_on_any_mesh(tmp_path):
   }.items():
     changes = {f"mesh.{axis}": size for axis, size in sizes.items()}
     run = Run(config(steps=20, partition=defaults.TRANSFORMER_PARTITION, **changes), tmp_path / name)
-    loop.train(run)
+    train(run)
     losses[name] = [line["train/loss"] for line in read_metrics(run.workdir)]
     assert len(losses[name]) == 20
     np.testing.assert_allclose(losses[name], losses["data"], rtol=1e-6, err_msg=name)
@@ -176,13 +188,13 @@ def test_twenty_steps_are_the_same_on_any_mesh(tmp_path):
 def test_a_folder_of_another_config_is_left_alone(finished):
   before = sorted((p.name, p.stat().st_mtime_ns) for p in finished.workdir.rglob("*"))
   with pytest.raises(UserError, match="another config \\(optim.lr: 0.001 → 0.5\\)"):
-    loop.train(Run(config(**{"optim.lr": 0.5}), finished.workdir))
+    train(Run(config(**{"optim.lr": 0.5}), finished.workdir))
   assert before == sorted((p.name, p.stat().st_mtime_ns) for p in finished.workdir.rglob("*"))
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(tmp_path, caplog):
   run = Run(config(**{"checkpoint.every": 4, "checkpoint.keep": 2}), tmp_path / "damaged")
-  loop.train(run)
+  train(run)
   steps = sorted(int(p.name) for p in (run.workdir / "checkpoints").iterdir())
   assert steps == [4, 8]
   for path in (run.workdir / "checkpoints" / "8" / "default").rglob("*"):
@@ -190,7 +202,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(tmp_path, capl
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
   assert last_state(run)[0] == 4
   assert "checkpoint 8 cannot be read" in caplog.text
-  loop.train(run)  # makes steps 5 to 8 again
+  train(run)  # makes steps 5 to 8 again
   assert last_state(run)[0] == 8
   assert (run.workdir / "checkpoints" / "damaged-8").is_dir()
   for step in ("4", "8"):
@@ -208,3 +220,72 @@ def test_a_checkpoint_of_another_model_names_every_mismatch(finished, tmp_path):
       checkpoint.restore_latest(m, other.state_shapes)
   for name in ("logit_bias: nothing saved", "image_projection/kernel", "text_projection/kernel"):
     assert f"variables/params/{name}" in str(error.value)
+
+
+def test_what_leaves_the_mathematics_alone_may_change_where_a_run_goes_on(tmp_path, finished):
+  """Another mesh, other logging and evaluators; more steps where the schedule does not end with them."""
+  first = {"optim.decay_steps": 8, "steps": 4}
+  train(Run(config(**first), tmp_path / "run"))
+  free = {"mesh.data": 4, "mesh.fsdp": 2, "log_every": 2, "checkpoint.every": 2, "data.threads": 2}
+  train(Run(config(**{**first, "steps": 8}, **free), tmp_path / "run"))
+  kept = configs.read(tmp_path / "run")
+  assert kept.requested.steps == kept.resolved.steps == 8 and kept.resolved.mesh.fsdp == 2
+  losses = {line["step"]: line["train/loss"] for line in read_metrics(tmp_path / "run")}
+  for line in read_metrics(finished.workdir):
+    if line["step"] in losses:
+      np.testing.assert_allclose(losses[line["step"]], line["train/loss"], rtol=1e-5)
+  with pytest.raises(UserError, match="steps: 8 → 9; steps may change where optim.decay_steps was given"):
+    train(Run(config(**{"steps": 9}), finished.workdir))
+
+
+def test_a_second_process_on_a_folder_is_told(tmp_path):
+  import filelock
+
+  tmp_path.joinpath("run").mkdir()
+  with filelock.FileLock(tmp_path / "run" / ".lock"):
+    with pytest.raises(UserError, match="another process trains in"):
+      loop.train(Run(config(), tmp_path / "run"))
+
+
+def test_data_that_is_not_what_the_system_takes_is_told(tmp_path):
+  other = config()
+  other.data.preprocess = other.data.preprocess.replace("random_affine(32", "random_affine(24")
+  with pytest.raises(UserError, match=r"CLIP takes examples of image float32\[32, 32, 3\] \(here float32\[24, 24, 3\]\)"):
+    loop.train(Run(other, tmp_path / "run"))
+
+
+def test_a_batch_in_parts_that_are_no_whole_is_refused(tmp_path):
+  changes = {"optim.accumulate": 2, "mesh.data": 1, "mesh.fsdp": 1}
+  with pytest.raises(UserError, match="a pair's negatives are the other pairs of the batch.*accumulate_inexact"):
+    loop.train(Run(config(**{"optim.accumulate": 2}), tmp_path / "run"))
+
+
+def test_the_best_checkpoint_is_kept_beside_the_latest(tmp_path):
+  """By a measure of which lower is better: the smallest recall here."""
+  measure = "retrieval/combo/text_to_image_r10"
+  found = config(**{
+      "evaluators.retrieval.every": 2, "checkpoint.every": 2, "checkpoint.best": measure, "steps": 6,
+  })
+  run = Run(found, tmp_path / "run")
+  evaluation = Evaluation.of(run)
+  order = []
+
+  class Told:
+    def __getattr__(self, name):
+      return getattr(evaluation, name)
+
+    def due(self, step, last):
+      return evaluation.due(step, last)
+
+    def __call__(self, step, variables, log):
+      saved = {int(p.name) for p in (run.workdir / "checkpoints").iterdir() if p.name.isdigit()}
+      order.append((step, saved))
+      return {measure: {2: 3.0, 4: 1.0, 6: 2.0}[step]}
+
+    def is_higher_better(self, name):
+      return False
+
+  loop.train(run, on_evaluate=Told())
+  assert checkpoint.best_of(run.workdir / "checkpoints") == {"step": 4, "measure": measure, "value": 1.0}
+  left = sorted(int(p.name) for p in (run.workdir / "checkpoints").iterdir() if p.name.isdigit())
+  assert left == [4, 6]

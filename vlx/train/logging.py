@@ -47,6 +47,7 @@ class MetricsLog:
     )
     self._examples = examples_per_step
     self._line: dict[str, float] = {}
+    self._begins: int | None = None  # where in the file this line begins, once it is there
     self._since, self._time, self._waited, self._warned = start, time.monotonic(), 0.0, False
 
   def advance(self, step: int) -> None:
@@ -54,9 +55,10 @@ class MetricsLog:
     self._bar.update(step - self._bar.n)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Adds values to the line of `step`; the line is written when the next one begins."""
+    """Adds values to the line of `step`; the line is written when the next one begins, or by `flush`."""
     if self._line.get("step", step) != step:
       self.flush()
+      self._line, self._begins = {}, None
     values = {k: float(v) for k, v in values.items()}
     self._line = {"step": step, **self._line, **values}
     for name, value in values.items():
@@ -72,11 +74,14 @@ class MetricsLog:
       self._board.add_figure(name, figure, step, close=False)
 
   def flush(self) -> None:
-    """Writes the line that is being filled."""
-    if self._line:
-      self._file.write(json.dumps(self._line) + "\n")
-      self._file.flush()
-    self._line = {}
+    """Writes the line that is being filled, in place of what was written of it."""
+    if not self._line:
+      return
+    if self._begins is not None:
+      self._file.truncate(self._begins)
+    self._begins = self._file.seek(0, os.SEEK_END)
+    self._file.write(json.dumps(self._line) + "\n")
+    self._file.flush()
 
   def waited(self, seconds: float) -> None:
     """Counts time in which the devices waited for data."""
