@@ -1,70 +1,66 @@
 """Every variant of every config builds: system, optimizer rules, partition rules, evaluators."""
 
+import importlib
+import json
+import pathlib
+import re
+
 import jax
-import jax.numpy as jnp
 import pytest
 
+from vlx.compile.plan import Plan
+from vlx.core import capabilities
 from vlx.core import config as configs
+from vlx.core import partition
 from vlx.core.config import load_config
 from vlx.core.errors import UserError
+from vlx.core.system import Trains, flatten
+from vlx.evaluate import runner
 from vlx.models.contrastive.clip import CLIP
-from vlx.train import optimizer as optimizers
-from vlx.core import partition
 
+FILES = sorted(path.stem for path in pathlib.Path("configs").glob("*.py"))
 VARIANTS = [
-    *(f"configs/clip.py:{v}" for v in ("smoke", "demo", "emoji", "scenes", "folder", "b32", "b16", "l14", "rn50")),
-    "configs/clip.py:paper",
-    *(
-        f"configs/{system}.py:{v}" for system in ("show_and_tell", "show_attend_tell")
-        for v in ("smoke", "emoji", "scenes", "ablation", "flickr8k", "coco", "finetune", "paper")
-    ),
-    *(f"configs/show_attend_tell.py:{v}" for v in ("hard", "coco_hard")),
-    *(f"configs/show_and_tell.py:{v}" for v in ("language_model", "beams")),
-    *(f"configs/vit.py:{v}" for v in ("smoke", "emoji", "emoji_cnn", "groups", "tones", "objects")),
-    *(f"configs/vit.py:{v}" for v in ("b16", "l16", "h14", "paper")),
-    *(f"configs/{c}.py:{v}" for c in ("vqvae", "dvae") for v in ("smoke", "emoji", "ablation", "paper")),
-    *(f"configs/dalle.py:{v}" for v in ("smoke", "emoji", "judged", "ablation", "paper")),
+    f"configs/{name}.py:{variant}" for name in FILES
+    for variant in importlib.import_module(f"configs.{name}").VARIANTS
 ]
 
 
-def batch_of(config):
-  model, shape = config.model, jax.ShapeDtypeStruct
-  if isinstance(model.get("tokenizer"), str):  # the pictures are those of its own config
-    size = load_config(model.tokenizer).model.image_size
-  else:
-    tower = model.get("image") or model.get("encoder") or model.get("tower") or model
-    size = tower.get("image_size", 48)
-  text = model.get("text") or model
-  length = text.get("context_length", 4)
-  return {
-      "image": shape((2, size, size, 3), jnp.float32), "label": shape((2,), jnp.int32),
-      "text": shape((2, length), jnp.int32), "text_mask": shape((2, length), jnp.bool_),
-  }
+def resolved(config):
+  """With what stands for the runs that its parts name."""
+  for field, value in config.model.to_dict().items():
+    if configs.is_part(value) and "system" not in value:
+      with config.unlocked():
+        variant = "ablation" if "ablation" in value["source"] else "emoji"
+        config.model[field] = configs.part_from(f"configs/vqvae.py:{variant}")
+  return config
 
 
 @pytest.mark.parametrize("path", VARIANTS)
 def test_variant_builds(path):
-  config = load_config(path)
-  if config.model.get("tokenizer", "").startswith("runs/"):
-    config.model.tokenizer = "configs/vqvae.py:emoji"
-  system = configs.build_system(config)
-  params = jax.eval_shape(system.init, jax.random.key(0), batch_of(config))["params"]
-  optimizers.make(config.optim, config.steps, params)
-  for name, i in zip(
-      jax.tree.leaves(partition.names(params)),
-      jax.tree.leaves(partition.match(config.partition, params, "partition")),
-  ):
-    leaf = params
-    for key in name.split("/"):
-      leaf = leaf[key]
+  config = resolved(load_config(path))
+  run = Plan(config, pathlib.Path("nowhere"), tuple(jax.devices("cpu")))
+  system, params = run.system, run.shapes["params"]
+  assert capabilities.has(system, Trains)
+  assert run.players  # rules and schedule fit
+  for name, i in flatten(partition.match(config.partition, params, "partition")).items():
+    leaf = flatten(params)[name]
     assert len(config.partition[i][1]) <= leaf.ndim, name
+  sizes = re.findall(r"(?:resize|central_crop)\((\d+)", config.data.image_transform)
+  assert system.inputs()["image"].shape[0] == int(sizes[-1])
   for name, section in config.evaluators.items():
-    fields = section.to_dict()
-    configs.build(configs.import_path(fields.pop("type")), fields, f"evaluators.{name}")
+    evaluator = runner.build(section.to_dict(), f"evaluators.{name}")
+    capabilities.require(system, *evaluator.requires)
+    assert all(way in ("higher", "lower") for way in evaluator.better.values())
   again = configs.from_json(configs.to_json(config))
   assert configs.to_json(again) == configs.to_json(config)
   # What a run folder's config.json gives is the same system.
   assert configs.build_system(again) == system
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_system_has_a_smoke_run_and_takes_peoples_own_folder(name):
+  assert {"smoke", "folder"} <= set(importlib.import_module(f"configs.{name}").VARIANTS)
+  assert load_config(f"configs/{name}.py:folder").data.source == "folder:."
 
 
 TOWER = dict(width=8, depth=1, num_heads=2, mlp_dim=8)
@@ -94,3 +90,51 @@ def test_a_path_that_cannot_be_imported_is_told():
   for path in ("vlx.models.nothing.X", "vlx.models.contrastive.clip.CLAP", "CLIP"):
     with pytest.raises(UserError, match="cannot be imported"):
       configs.import_path(path)
+
+
+def test_a_section_of_a_union_is_the_one_that_has_its_fields():
+  from vlx.models.captioning.captioner import Encoder
+  from vlx.models.vision.inception import GoogLeNetTower
+  from vlx.models.vision.resnet import ResNetTower
+  from vlx.models.vision.vgg import VGGTower
+
+  kinds = configs._dataclasses(Encoder)
+  for section, kind in (
+      (dict(stage_sizes=(1,), bottleneck=False), ResNetTower), (dict(convolutions=(1, 1)), VGGTower), ({}, GoogLeNetTower),
+      (dict(batch_norm=True), GoogLeNetTower),
+  ):
+    assert configs._choose(kinds, section) is kind
+  with pytest.raises(UserError, match="VGGTower has no field model.encoder.widht: did you mean 'width'"):
+    configs.build(type(configs.build_system(load_config("configs/show_and_tell.py:smoke"))), dict(
+        encoder=dict(convolutions=(1, 1), widht=3), vocab_size=9), "model")
+
+
+def test_a_folder_of_schema_1_says_the_same_in_todays_words(tmp_path):
+  """What 4e68086 wrote for configs/vit.py:smoke."""
+  old = {
+      "system": "vlx.models.vision.vit.ViT", "init_from": [], "eval_every": 2, "seed": 0, "steps": 4, "log_every": 20,
+      "model": {"num_classes": 10, "tower": dict(
+          image_size=48, patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=64)},
+      "data": dict(
+          source="tfds:emoji", split="train", batch_size=32, picture="", bad_records=100, workers=0, threads=1, ahead=4,
+          preprocess='decode("RGBA")|resize(60)|cache|random_affine(48, 0.8, 1.2)|normalize|keep("image", "label")'),
+      "optim": dict(lr=1e-3, rules=[["(bias)$", {"weight_decay": 0.0}], [".*", {}]], accumulate=1),
+      "mesh": dict(data=-1, fsdp=1, tensor=1), "partition": [[".*", []]],
+      "checkpoint": dict(every=1000, keep=1, best=""), "baselines": {},
+      "evaluators": {"classification": dict(
+          type="vlx.evaluate.classification.Classification", splits=["concept"], batch_size=256,
+          preprocess='decode|resize(48)|normalize|keep("image", "label")')},
+  }
+  (tmp_path / "config.json").write_text(json.dumps(old))
+  kept = configs.read(tmp_path)
+  assert kept.schema == 1 and kept.resolved.data.image_transform == "decode|resize(48)|normalize"
+  section = kept.resolved.evaluators.classification.to_dict()
+  assert section["type"] == "vlx.evaluate.tasks.classification.Classification" and section["every"] == 2
+  assert configs.build_system(kept.resolved).tower.width == 32
+  configs.write(tmp_path / "new", kept)
+  again = configs.read(tmp_path / "new")
+  assert again.schema == 2 and configs.to_json(again.resolved) == configs.to_json(kept.resolved)
+  for content, message in (({"schema": 3}, "of schema 3"), ({}, "of schema 1")):
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+      configs.read(tmp_path)

@@ -9,7 +9,8 @@ from PIL import Image
 
 from vlx.data.transforms import preprocess
 from vlx.data.tokenizers import trained as tokenizers
-from vlx.data.transforms.preprocess import MAX_PIXELS, BadRecord
+from vlx.data.records import BadRecord
+from vlx.data.transforms.images import MAX_PIXELS
 
 RECORDS = 10_000
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlx.data.records import BadRecord
 from vlx.data.transforms import preprocess
 from vlx.data.tokenizers import trained as tokenizers
 from vlx.core.errors import UserError
@@ -44,7 +45,7 @@ def test_every_mode_decodes_to_rgb(mode):
 
 @pytest.mark.parametrize("data", [b"", b"not a picture", encoded(rgba(), "RGBA")[:60]])
 def test_a_broken_picture_is_a_bad_record(data):
-  with pytest.raises(preprocess.BadRecord):
+  with pytest.raises(BadRecord):
     run("decode", {"image": data})
 
 
