@@ -7,6 +7,7 @@ Annotations of 196 x 512 are given; LSTM, words and attention of 512, vocabulary
 64 captions with dropout and Adam; the search is of 16 pictures with 20 beams. Prints medians.
 """
 
+import dataclasses
 import functools
 import statistics
 import time
@@ -17,8 +18,10 @@ import numpy as np
 from absl import app, flags
 
 from vlx import cli
+from vlx.core.system import text_inputs
 from vlx.models.captioning.show_attend_tell import ShowAttendTell
-from vlx.train import defaults, optimizer as optimizers, state as states, step as steps
+from vlx.inference.decoding import Search
+from vlx.train import defaults, step as steps
 
 STEPS = flags.DEFINE_integer("steps", 10, "Runs of each to time.")
 
@@ -26,9 +29,19 @@ STEPS = flags.DEFINE_integer("steps", 10, "Runs of each to time.")
 class Features(nn.Module):
   """The tower that a picture has already gone through."""
 
+  has_batch_statistics = False
+
   def __call__(self, image, *, train=False):
     del train
     return image.mean(axis=(1, 2)), image
+
+
+@dataclasses.dataclass(frozen=True)
+class OfFeatures(ShowAttendTell):
+  """The system on annotations."""
+
+  def inputs(self):
+    return {"image": jax.ShapeDtypeStruct((14, 14, 512), np.float32), **text_inputs(21)}
 
 
 def timed(function, *args, count):
@@ -43,7 +56,7 @@ def timed(function, *args, count):
 
 def main(_):
   cli.keep_freed_memory()  # as every vlx command does
-  system = ShowAttendTell(Features(), vocab_size=5000)
+  system = OfFeatures(Features(), vocab_size=5000)
   rng = np.random.default_rng(0)
   rows = 64
   batch = jax.device_put({
@@ -53,20 +66,17 @@ def main(_):
   })
   optim = defaults.get_config().optim
   optim.update(dict(lr=4e-4, clip_norm=0.0))
-  params = jax.eval_shape(system.init, jax.random.key(0), batch)["params"]
-  optimizer = optimizers.make(optim, 1000, params)
-  state = jax.jit(lambda: states.init(system, optimizer, jax.random.key(0), batch, averaged=False))()
-  train_step = jax.jit(steps.make(system, optimizer, optim, 1000, seed=0), donate_argnums=0)
+  state, frozen, train_step = steps.begin(system, optim)
   carried = [state]
 
   def step():
-    carried[0], metrics = train_step(carried[0], batch)
+    carried[0], metrics = train_step(carried[0], frozen, batch)
     return carried[0], metrics
 
   (state, metrics), seconds = timed(step, count=STEPS.value)
   print(f"training step {1000 * seconds:.0f} ms, loss {metrics['loss']:.2f}")
-  search = jax.jit(functools.partial(system.caption, beam_size=20, max_length=20))
-  (ids, _), seconds = timed(search, state.variables, batch["image"][:16], count=max(STEPS.value // 2, 1))
+  search = jax.jit(functools.partial(system.caption, search=Search(20, 20)))
+  (ids, _), seconds = timed(search, state.variables, {"image": batch["image"][:16]}, count=max(STEPS.value // 2, 1))
   print(f"beam search {1000 * seconds:.0f} ms, {(np.asarray(ids[:, 0]) > 0).sum(axis=1).mean():.1f} words")
 
 

@@ -20,7 +20,7 @@ from absl import app, flags
 
 from vlx import cli
 from vlx.models.generation.dalle import DALLE
-from vlx.train import defaults, optimizer as optimizers, state as states, step as steps
+from vlx.train import defaults, step as steps
 
 STEPS = flags.DEFINE_integer("steps", 5, "Runs of each to time.")
 TEXT, SIDE, ROWS, CODES, WORDS = 64, 16, 8, 1024, 4000
@@ -34,13 +34,17 @@ class Given:
   num_codes: int = CODES
   grid: tuple[int, int] = (SIDE, SIDE)
 
-  def init(self, rng, batch):
-    del rng, batch
-    return {}
+  def init(self, rng):
+    del rng
+    return {"params": {}, "state": {}}
 
-  def encode_image(self, variables, image):
-    del variables
+  def image_to_tokens(self, v, image):
+    del v
     return image[..., 0].astype(jnp.int32)
+
+  def tokens_to_image(self, v, tokens):
+    del v
+    return jnp.repeat(tokens[..., None], 3, axis=-1).astype(jnp.float32)
 
 
 def timed(function, count):
@@ -68,20 +72,18 @@ def main(_):
   })
   optim = defaults.get_config().optim
   optim.update(dict(lr=4.5e-4, clip_norm=0.0))
-  params = jax.eval_shape(system.init, jax.random.key(0), batch)["params"]
-  optimizer = optimizers.make(optim, 1000, params)
-  state = jax.jit(lambda: states.init(system, optimizer, jax.random.key(0), batch, averaged=False))()
-  train_step = jax.jit(steps.make(system, optimizer, optim, 1000, seed=0), donate_argnums=0)
+  state, frozen, train_step = steps.begin(system, optim)
   carried = [state]
 
   def step():
-    carried[0], metrics = train_step(carried[0], batch)
+    carried[0], metrics = train_step(carried[0], frozen, batch)
     return carried[0], metrics
 
   (state, metrics), seconds = timed(step, STEPS.value)
   print(f"training step {1000 * seconds:.0f} ms, loss {metrics['loss']:.2f}", flush=True)
-  generate = jax.jit(functools.partial(system.generate, top_k=CODES // 2))
-  inputs = state.variables, batch["text"], batch["text_mask"], jnp.arange(ROWS)
+  generate = jax.jit(functools.partial(system.sample_tokens, sampler=DALLE.Sampler(top_k=CODES // 2)))
+  variables = {kind: {**tree, "tokenizer": {}} for kind, tree in state.variables.items()}
+  inputs = variables, {n: batch[n] for n in ("text", "text_mask")}, jnp.arange(ROWS)
   ids, seconds = timed(lambda: generate(*inputs), STEPS.value)
   print(f"sampling {ids.size / seconds:.0f} codes/s", flush=True)
 

@@ -11,12 +11,11 @@ import statistics
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from vlx import cli
-from vlx.generate import text
+from vlx import cli, pretrained
+from vlx.generate.outputs import smollm2
 from vlx.inference import autoregressive
 from vlx.inference.sampling import Sampling
 
@@ -28,9 +27,8 @@ def milliseconds(system, variables, batch: int, tokens: int) -> float:
   """Of a step, the mean of a round."""
   text = np.random.default_rng(0).integers(0, 49152, (batch, PROMPT), np.int32)
   seeds, stops = np.zeros(batch, np.int32), np.zeros(0, np.int32)
-  state = autoregressive._prefill(
-      system, Sampling(), PROMPT + NEW_TOKENS, variables, text, np.ones_like(text, bool), seeds, stops
-  )
+  inputs, cache = {"text": text, "text_mask": np.ones_like(text, bool)}, system.empty_cache(batch, PROMPT + NEW_TOKENS)
+  state = autoregressive._prefill(system, Sampling(), variables, inputs, cache, seeds, stops)
   jax.block_until_ready(state)
   start = time.perf_counter()
   out = autoregressive._decode(system, Sampling(), NEW_TOKENS, variables, state, tokens, seeds, stops)
@@ -40,7 +38,8 @@ def milliseconds(system, variables, batch: int, tokens: int) -> float:
 
 def main(_):
   cli.keep_freed_memory()  # as every vlx command does
-  system, variables, _ = text.load("smollm2")
+  model = pretrained.load(smollm2())
+  system, variables = model.system.for_decoding(model.variables)
   for batch in (1, 8):
     milliseconds(system, variables, batch, 1)  # compiles
     step = statistics.median(milliseconds(system, variables, batch, NEW_TOKENS) for _ in range(ROUNDS.value))

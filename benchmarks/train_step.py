@@ -17,7 +17,7 @@ from absl import app, flags
 from vlx import cli
 from vlx.core.config import build
 from vlx.models.contrastive.clip import CLIP
-from vlx.train import defaults, optimizer as optimizers, state as states, step as steps
+from vlx.train import defaults, step as steps
 
 STEPS = flags.DEFINE_integer("steps", 10, "Steps to time.")
 TOWER = dict(
@@ -43,14 +43,11 @@ def main(_):
   })
   optim = defaults.get_config().optim
   optim.update(dict(lr=5e-4, weight_decay=0.2, b2=0.98, eps=1e-6, clip_norm=0.0))
-  params = jax.eval_shape(clip.init, jax.random.key(0), batch)["params"]
-  optimizer = optimizers.make(optim, 1000, params)
-  state = jax.jit(lambda: states.init(clip, optimizer, jax.random.key(0), batch, averaged=False))()
-  train_step = jax.jit(steps.make(clip, optimizer, optim, 1000, seed=0), donate_argnums=0)
+  state, frozen, train_step = steps.begin(clip, optim)
   times = []
   for _ in range(STEPS.value + 1):
     start = time.perf_counter()
-    state, metrics = train_step(state, batch)
+    state, metrics = train_step(state, frozen, batch)
     jax.block_until_ready((state, metrics))
     times.append(time.perf_counter() - start)
   print(

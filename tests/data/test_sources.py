@@ -12,7 +12,6 @@ from PIL import Image
 
 from vlx.data.transforms import preprocess
 from vlx.data.batches import Batches, Examples
-from vlx.data.records import BadRecord
 from vlx.data.sources import epoch_order, open_source
 from vlx.data.sources.mix import MixSource
 from vlx.core.errors import UserError

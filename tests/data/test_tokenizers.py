@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from vlx import cli
 from vlx.core import config as configs
-from vlx.data.tokenizers import load, make
+from vlx.data.tokenizers import load
 from vlx.data.tokenizers import trained as tokenizers
 from vlx.core.errors import UserError
 from vlx.train.run import Run

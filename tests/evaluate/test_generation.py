@@ -16,7 +16,6 @@ from vlx.core import partition
 from vlx.core.errors import UserError
 from vlx.data.transforms import preprocess
 from vlx.evaluate import reference_models, runner
-from vlx.evaluate.data import Data
 from vlx.evaluate.reference_models import ReferenceModel, Scorers
 from vlx.evaluate.tasks import fidelity, generation, reranking
 from vlx.evaluate.tasks.classification import Classification

@@ -26,10 +26,6 @@ SECTION = dict(image=dict(image_size=8, patch_size=4, **TOWER), text=TEXT, embed
 def test_published_clip_parameters(name, expected):
   clip = build(CLIP, published_size(name), "model")
   size = clip.image.image_size
-  batch = {
-      "image": S((1, size, size, 3), jnp.float32), "text": S((1, 77), jnp.int32),
-      "text_mask": S((1, 77), jnp.bool_),
-  }
   shapes = contract.shapes(clip)["params"]
   assert sum(x.size for x in jax.tree.leaves(shapes)) == expected
 

@@ -23,7 +23,6 @@ def started(**fields):
 
 def test_published_parameters():
   """Those of the released encoder and decoder."""
-  batch = {"image": jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)}
   system = DVAE(**dvae.published_size())
   params = contract.shapes(system)["params"]
   count = lambda half: sum(x.size for x in jax.tree.leaves(params[half]))

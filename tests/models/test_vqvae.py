@@ -106,7 +106,6 @@ def test_the_published_architecture():
   """§4.1: two 4x4 convolutions of stride 2 of 256 units; mirrored."""
   system = VQVAE(128, (256, 256), 2, 256, 512, 256, codebook="loss")
   assert system.grid == (32, 32)
-  batch = {"image": jax.ShapeDtypeStruct((1, 128, 128, 3), jnp.float32)}
   params = contract.shapes(system)["params"]
   shapes = {p["kernel"].shape for p in (params["encoder"]["halve0"], params["encoder"]["halve1"])}
   assert shapes == {(4, 4, 3, 256), (4, 4, 256, 256)}

@@ -6,7 +6,6 @@ environment variable VLX_TRANSFORMERS_PYTHON names, else this one.
 
 import importlib.util
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -18,7 +17,7 @@ from recorded import PARITY, Recorded, assert_parity
 from safetensors import numpy as safetensors
 
 from vlx import convert
-from vlx.models.pretraining.bert import BERTEncoder, MaskedLanguageModel
+from vlx.models.pretraining.bert import BERTEncoder
 from vlx.pretrained.load import module
 
 INTERPRETER = "VLX_TRANSFORMERS_PYTHON"

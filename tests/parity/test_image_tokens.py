@@ -54,7 +54,6 @@ def test_dvae():
 
 def test_dvae_table_is_that_of_the_public_files():
   system = dvae.DVAE(**dvae.published_size())
-  image = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
   params = contract.shapes(system)["params"]
   lines = (PARITY / "names" / "dvae.txt").read_text().splitlines()
   published = {name: tuple(map(int, shape)) for name, *shape in map(str.split, lines)}

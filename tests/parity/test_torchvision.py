@@ -51,7 +51,6 @@ def named(variables):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_table_covers_exactly_the_published_names_and_shapes(name):
   system, rows = PUBLISHED[name]
-  batch = {"image": jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)}
   ours = contract.shapes(system)
   lines = (HERE / "names" / f"{name.split()[0]}.txt").read_text().splitlines()
   published = {name: tuple(map(int, shape)) for name, *shape in map(str.split, lines)}
@@ -83,7 +82,6 @@ def recorded(name):
   """(variables, {name: array} of the rest) of a fixture."""
   tensors = safetensors.load_file(HERE / f"{name}.safetensors")
   weights = {k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")}
-  image = jax.ShapeDtypeStruct(tensors["image"].shape, jnp.float32)
   wanted = contract.shapes(NARROW[name])
   shapes = {k: v.shape for k, v in weights.items()}
   variables = as_tree(tables.read(rows_of(name), wanted, shapes, weights.__getitem__), wanted)

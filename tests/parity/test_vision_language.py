@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from recorded import Recorded, assert_parity, assert_returned, named_shapes
 

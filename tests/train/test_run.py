@@ -255,7 +255,6 @@ def test_data_that_is_not_what_the_system_takes_is_told(tmp_path):
 
 
 def test_a_batch_in_parts_that_are_no_whole_is_refused(tmp_path):
-  changes = {"optim.accumulate": 2, "mesh.data": 1, "mesh.fsdp": 1}
   with pytest.raises(UserError, match="a pair's negatives are the other pairs of the batch.*accumulate_inexact"):
     loop.train(Run(config(**{"optim.accumulate": 2}), tmp_path / "run"))
 

@@ -16,11 +16,12 @@ from vlx.core import capabilities
 from vlx.core import config as configs
 from vlx.core import checkpoint, partition, system as systems
 from vlx.core.errors import UserError
-from vlx.core.system import HasPlayers, Prepares, Trains, Variables, flatten
+from vlx.core.system import Prepares, Trains, Variables, flatten
 from vlx.data import batches, sources, tokenizers
 from vlx.data.transforms import preprocess
 from vlx.train import going_on, initialize, optimizer as optimizers, state as states
-from vlx.train.state import ALL, Roles, TrainState
+from vlx.train import step as steps
+from vlx.train.state import Roles, TrainState
 from vlx.train.step import Player
 
 
@@ -129,19 +130,11 @@ class Run:
   def roles(self) -> Roles:
     frozen = frozenset(path for path, one in self.learning.items() if one.frozen)
     subtrees = optimizers.frozen_subtrees(self.learning)
-    return states.roles(self.system, systems.names(self.shapes), frozen, subtrees, _players(self.system))
+    return states.roles(self.system, systems.names(self.shapes), frozen, subtrees, steps.players_of(self.system))
 
   @functools.cached_property
   def players(self) -> dict[str, Player]:
-    optim, named = self.config.optim, list(_players(self.system))
-    sections = optimizers.of_players(optim, named) if named else {ALL: optim} if self.roles.owner else {}
-    found = {}
-    for name, section in sections.items():
-      own = [p.removeprefix("params/") for p, player in self.roles.owner.items() if player == name and p[0] == "p"]
-      averaged = [p for p in own if section.ema_decay and self.learning[p].average]
-      optimizer = optimizers.make(section, self.config.steps, self.learning)
-      found[name] = Player(section, optimizer, frozenset(averaged))
-    return found
+    return steps.players(self.system, self.config.optim, self.roles, self.learning, self.config.steps)
 
   def check_accumulation(self) -> None:
     """Raises `UserError` where a batch taken in parts would be another one, and nobody said that this is wanted."""
@@ -236,10 +229,6 @@ class Run:
   def variables(self, state: TrainState, frozen: Variables) -> Variables:
     """Those of inference: averaged where there is an average."""
     return self.roles.merge(state.for_inference, frozen)
-
-
-def _players(system: Trains) -> Mapping[str, str]:
-  return system.players if capabilities.has(system, HasPlayers) else {}
 
 
 @dataclasses.dataclass(frozen=True)

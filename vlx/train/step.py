@@ -9,9 +9,11 @@ import optax
 from einops import rearrange
 from ml_collections import ConfigDict
 
+from vlx.core import capabilities
 from vlx.core import system as systems
-from vlx.core.system import Aux, Batch, System, Term, Variables, flatten, unflatten
+from vlx.core.system import Aux, Batch, HasPlayers, System, Term, Variables, flatten, unflatten
 from vlx.train import optimizer as optimizers
+from vlx.train import state as states
 from vlx.train.state import ALL, Roles, TrainState
 
 # (params, state, batch, key) → (terms, aux)
@@ -24,6 +26,44 @@ class Player(NamedTuple):
   optim: ConfigDict
   optimizer: optax.GradientTransformation
   averaged: frozenset[str]  # paths of its parameters that an average is kept of
+
+
+def players(
+    system: System, optim: ConfigDict, who: Roles, learning: Mapping[str, optimizers.Learning], steps: int
+) -> dict[str, Player]:
+  """Those of a system, `ALL` alone where it has none; none where nothing learns."""
+  named = list(players_of(system))
+  sections = optimizers.of_players(optim, named) if named else {ALL: optim} if who.owner else {}
+  found = {}
+  for name, section in sections.items():
+    own = [p for p in learning if who.owner.get(f"params/{p}") == name]
+    averaged = frozenset(p for p in own if section.ema_decay and learning[p].average)
+    found[name] = Player(section, optimizers.make(section, steps, learning), averaged)
+  return found
+
+
+def begin(system: System, optim: ConfigDict, *, steps: int = 1000, seed: int = 0):
+  """(state, what is frozen, jitted step) of a system by itself: without data, folder and mesh.
+
+  What learns is drawn; `train_step(state, frozen, batch) -> (state, metrics)` gives its state away.
+  """
+  variables = jax.jit(lambda rng: systems.init(system, rng))(jax.random.key(seed))
+  learning = optimizers.learning(optim, variables["params"], system)
+  frozen = frozenset(path for path, one in learning.items() if one.frozen)
+  who = states.roles(
+      system, systems.names(variables), frozen, optimizers.frozen_subtrees(learning), players_of(system)
+  )
+  playing = players(system, optim, who, learning, steps)
+  moving, fixed = who.split(variables)
+  averaged = frozenset().union(*(player.averaged for player in playing.values()))
+  state = states.init(moving, {n: p.optimizer for n, p in playing.items()}, who, averaged)
+  train_step = make(system, who, playing, steps=steps, seed=seed, accumulate=optim.accumulate)
+  return state, fixed, jax.jit(train_step, donate_argnums=0)
+
+
+def players_of(system: System) -> Mapping[str, str]:
+  """Name → pattern of the paths that are its own."""
+  return system.players if capabilities.has(system, HasPlayers) else {}
 
 
 def _gradients(loss: Loss, params, state, batch: Batch, rng, parts: int):

@@ -10,7 +10,6 @@ import pathlib
 import sys
 
 import torch
-import common  # torchvision's operators, before transformers
 import transformers
 from safetensors.torch import load_file, save_file
 
