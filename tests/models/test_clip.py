@@ -25,7 +25,6 @@ SECTION = dict(image=dict(image_size=8, patch_size=4, **TOWER), text=TEXT, embed
 ])
 def test_published_clip_parameters(name, expected):
   clip = build(CLIP, published_size(name), "model")
-  size = clip.image.image_size
   shapes = contract.shapes(clip)["params"]
   assert sum(x.size for x in jax.tree.leaves(shapes)) == expected
 

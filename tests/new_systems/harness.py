@@ -1,0 +1,104 @@
+"""What every new system is put through: it trains, goes on bit for bit, on any mesh, is evaluated, and compiles for a pod."""
+
+import contextlib
+
+from unittest import mock
+
+import jax
+import numpy as np
+
+from vlx.compile import program, topologies
+from vlx.core import checkpoint
+from vlx.core.files import read_json_lines
+from vlx.core.system import flatten
+from vlx.evaluate.runner import Evaluation
+from vlx.train import loop
+from vlx.train.run import Run
+
+
+class Interrupted(Exception):
+  pass
+
+
+def train(config, folder, **changes):
+  """A run of a config with some changes; its evaluation with it."""
+  run = Run(_changed(config, **changes), folder)
+  loop.train(run, on_evaluate=Evaluation.of(run))
+  return run
+
+
+def train_cut_and_go_on(config, folder, at, **changes):
+  """The same, cut when step `at` was done, and started again."""
+  compiled = loop.compile_step
+
+  def cut(run):
+    step = compiled(run)
+
+    def until(state, frozen, batch):
+      if int(state.step) == at:
+        raise Interrupted
+      return step(state, frozen, batch)
+
+    return until
+
+  run = Run(_changed(config, **changes), folder)
+  with mock.patch.object(loop, "compile_step", cut), contextlib.suppress(Interrupted):
+    loop.train(run)
+  again = Run(run.requested, folder)
+  loop.train(again)
+  return again
+
+
+def last_state(run):
+  """Name → array of the last checkpoint and of what is frozen."""
+  with jax.set_mesh(run.mesh), checkpoint.open_manager(run.workdir / "checkpoints", read_only=True) as manager:
+    _, state = checkpoint.restore_latest(manager, run.state_shapes)
+    frozen = run.stored_frozen() if run.roles.frozen else {}
+  return jax.tree.map(np.asarray, flatten(state) | {f"frozen/{n}": x for n, x in flatten(frozen).items()})
+
+
+def losses(run):
+  return np.array([
+      [v for k, v in sorted(line.items()) if k.startswith("train/") and k.endswith("loss")]
+      for line in read_json_lines(run.workdir / "metrics.jsonl")
+  ])
+
+
+def exercise(config, folder, steps=4):
+  """Trains `steps` steps in three ways, which must agree; gives the first run.
+
+  All at once on eight devices; cut at the step after the last checkpoint; with parameters split over four devices.
+  """
+  common = {"steps": steps, "checkpoint.every": steps // 2, "log_every": 1}
+  whole = train(config, folder / "whole", **common)
+  cut = train_cut_and_go_on(config, folder / "cut", steps // 2 + 1, **common)
+  one, other = last_state(whole), last_state(cut)
+  assert one.keys() == other.keys()
+  for name in one:
+    np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+  sizes = {"mesh.data": 2, "mesh.fsdp": 4, "partition": ((r".*", "fsdp"),)}
+  with mock.patch("vlx.core.partition.SMALL", 1):
+    split = Run(_changed(config, **common, **sizes), folder / "split")
+    loop.train(split)
+    specs = [s.sharding.spec for s in split.variable_shapes.values()]
+    assert any("fsdp" in spec for spec in specs)
+  np.testing.assert_allclose(losses(split), losses(whole), rtol=2e-3)
+  assert np.isfinite(losses(whole)).all() and len(losses(whole)) == steps
+  return whole
+
+
+def compiles_for_a_pod(config, **changes):
+  """Compiles for v5e:4x4 in a process that has the compiler; gives what `vlx.compile` prints."""
+  found = program.in_own_process(
+      _changed(config, **{"mesh.data": 4, "mesh.fsdp": 4, **changes}), topologies.parse("v5e:4x4")
+  )
+  assert found["fits"]
+  return found
+
+
+def _changed(config, **changes):
+  found = config.copy_and_resolve_references().unlock()
+  found.update_from_flattened_dict(changes)
+  return found.lock()
+
+
