@@ -139,11 +139,14 @@ def load(
         "params": partitions.shardings(partition, shapes["params"], mesh),
         "state": jax.tree.map(lambda _: partitions.replicated(mesh), shapes["state"]),
     }
-  placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-  described = lambda flat: {n: f"{x.dtype}{list(x.shape)}" for n, x in flat.items()}
-  wanted = flatten(placed)
-  if lines := differences(described(found.shapes), described(wanted), "saved", "in the model of its config.json"):
+  described = lambda tree: {n: str(list(x.shape)) for n, x in tree.items()}
+  if lines := differences(described(found.shapes), described(flatten(shapes)), "saved", "in the model of its config"):
     raise UserError(f"{path_or_name} does not hold what its config says: {'; '.join(lines)}")
+  # In the types that are stored: what is frozen may be in half precision.
+  wanted = {
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=flatten(shardings)[name])
+      for name, x in found.shapes.items()
+  }
   arrays = found.read(wanted)
   variables = jax.tree.map(arrays.__getitem__, names(shapes))
   return Pretrained(found.system, variables, found.tokenizer(), found.image_transform)
