@@ -23,6 +23,11 @@ from vlx.core.system import Variables, flatten, names, unflatten
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
+# Devices that hold the same array write a share of it each: of a small one, cutting it costs more than writing it.
+_ARRAYS = ocp.type_handlers.create_type_handler_registry(
+    (jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20)),
+)
+
 
 class _KeepBest:
   """Preserves the checkpoint that `mark_best` names."""
@@ -46,7 +51,7 @@ def open_manager(folder: pathlib.Path, *, keep: int = 1, read_only: bool = False
   """
   return ocp.CheckpointManager(
       folder.absolute(),
-      item_handlers=ocp.StandardCheckpointHandler(),
+      item_handlers=ocp.PyTreeCheckpointHandler(type_handler_registry=_ARRAYS),
       options=ocp.CheckpointManagerOptions(
           preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), _KeepBest(folder)]),
           create=not read_only, read_only=read_only, enable_async_checkpointing=not read_only,
@@ -58,7 +63,7 @@ def open_manager(folder: pathlib.Path, *, keep: int = 1, read_only: bool = False
 def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
   """Starts saving `state`; returns once its arrays are copied to the host."""
   if step not in manager.all_steps():
-    manager.save(step, args=ocp.args.StandardSave(state))
+    manager.save(step, args=ocp.args.PyTreeSave(state))
 
 
 def best_of(folder: pathlib.Path) -> dict[str, Any] | None:
