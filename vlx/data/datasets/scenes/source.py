@@ -74,6 +74,8 @@ class ScenesSource:
 
   def __getitem__(self, index):
     index = int(index)
+    if not 0 <= index < len(self):  # what ends a `for`: a scene could be composed for any number
+      raise IndexError(f"record {index} of {len(self)}")
     shown = self.scene(index)
     pairs = itertools.permutations(range(len(shown.objects)), 2)
     return {
