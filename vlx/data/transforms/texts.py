@@ -61,12 +61,13 @@ def tokenize_pair(first: str, second: str, length: int, tokenizer: Tokenizer) ->
 def tokenize_answer(length: int, tokenizer: Tokenizer, question: str = "question", answer: str = "answer") -> Op:
   """A question and the answer behind it → `text`, `text_mask`, and `target_mask`, True on the answer and its end.
 
-  What is too long loses the question's first tokens: the answer is what is learned.
+  What is too long loses the question's first tokens, all but the start: the answer is what is learned.
   """
 
   def apply(example, rng):
     turns = [("user", _text(example, question)), ("assistant", _text(example, answer))]
-    return {**example, **_dialogue(turns, length, tokenizer, None, 1)}
+    said = _dialogue(turns, tokenizer, None, 1)
+    return {**example, **_arrays(said[:1] + said[1:][1 - length :], length)}
 
   return apply
 
@@ -97,18 +98,18 @@ def conversation(
       raise BadRecord(f"{field} is no list of {{from: human or gpt, value: …}}: {e}") from e
     if not any(role == "assistant" and text.strip() for role, text in said):
       raise BadRecord("the assistant says nothing")
-    return {**example, **_dialogue(said, length, tokenizer, image_id, image_tokens)}
+    return {**example, **_arrays(_dialogue(said, tokenizer, image_id, image_tokens)[:length], length)}
 
   return apply
 
 
-def _dialogue(turns, length, tokenizer, image_id, image_tokens) -> dict[str, np.ndarray]:
-  """Ids of a dialogue, and which of them are targets.
+def _dialogue(turns, tokenizer, image_id, image_tokens) -> list[tuple[int, bool]]:
+  """(id, whether it is a target) of a dialogue's tokens.
 
   By the template, a turn's tokens are those by which it makes the rendering longer. Without one a turn is its text,
   as `tokens` encodes it without its last token where that is the end, and an end behind each answer.
   """
-  ids, targets, rendered = [], [], []
+  said, rendered = [], []
   expand = lambda new: new if image_id is None else expand_images(
       new, tokenizer.tokens_of(IMAGE), image_id, image_tokens
   )
@@ -123,15 +124,19 @@ def _dialogue(turns, length, tokenizer, image_id, image_tokens) -> dict[str, np.
     else:
       new = tokenizer.tokens(text)
       ends = tokenizer.end_id is not None
-      new = new[1:] if ids and new and new[0] == tokenizer.start_id else new
+      new = new[1:] if said and new and new[0] == tokenizer.start_id else new
       new = new[:-1] if ends and new and new[-1] == tokenizer.end_id else new
       new = [*new, tokenizer.end_id] if ends and role == "assistant" else new
-    new = expand(new)
-    ids, targets = [*ids, *new], [*targets, *[role == "assistant"] * len(new)]
+    said += [(i, role == "assistant") for i in expand(new)]
+  return said
+
+
+def _arrays(said: list[tuple[int, bool]], length: int) -> dict[str, np.ndarray]:
+  """What `_dialogue` gives, with zeros behind."""
+  ids, targets = zip(*said) if said else ((), ())
   text, target_mask = np.zeros(length, np.int32), np.zeros(length, bool)
-  kept = min(length, len(ids))
-  text[:kept], target_mask[:kept] = ids[:kept], targets[:kept]
-  return {"text": text, "text_mask": np.arange(length) < kept, "target_mask": target_mask}
+  text[: len(ids)], target_mask[: len(ids)] = ids, targets
+  return {"text": text, "text_mask": np.arange(length) < len(ids), "target_mask": target_mask}
 
 
 def expand_images(ids: list[int], marker: list[int], image_id: int, count: int) -> list[int]:
