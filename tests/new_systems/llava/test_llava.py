@@ -1,0 +1,117 @@
+"""From a public CLIP and a public LLaMA to a conversation about an image, in two stages."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+from PIL import Image
+
+import vlx
+from tests import contract
+from tests.new_systems import harness
+from tests.new_systems.llava.config import get_config
+from vlx.core.config import build
+from vlx.core.errors import UserError
+from vlx.data.sources import open_source
+from vlx.models.contrastive.clip import CLIP
+from vlx.models.language.llama import LanguageModel, LLaMA
+from vlx.pretrained import clip, llama, tables
+from vlx.pretrained.formats.safetensors import write_safetensors
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }} : {{ m.content }} {% if m.role == 'assistant' %}</s> {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant : {% endif %}"
+)
+
+
+def publish(folder, family, system):
+  """What `save_pretrained` leaves."""
+  folder.mkdir()
+  variables = jax.tree.map(np.asarray, contract.init(system))
+  config, layout = family.to_hugging_face(system)
+  write_safetensors(
+      folder / "model.safetensors", tables.public_shapes(layout.rows, variables), tables.export(layout.rows, variables)
+  )
+  (folder / "config.json").write_text(json.dumps(config))
+
+
+def publish_tokenizer(folder):
+  """Words, a token for an image, a chat template."""
+  said = " ".join(f"{q} {a}" for record in open_source("scenes:64?size=16&held_out=16", "train")
+                  for q, a in record["questions"])
+  words = sorted(set(re.findall(r"\w+|[^\w\s]+", said)) | {"user", "assistant", ":"})
+  vocabulary = {w: i for i, w in enumerate(["<unk>", "<s>", "</s>", "<image>", *words][:200])}
+  backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, "<unk>"))
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  backend.add_special_tokens(["<s>", "</s>", "<image>"])
+  backend.save(str(folder / "tokenizer.json"))
+  said = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": TEMPLATE}
+  (folder / "tokenizer_config.json").write_text(json.dumps(said))
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("llava")
+  tower = dict(width=24, depth=2, num_heads=2, mlp_dim=24, activation="quick_gelu", layer_norm_epsilon=1e-5)
+  publish(folder / "clip", clip, build(CLIP, dict(
+      image=dict(image_size=16, patch_size=8, patch_bias=False, pre_norm=True, **tower),
+      text=dict(vocab_size=60, context_length=8, **tower), embed_dim=12,
+  ), "model"))
+  publish(folder / "llama", llama, LanguageModel(LLaMA(
+      vocab_size=200, width=16, depth=2, num_heads=2, num_groups=1, mlp_dim=24, context_length=64, epsilon=1e-5,
+  )))
+  publish_tokenizer(folder / "llama")
+  places = [str(folder / name) for name in ("clip", "llama")]
+  first = harness.exercise(get_config(*places), folder)
+  second = harness.train(get_config(*places, str(first.workdir)), folder / "second", steps=3)
+  return first, second
+
+
+def test_the_projector_alone_learns_first(stages):
+  first, _ = stages
+  assert {path.split("/")[0] for path, one in first.learning.items() if not one.frozen} == {"hidden", "out"}
+  frozen = [x.dtype for name, x in harness.last_state(first).items() if name.startswith("frozen/params")]
+  assert len(frozen) > 20 and set(map(str, frozen)) == {"bfloat16"}
+
+
+def test_then_all_but_the_tower_from_where_the_first_stage_ended(stages):
+  first, second = stages
+  assert {path.split("/")[0] for path, one in second.learning.items() if not one.frozen} == {
+      "hidden", "out", "language_model"}
+  before, after = (vlx.load(run.workdir).variables["params"] for run in stages)
+  assert str(after["language_model"]["final_norm"]["scale"].dtype) == "float32"
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.float32(a), b), before["tower"], after["tower"])
+  # Three steps of 1e-3 from there, not from what is drawn.
+  gap = np.abs(before["hidden"]["kernel"] - after["hidden"]["kernel"]).max()
+  assert 0 < gap < 5e-3
+  results = json.loads((second.workdir / "results.json").read_text())
+  assert np.isfinite(results["loss/val/nats_per_token"])
+
+
+def test_it_talks_about_an_image_in_several_turns(stages):
+  model = vlx.load(stages[1].workdir)
+  red, blue = (Image.new("RGB", (20, 30), color) for color in ("red", "blue"))
+  answer, chat = model.chat("what color is the background ?", red, max_tokens=3)
+  assert isinstance(answer, str) and len(chat.messages) == 2
+  again, chat = model.chat("and now ?", history=chat, max_tokens=3)
+  assert len(chat.messages) == 4 and chat.cache is not None
+  # The image is seen: what is read of another one is not the same.
+  system, variables = model.system.for_decoding(model.variables)
+  ids = jnp.array([[5, 3, 3, 3, 3, 6, 7]], jnp.int32)
+  logits = [
+      system.extend_cache(variables, {
+          "text": ids, "text_mask": jnp.ones_like(ids, bool), "image": jnp.asarray(model.prepare_images([image]))
+      }, system.empty_cache(1, 16))[0] for image in (red, blue)
+  ]
+  assert np.abs(logits[0] - logits[1]).max() > 1e-4
+  with pytest.raises(UserError, match="no room|to come"):
+    model.chat("what ? " * 60, red)
+
+
+@pytest.mark.slow
+def test_it_compiles_for_a_pod(stages):
+  assert harness.compiles_for_a_pod(stages[0].config)["bytes_per_device"]["frozen"] > 0
