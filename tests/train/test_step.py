@@ -68,7 +68,7 @@ def prepared(optim, system=Linear()):
 def run(optim, system=Linear(), steps_=5, data=None):
   data = data or batch()
   state, frozen, train_step = prepared(optim, system)
-  history, metrics = [state], {}
+  history, metrics = [jax.tree.map(jnp.copy, state)], {}
   for _ in range(steps_):
     state, metrics = train_step(state, frozen, data)
     history.append(jax.tree.map(jnp.copy, state))

@@ -10,7 +10,7 @@ U(-0.08, 0.08), the forget gate starts open, dropout is on inputs and outputs of
 
 Departure: o ⊙ tanh(c), as in that code; eq. 8 has no tanh, which is `output_tanh=False`. Fields for the
 paper's ablations: `image_input="every"` gives the picture beside each word (§3.1 found that worse), and
-`init_from` of a config can start `word_embedding` at vectors trained elsewhere (§4.3.2: no gain).
+`init` of a config can start `word_embedding` at vectors trained elsewhere (§4.3.2: no gain).
 """
 
 import dataclasses
