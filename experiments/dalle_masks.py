@@ -16,5 +16,5 @@ EXPERIMENT = Experiment(
     claim="Sparse masks (row, column, conv) model the codes as well as full attention does.",
     config="configs/dalle.py:ablation",
     arms={"sparse": {}, "full": {"model.pattern": ("full",), "model.last_mask": "full"}},
-    measures=tuple(f"generation/{split}/image_nats" for split in ("train", "combo", "concept")),
+    measures=tuple(f"loss/{split}/image" for split in ("train", "combo", "concept")),
 )

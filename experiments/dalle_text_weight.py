@@ -17,5 +17,5 @@ EXPERIMENT = Experiment(
     claim="A text weight of 1/8 models the codes better than equal weights do.",
     config="configs/dalle.py:ablation",
     arms={"0": {"model.text_weight": 0.0}, "1/8": {}, "1/2": {"model.text_weight": 0.5}},
-    measures=tuple(f"generation/{split}/image_nats" for split in ("train", "combo", "concept")),
+    measures=tuple(f"loss/{split}/image" for split in ("train", "combo", "concept")),
 )
