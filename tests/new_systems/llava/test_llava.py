@@ -1,71 +1,23 @@
 """From a public CLIP and a public LLaMA to a conversation about an image, in two stages."""
 
 import json
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tokenizers
 from PIL import Image
 
 import vlx
-from tests import contract
-from tests.new_systems import harness
+from tests.new_systems import harness, public
 from tests.new_systems.llava.config import get_config
-from vlx.core.config import build
 from vlx.core.errors import UserError
-from vlx.data.sources import open_source
-from vlx.models.contrastive.clip import CLIP
-from vlx.models.language.llama import LanguageModel, LLaMA
-from vlx.pretrained import clip, llama, tables
-from vlx.pretrained.formats.safetensors import write_safetensors
-
-TEMPLATE = (
-    "{% for m in messages %}{{ m.role }} : {{ m.content }} {% if m.role == 'assistant' %}</s> {% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}assistant : {% endif %}"
-)
-
-
-def publish(folder, family, system):
-  """What `save_pretrained` leaves."""
-  folder.mkdir()
-  variables = jax.tree.map(np.asarray, contract.init(system))
-  config, layout = family.to_hugging_face(system)
-  write_safetensors(
-      folder / "model.safetensors", tables.public_shapes(layout.rows, variables), tables.export(layout.rows, variables)
-  )
-  (folder / "config.json").write_text(json.dumps(config))
-
-
-def publish_tokenizer(folder):
-  """Words, a token for an image, a chat template."""
-  said = " ".join(f"{q} {a}" for record in open_source("scenes:64?size=16&held_out=16", "train")
-                  for q, a in record["questions"])
-  words = sorted(set(re.findall(r"\w+|[^\w\s]+", said)) | {"user", "assistant", ":"})
-  vocabulary = {w: i for i, w in enumerate(["<unk>", "<s>", "</s>", "<image>", *words][:200])}
-  backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, "<unk>"))
-  backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-  backend.add_special_tokens(["<s>", "</s>", "<image>"])
-  backend.save(str(folder / "tokenizer.json"))
-  said = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": TEMPLATE}
-  (folder / "tokenizer_config.json").write_text(json.dumps(said))
 
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
   folder = tmp_path_factory.mktemp("llava")
-  tower = dict(width=24, depth=2, num_heads=2, mlp_dim=24, activation="quick_gelu", layer_norm_epsilon=1e-5)
-  publish(folder / "clip", clip, build(CLIP, dict(
-      image=dict(image_size=16, patch_size=8, patch_bias=False, pre_norm=True, **tower),
-      text=dict(vocab_size=60, context_length=8, **tower), embed_dim=12,
-  ), "model"))
-  publish(folder / "llama", llama, LanguageModel(LLaMA(
-      vocab_size=200, width=16, depth=2, num_heads=2, num_groups=1, mlp_dim=24, context_length=64, epsilon=1e-5,
-  )))
-  publish_tokenizer(folder / "llama")
-  places = [str(folder / name) for name in ("clip", "llama")]
+  places = public.publish(folder)
   first = harness.exercise(get_config(*places), folder)
   second = harness.train(get_config(*places, str(first.workdir)), folder / "second", steps=3)
   return first, second
