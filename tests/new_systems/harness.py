@@ -1,4 +1,4 @@
-"""What every new system is put through: it trains, goes on bit for bit, on any mesh, is evaluated, and compiles for a pod."""
+"""What every new system is put through: it trains, goes on bit for bit, on any mesh, and compiles for a pod."""
 
 import contextlib
 
@@ -90,7 +90,7 @@ def exercise(config, folder, steps=4):
 def compiles_for_a_pod(config, **changes):
   """Compiles for v5e:4x4 in a process that has the compiler; gives what `vlx.compile` prints."""
   found = program.in_own_process(
-      _changed(config, **{"mesh.data": 4, "mesh.fsdp": 4, **changes}), topologies.parse("v5e:4x4")
+      _changed(config, **{"steps": 100, "mesh.data": 4, "mesh.fsdp": 4, **changes}), topologies.parse("v5e:4x4")
   )
   assert found["fits"]
   return found

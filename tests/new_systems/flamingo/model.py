@@ -1,4 +1,4 @@
-"""Flamingo (Alayrac et al., 2022): gated layers between those of a frozen language model. A toy of the real mechanism."""
+"""Flamingo (Alayrac et al., 2022), a toy of it: gated layers between those of a frozen language model."""
 
 import dataclasses
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from vlx.ops.masks import Segments
 
 
 class Gated(nn.Module):
-  """x + tanh(α) attention to the image, then x + tanh(α) MLP; α starts at 0 (§2.2): at first the layer is not there."""
+  """x + tanh(α) attention to the image, then x + tanh(α) MLP; α starts at 0 (§2.2): at first it is not there."""
 
   num_heads: int
 

@@ -11,7 +11,9 @@ from PIL import Image
 import vlx
 from tests.new_systems import harness, public
 from tests.new_systems.llava.config import get_config
+from vlx.core import config as configs
 from vlx.core.errors import UserError
+from vlx.models.language.llama import LanguageModel, LLaMA, published_size
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +69,13 @@ def test_it_talks_about_an_image_in_several_turns(stages):
 @pytest.mark.slow
 def test_it_compiles_for_a_pod(stages):
   assert harness.compiles_for_a_pod(stages[0].config)["bytes_per_device"]["frozen"] > 0
+
+
+@pytest.mark.slow
+def test_a_frozen_llama_2_of_7b_takes_its_shard_in_bf16(stages):
+  config = stages[0].requested.copy_and_resolve_references().unlock()
+  decoder = LLaMA(**published_size("2-7B"), remat=True, dtype="bfloat16")
+  config.model.language_model = configs.part_of(LanguageModel(decoder))
+  found = harness.compiles_for_a_pod(config, **{"mesh.data": 1, "mesh.fsdp": 16, "partition": ((r".*", "fsdp"),)})
+  # 6,738,415,616 parameters in 16 shards of 2 bytes, and the small tower.
+  assert 0 <= found["bytes_per_device"]["frozen"] - 6_738_415_616 * 2 // 16 < 1e6
