@@ -24,7 +24,7 @@ def vlx_batches(folder: pathlib.Path, workers: int, threads: int):
   from vlx.data import sources
   from vlx.data.transforms import preprocess
   from vlx.data.tokenizers import trained as tokenizers
-  from vlx.data.batches import Batches, Examples
+  from vlx.data.batches import Batches, Examples, iterate
 
   flags.FLAGS.mark_as_parsed()
   if not (folder / "metadata.jsonl").exists():
@@ -40,7 +40,7 @@ def vlx_batches(folder: pathlib.Path, workers: int, threads: int):
       'keep("image", "text", "text_mask")', tokenizers.load(folder / "tokenizer.json"),
   )
   data = Batches(Examples(sources.open_source(f"folder:{folder}", "train"), ops), BATCH, 0)
-  return data.iterate(0, 10**6, workers=workers, threads=threads, ahead=4)
+  return iterate(data, 0, 10**6, workers=workers, threads=threads, ahead=4)
 
 
 def torch_batches(folder: pathlib.Path, workers: int):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vlx.data.transforms import preprocess
-from vlx.data.batches import Batches, Examples, one_pass
+from vlx.data.batches import Batches, Examples, iterate, one_pass
 from vlx.data.sources import epoch_order, open_source
 from vlx.core.errors import UserError
 
@@ -47,8 +47,8 @@ def batches(count=20, batch_size=8, seed=0, ops=OPS, **kwargs):
 def test_a_batch_is_the_same_from_any_start():
   expected = {s: batches()[s] for s in (7, 3)}
   data = batches()
-  walked = dict(enumerate(data.iterate(0, 9)))
-  resumed = dict(enumerate(batches().iterate(3, 9), start=3))
+  walked = dict(enumerate(iterate(data, 0, 9)))
+  resumed = dict(enumerate(iterate(batches(), 3, 9), start=3))
   for step, batch in expected.items():
     for name, value in batch.items():
       np.testing.assert_array_equal(walked[step][name], value)
@@ -124,7 +124,7 @@ def test_rows_of_a_batch_are_the_batchs_rows():
 
 def test_worker_processes_make_the_same_batches():
   here = batches()
-  for step, batch in enumerate(batches().iterate(4, 8, workers=2), start=4):
+  for step, batch in enumerate(iterate(batches(), 4, 8, workers=2), start=4):
     for name, value in here[step].items():
       np.testing.assert_array_equal(batch[name], value)
   assert step == 7

@@ -50,7 +50,7 @@ def measure(config, topology: topologies.Topology, folder: pathlib.Path) -> dict
   peak = topology.chip.peak_flops
   text = compiled and compiled.as_text()
   return dict(
-      topology=topology.name, devices=topology.devices, mesh=dict(run.mesh.shape), batch_size=run.batch_size,
+      topology=topology.name, devices=topology.devices, mesh=dict(run.mesh.shape), batch_size=run.streams.batch_size,
       fits=total <= memory, excess_bytes=max(0, total - memory), bytes_per_device=sizes,
       parameters=sum(math.prod(s.shape) for s in jax.tree.leaves(run.shapes["params"])),
       model_flops_per_step=counted.flops, kernel_flops_per_step=counted.kernels,
@@ -82,10 +82,7 @@ def _count(config) -> flops.Count:
       )
       return systems.total(terms), aux
 
-    part = {
-        name: jax.ShapeDtypeStruct((s.shape[0] // parts, *s.shape[1:]), s.dtype)
-        for name, s in run.batch_shapes.items()
-    }
+    part = jax.tree.map(lambda s: jax.ShapeDtypeStruct((s.shape[0] // parts, *s.shape[1:]), s.dtype), run.batch_shapes)
     plain = lambda tree: jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), tree)
     arguments = (own, moving["params"], moving["state"], run.frozen_shapes)
     total.add(flops.count(loss, *map(plain, arguments), part, plain(run.state_shapes.step)), parts)

@@ -78,21 +78,16 @@ def own_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
   return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))
 
 
-def to_devices(
-    batch: Mapping[str, np.ndarray], sharding: NamedSharding, batch_size: int
-) -> dict[str, jax.Array]:
-  """Global arrays `[batch_size, …]` from this process's rows of them (`own_rows`)."""
+def global_array(own: np.ndarray, sharding: NamedSharding, batch_size: int) -> jax.Array:
+  """A global array `[batch_size, …]` from this process's rows of it (`own_rows`)."""
   rows = own_rows(sharding, batch_size)
 
-  def place(own):
-    def of_device(index):
-      start, stop, _ = index[0].indices(batch_size)
-      first = np.searchsorted(rows, start)
-      return own[first : first + stop - start]
+  def of_device(index):
+    start, stop, _ = index[0].indices(batch_size)
+    first = np.searchsorted(rows, start)
+    return own[first : first + stop - start]
 
-    return jax.make_array_from_callback((batch_size, *own.shape[1:]), sharding, of_device)
-
-  return {name: place(own) for name, own in batch.items()}
+  return jax.make_array_from_callback((batch_size, *own.shape[1:]), sharding, of_device)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

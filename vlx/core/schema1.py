@@ -27,7 +27,7 @@ def upgrade(config: dict[str, Any], part: Callable[[str], dict[str, Any]]) -> di
   )
   upgraded = {
       **{k: v for k, v in config.items() if k not in ("init_from", "eval_every")},
-      "data": {**data, "image_transform": image_transform},
+      "data": {**data, "image_transform": image_transform, "streams": {}, "mixture": "by_step"},
       "init": [],
       "optim": {"decay_steps": 0, "players": {}, "accumulate_inexact": False, **config["optim"], "rules": []},
       "evaluators": _evaluators(evaluators, config.get("eval_every", NEVER), image_transform),

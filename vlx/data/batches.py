@@ -7,6 +7,7 @@ processes: each builds the rows that are its own. So there is no iterator to sav
 import collections
 import logging
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 
@@ -16,6 +17,12 @@ from vlx.data.transforms.preprocess import Preprocess
 from vlx.core.errors import UserError
 
 HostBatch = dict[str, np.ndarray]
+
+
+class ByStep(Protocol):
+  """A batch for every step, whichever is asked for."""
+
+  def __getitem__(self, step: int) -> HostBatch: ...
 
 
 def objects(values: list) -> np.ndarray:
@@ -123,25 +130,27 @@ class Batches:
     rng = np.random.Generator(np.random.Philox(key=[self._seed, position]))
     return self._examples(int(self._order[position]), rng)
 
-  def iterate(
-      self, start: int, stop: int, *, workers: int = 0, threads: int = 2, ahead: int = 4
-  ) -> Iterator[HostBatch]:
-    """Batches start … stop-1 in order, made ahead of their use.
 
-    Args:
-      start: the first step.
-      stop: one after the last.
-      workers: processes to make them in; 0: threads of this one.
-      threads: of this process, where there are no workers.
-      ahead: how many batches to have ready.
-    """
-    import grain
+def iterate(
+    batches: ByStep, start: int, stop: int, *, workers: int = 0, threads: int = 2, ahead: int = 4
+) -> Iterator[HostBatch]:
+  """Batches start … stop-1 in order, made ahead of their use.
 
-    steps = grain.MapDataset.range(start, stop).map(self.__getitem__)
-    if not workers:
-      return iter(steps.to_iter_dataset(grain.ReadOptions(threads, ahead)))
-    options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, ahead // workers))
-    return iter(steps.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(options))
+  Args:
+    batches: of every step.
+    start: the first step.
+    stop: one after the last.
+    workers: processes to make them in; 0: threads of this one.
+    threads: of this process, where there are no workers.
+    ahead: how many batches to have ready.
+  """
+  import grain
+
+  steps = grain.MapDataset.range(start, stop).map(batches.__getitem__)
+  if not workers:
+    return iter(steps.to_iter_dataset(grain.ReadOptions(threads, ahead)))
+  options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, ahead // workers))
+  return iter(steps.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(options))
 
 
 def one_pass(
@@ -162,5 +171,6 @@ def split_host(batch: HostBatch) -> tuple[HostBatch, HostBatch]:
   """(what goes to the devices, what stays on the host: strings and `example_id`)."""
   parts = collections.defaultdict(dict)
   for name, value in batch.items():
-    parts[value.dtype == object or name == "example_id"][name] = value
+    on_host = value.dtype == object or name.rpartition("/")[2] == "example_id"
+    parts[on_host][name] = value
   return parts[False], parts[True]

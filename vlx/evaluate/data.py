@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from vlx.core.errors import UserError
 from vlx.data import batches, sources
 from vlx.data.records import Source
 from vlx.data.tokenizers import Tokenizer
@@ -26,6 +27,8 @@ class Data:
   bad_records: int = 0
 
   def source(self, split: str) -> Source:
+    if not self.spec:
+      raise UserError("data.source is not given: it is what evaluators look at, whatever data.streams has")
     return sources.open_source(self.spec, split)
 
   def examples(self, split: str, *ops: str, image_transform: str = "") -> batches.Examples:

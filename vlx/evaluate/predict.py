@@ -37,7 +37,7 @@ def over_examples(
   rows = partition.own_rows(sharding, batch_size)
   outputs, found = [], {t: [] for t in targets}
   for batch in batches.one_pass(examples, batch_size, rows):
-    arrays = partition.to_devices({n: batch[n] for n in names}, sharding, batch_size)
+    arrays = {n: partition.global_array(batch[n], sharding, batch_size) for n in names}
     inputs = (arrays,) if as_inputs else tuple(arrays.values())
     result = call(model.system, method, model.variables, *inputs, options=tuple(sorted(options.items())))
     outputs.append(jax.tree.map(np.asarray, result))
@@ -81,8 +81,8 @@ def texts(
   embeddings = []
   for first in range(0, len(prompts), batch_size):
     part = np.minimum(first + rows, len(prompts) - 1)
-    arrays = partition.to_devices({"text": ids[part], "text_mask": mask[part]}, sharding, batch_size)
-    found = call(model.system, "embed_text", model.variables, *arrays.values())
+    arrays = [partition.global_array(x[part], sharding, batch_size) for x in (ids, mask)]
+    found = call(model.system, "embed_text", model.variables, *arrays)
     embeddings.append(np.asarray(found, np.float32))
   embeddings = np.concatenate(embeddings)[: len(prompts)]
   if len(templates) > 1:

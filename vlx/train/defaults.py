@@ -33,6 +33,8 @@ def get_config() -> ml_collections.ConfigDict:
       workers=0,  # processes that make batches; 0: threads of this one
       threads=1,
       ahead=4,  # batches made ahead of the step
+      streams={},  # name → what a stream of its own has of source, split, batch_size, preprocess, and its weight
+      mixture="by_step",  # how streams are put together (vlx.data.streams)
   )
 
   config.optim = dict(

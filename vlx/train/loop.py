@@ -124,7 +124,7 @@ def train(run: Run, *, on_evaluate: OnEvaluate | None = None, profile: bool = Fa
     going_on.keep(run.requested, config, workdir)
     with checkpoint.open_manager(workdir / "checkpoints", keep=config.checkpoint.keep) as manager:
       start, state, frozen = _begin(run, manager)
-      log = MetricsLog(workdir, start, config.steps, config.data.batch_size)
+      log = MetricsLog(workdir, start, config.steps, run.streams.batch_size)
       with contextlib.closing(log):
         log.say(_greeting(run, start))
         return _Loop(run, manager, log, stop, on_evaluate or _Nothing()).go(start, state, frozen, profile)
@@ -198,11 +198,11 @@ class _Loop:
         break
       if profile:
         self._profile(step - start, state)
-      batch, host = self._next(data, pending, first=step == start)
+      batch, ids = self._next(data, pending)
       state, metrics = train_step(state, frozen, batch)
       if pending:
         self._finish(pending, state)
-      pending = _Pending(step + 1, metrics, host["example_id"])
+      pending = _Pending(step + 1, metrics, ids)
     self._manager.wait_until_finished()
     if stopping:
       self._log.say(f"stopped at step {step} of {last}, saved; the same command goes on from there")
@@ -213,21 +213,18 @@ class _Loop:
 
   def _data(self, start: int, last: int):
     data = self._run.config.data
-    return self._run.batches.iterate(
-        start, last, workers=data.workers, threads=data.threads, ahead=data.ahead
+    return batches.iterate(
+        self._run.batches, start, last, workers=data.workers, threads=data.threads, ahead=data.ahead
     )
 
-  def _next(self, data, pending: _Pending | None, *, first: bool) -> tuple[dict[str, jax.Array], dict[str, Any]]:
-    """(a batch on the devices, what of it stays on the host)."""
+  def _next(self, data, pending: _Pending | None) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    """(a batch on the devices, its examples' indices, by stream where there are several)."""
     asked = time.monotonic()
     batch, host = batches.split_host(next(data))
     if not pending or pending.metrics["finite"].is_ready():  # else the devices had work meanwhile
       self._log.waited(time.monotonic() - asked)
-    if first:
-      self._run.check_batch(batch)
-    wanted = {name: batch[name] for name in self._run.batch_shapes}
-    sharding = partition.batch_sharding(self._run.mesh)
-    return partition.to_devices(wanted, sharding, self._run.batch_size), host
+    ids = {name: array.tolist() for name, array in host.items() if name.endswith("example_id")}
+    return self._run.on_devices(batch), ids
 
   def _finish(self, pending: _Pending, state: TrainState) -> None:
     """Logs a step; a loss that was not finite ends the run."""
@@ -242,7 +239,7 @@ class _Loop:
       self._manager.wait_until_finished()
       raise FloatingPointError(
           f"loss or gradients of step {step - 1} are not finite; the state before it is saved as"
-          f" checkpoint {step - 1}. Its examples: {pending.example_ids.tolist()}"
+          f" checkpoint {step - 1}. Its examples: {pending.example_ids}"
       )
 
   def _evaluated(self, step: int, variables: Variables) -> None:
@@ -269,6 +266,6 @@ def _greeting(run: Run, start: int) -> str:
   return (
       f"{run.config.system.rpartition('.')[2]}, {learning + frozen:,} parameters"
       f"{f', {frozen:,} of them frozen' if frozen else ''}, {where} {run.config.steps} steps"
-      f" of {run.config.data.batch_size} on {len(run.mesh.devices.flat)} x"
+      f" of {run.streams.batch_size} on {len(run.mesh.devices.flat)} x"
       f" {jax.devices()[0].device_kind} ({run.workdir})"
   )

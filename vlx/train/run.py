@@ -18,6 +18,7 @@ from vlx.core import checkpoint, partition, system as systems
 from vlx.core.errors import UserError
 from vlx.core.system import Prepares, Trains, Variables, flatten
 from vlx.data import batches, sources, tokenizers
+from vlx.data.streams import Streams
 from vlx.data.transforms import preprocess
 from vlx.train import going_on, initialize, optimizer as optimizers, state as states
 from vlx.train import step as steps
@@ -60,7 +61,7 @@ class Run:
       return None
     path = self.workdir / "tokenizer.json"
     if not path.exists():
-      texts = lambda: self.source(self.config.data.split).texts(section.fields)
+      texts = lambda: self.streams.texts(section.fields)
       tokenizers.make(section, texts).save(path)
     tokenizer = tokenizers.load(path)
     if tokenizer.vocab_size > section.vocab_size:
@@ -69,29 +70,32 @@ class Run:
       )
     return tokenizer
 
-  def source(self, split: str) -> sources.Source:
-    return sources.open_source(self.config.data.source, split)
+  @functools.cached_property
+  def streams(self) -> Streams:
+    """An error where the mesh and `optim.accumulate` do not divide their batches."""
+    found, mesh, accumulate = Streams.of(self.config.data), dict(self.mesh.shape), self.config.optim.accumulate
+    for name, stream in found.by_name.items():
+      if stream.batch_size % (mesh["data"] * mesh["fsdp"] * accumulate):
+        raise UserError(
+            f"data.{f'streams.{name}.' if name else ''}batch_size {stream.batch_size} is not divided by the mesh"
+            f" {mesh} and optim.accumulate {accumulate}"
+        )
+    return found
 
   @functools.cached_property
-  def batch_size(self) -> int:
-    """Rows of a global batch; an error where the mesh and `optim.accumulate` do not divide them."""
-    size, mesh = self.config.data.batch_size, dict(self.mesh.shape)
-    if size % (mesh["data"] * mesh["fsdp"] * self.config.optim.accumulate):
-      raise UserError(
-          f"data.batch_size {size} is not divided by the mesh {mesh}"
-          f" and optim.accumulate {self.config.optim.accumulate}"
-      )
-    return size
-
-  @functools.cached_property
-  def batches(self) -> batches.Batches:
+  def batches(self) -> batches.ByStep:
     """Of training."""
-    data = self.config.data
-    rows = partition.own_rows(partition.batch_sharding(self.mesh), self.batch_size)
-    examples = batches.Examples(
-        self.source(data.split), preprocess.parse(data.preprocess, self.tokenizer), data.bad_records
-    )
-    return batches.Batches(examples, data.batch_size, self.config.seed, rows=rows)
+    seeds = self.streams.seeds(self.config.seed)
+
+    def of(name, stream):
+      rows = partition.own_rows(partition.batch_sharding(self.mesh), stream.batch_size)
+      examples = batches.Examples(
+          sources.open_source(stream.source, stream.split), preprocess.parse(stream.preprocess, self.tokenizer),
+          self.config.data.bad_records,
+      )
+      return batches.Batches(examples, stream.batch_size, seeds[name], rows=rows)
+
+    return self.streams.combine({name: of(name, stream) for name, stream in self.streams.by_name.items()})
 
   def check_batch(self, batch: Mapping[str, np.ndarray]) -> None:
     """Raises `UserError` where the data's batches are not what the system takes; every misfit is named."""
@@ -99,7 +103,7 @@ class Run:
     given = {name: described(x.shape[1:], x.dtype) for name, x in batch.items()}
     lines = [
         f"{name} {described(s.shape, s.dtype)} (here {given.get(name, 'nothing')})"
-        for name, s in self.system.inputs().items() if given.get(name) != described(s.shape, s.dtype)
+        for name, s in flatten(self.system.inputs()).items() if given.get(name) != described(s.shape, s.dtype)
     ]
     if lines:
       raise UserError(
@@ -107,13 +111,20 @@ class Run:
       )
 
   @functools.cached_property
-  def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """Of a global batch on the devices."""
+  def batch_shapes(self) -> dict[str, Any]:
+    """Of a global batch on the devices, nested as the system's inputs are."""
     sharding = partition.batch_sharding(self.mesh)
-    return {
-        name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding)
-        for name, s in systems.batch_shapes(self.system.inputs(), self.batch_size).items()
-    }
+    return systems.unflatten({
+        name: jax.ShapeDtypeStruct((self.streams.rows(name), *s.shape), s.dtype, sharding=sharding)
+        for name, s in flatten(self.system.inputs()).items()
+    })
+
+  def on_devices(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What the system takes of this process's rows, as global arrays."""
+    self.check_batch(batch)
+    return systems.unflatten({
+        name: partition.global_array(batch[name], s.sharding, s.shape[0]) for name, s in flatten(self.batch_shapes).items()
+    })
 
   # Who learns.
 
@@ -239,9 +250,7 @@ class _OnDevices:
 
   def __getitem__(self, step: int) -> dict[str, Any]:
     device, _ = batches.split_host(self.run.batches[step])
-    self.run.check_batch(device)
-    sharding = partition.batch_sharding(self.run.mesh)
-    return jax.tree.map(jnp.asarray, partition.to_devices(device, sharding, self.run.batch_size))
+    return self.run.on_devices(device)
 
 
 def open_run(workdir: str) -> Run:

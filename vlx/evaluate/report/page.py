@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from vlx.core import config as configs, distributed, files
 from vlx.core import system as systems
 from vlx.core.system import System
+from vlx.data.streams import Streams
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -73,10 +74,11 @@ def _summary(config, system, metrics) -> str:
   count = sum(x.size for x in jax.tree.leaves(shapes["params"]))
   speeds = [m["examples_per_second"] for m in metrics if "examples_per_second" in m]
   done = max((m["step"] for m in metrics), default=0)
+  streams = Streams.of(config.data)
   text = "" if done == config.steps else "Not finished. "
   text += (
-      f"{count:,} parameters, trained on {config.data.source} ({config.data.split}) for {done:,} of"
-      f" {config.steps:,} steps of {config.data.batch_size}."
+      f"{count:,} parameters, trained on {' and '.join(f'{s.source} ({s.split})' for s in streams.by_name.values())}"
+      f" for {done:,} of {config.steps:,} steps of {streams.batch_size}."
   )
   if speeds:
     waits = [m.get("data_wait", 0.0) for m in metrics if "examples_per_second" in m]

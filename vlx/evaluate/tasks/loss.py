@@ -25,6 +25,7 @@ class HeldOutLoss:
 
   splits: tuple[str, ...]
   ops: str = ""  # behind the image transform, that make what the system takes
+  task: int | None = None  # of a system whose streams take turns: which one's loss
   every: int = 0
   image_transform: str = ""
   batch_size: int = 64
@@ -35,7 +36,7 @@ class HeldOutLoss:
   def __call__(self, model: Model, data: Data) -> Results:
     if why := model.system.accumulates():
       raise UserError(f"the loss of a split is not that of its examples: {why}")
-    names = tuple(model.system.inputs())
+    names = tuple(name for name in model.system.inputs() if self.task is None or name != "task")
     measures = {}
     for split in self.splits:
       keep = f"keep({', '.join(map(repr, names))})"
@@ -52,7 +53,9 @@ class HeldOutLoss:
     sums, counts, first = {}, {}, 0
     for batch in batches.one_pass(examples, size, rows):
       inputs = {n: batch[n] for n in (*names, "example_mask")} | {"index": (first + rows).astype(np.int32)}
-      arrays = partition.to_devices(inputs, sharding, size)
+      if self.task is not None:
+        inputs["task"] = np.full(len(rows), self.task, np.int32)
+      arrays = {n: partition.global_array(x, sharding, size) for n, x in inputs.items()}
       mask, index = arrays.pop("example_mask"), arrays.pop("index")
       for term, (total, count) in jax.device_get(_terms(model.system, model.variables, arrays, mask, index)).items():
         sums[term] = sums.get(term, 0.0) + np.float64(total)
