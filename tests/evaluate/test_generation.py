@@ -14,6 +14,7 @@ from tests import contract
 from vlx.core import config as configs
 from vlx.core import partition
 from vlx.core.errors import UserError
+from vlx.data.sources import open_source
 from vlx.data.transforms import preprocess
 from vlx.evaluate import reference_models, runner
 from vlx.evaluate.reference_models import ReferenceModel, Scorers
@@ -60,7 +61,7 @@ def test_accuracy_of_real_images_is_the_classifiers(tmp_path):
 
 
 def test_cosines_are_of_each_image_with_its_caption(clip, dalle):
-  records = [dalle.source("combo")[i] for i in (0, 5, 9)]
+  records = [open_source(dalle.config.data.source, "combo")[i] for i in (0, 5, 9)]
   records.append({**records[0], "image": records[1]["image"]})
   found, model = clip.cosines(records), clip.model
   for record, cosine in zip(records, found):

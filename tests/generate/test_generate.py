@@ -15,6 +15,7 @@ import vlx
 from vlx.core import config as configs
 from vlx.core.errors import UserError
 from vlx.core.files import read_json_lines
+from vlx.data.sources import open_source
 from vlx.evaluate.runner import Evaluation
 from vlx.generate import outputs
 from vlx.inference.decoding import Search
@@ -32,7 +33,7 @@ def captioner(tmp_path_factory):
 
 def test_the_loss_falls_below_the_entropy_of_single_words(captioner):
   counts = collections.Counter()
-  for text in captioner.source("train").texts(("caption",)):
+  for text in open_source(captioner.config.data.source, "train").texts(("caption",)):
     ids, mask = captioner.tokenizer.encode(text, 16)
     counts.update(ids[mask][1:].tolist())
   share = np.array(list(counts.values())) / sum(counts.values())

@@ -90,7 +90,7 @@ def test_a_pooled_token_is_that_of_the_whole_stack_and_so_are_its_gradients(norm
   def pooled(params, x):
     return stack.apply(params, x, at, Causal(), UpTo(at[:, None]), method="pooled")[0]
 
-  for of in (lambda f: f, lambda f: jax.grad(lambda *a: (f(*a) ** 3).sum(), (0, 1))):
+  for of in (lambda f: f, lambda f: jax.grad(lambda *a: jnp.sin(f(*a)).sum(), (0, 1))):
     one, other = (jax.jit(of(f))(params, x) for f in (whole, pooled))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, other)
 

@@ -23,10 +23,6 @@ def read_metrics(workdir):
   return read_json_lines(workdir / "metrics.jsonl")
 
 
-def train(run):
-  return loop.train(run, on_evaluate=Evaluation.of(run))
-
-
 def config(**changes):
   found = configs.load_config("configs/clip.py:smoke")
   # Evaluation has tests of its own; one split keeps these short.
@@ -48,7 +44,7 @@ def assert_same_bits(one, other):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
   run = Run(config(), tmp_path_factory.mktemp("runs") / "whole")
-  train(run)
+  loop.train(run, on_evaluate=Evaluation.of(run))
   return run
 
 
@@ -70,7 +66,7 @@ def test_a_run_leaves_what_it_promises(finished):
 
 def test_the_same_config_gives_the_same_bits_twice(finished, tmp_path):
   again = Run(config(), tmp_path / "again")
-  train(again)
+  loop.train(again)
   step, state = last_state(again)
   assert step == 8
   assert_same_bits(state, last_state(finished)[1])
@@ -99,9 +95,9 @@ def test_a_run_cut_off_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch)
   with monkeypatch.context() as m:
     m.setattr(loop, "compile_step", cut)
     with pytest.raises(Interrupted):
-      train(whole)
+      loop.train(whole)
   assert [line["step"] for line in read_metrics(whole.workdir)][-1] >= 4
-  train(Run(config(**changes), tmp_path / "cut"))
+  loop.train(Run(config(**changes), tmp_path / "cut"))
   assert_same_bits(last_state(whole)[1], last_state(finished)[1])
   lines = {line["step"]: line["train/loss"] for line in read_metrics(whole.workdir)}
   expected = {line["step"]: line["train/loss"] for line in read_metrics(finished.workdir)}
@@ -143,7 +139,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_state_from_before(tmp_path, mo
 
   monkeypatch.setattr(system, "loss", poisoned)
   with pytest.raises(FloatingPointError, match="step 3.*Its examples"):
-    train(run)
+    loop.train(run)
   step, state = last_state(run)
   assert step == 3 and state.step == 3 and state.finite
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.variables))
@@ -163,7 +159,7 @@ def test_one_device_and_eight_train_alike(finished, tmp_path):
   """Losses of the smoke run on one device and on data 4 x fsdp 2, parameters split."""
   rules = ((r"(fc1|query|key|value)/kernel", (None, "fsdp")), (".*", ()))
   split = Run(config(**{"mesh.data": 4, "mesh.fsdp": 2, "partition": rules}), tmp_path / "split")
-  train(split)
+  loop.train(split)
   one, other = (
       [line["train/loss"] for line in read_metrics(r.workdir)] for r in (finished, split))
   np.testing.assert_allclose(one, other, rtol=1e-5)
@@ -179,7 +175,7 @@ def test_twenty_steps_are_the_same_on_any_mesh(tmp_path):
   }.items():
     changes = {f"mesh.{axis}": size for axis, size in sizes.items()}
     run = Run(config(steps=20, partition=defaults.TRANSFORMER_PARTITION, **changes), tmp_path / name)
-    train(run)
+    loop.train(run)
     losses[name] = [line["train/loss"] for line in read_metrics(run.workdir)]
     assert len(losses[name]) == 20
     np.testing.assert_allclose(losses[name], losses["data"], rtol=1e-6, err_msg=name)
@@ -188,13 +184,13 @@ def test_twenty_steps_are_the_same_on_any_mesh(tmp_path):
 def test_a_folder_of_another_config_is_left_alone(finished):
   before = sorted((p.name, p.stat().st_mtime_ns) for p in finished.workdir.rglob("*"))
   with pytest.raises(UserError, match="another config \\(optim.lr: 0.001 → 0.5\\)"):
-    train(Run(config(**{"optim.lr": 0.5}), finished.workdir))
+    loop.train(Run(config(**{"optim.lr": 0.5}), finished.workdir))
   assert before == sorted((p.name, p.stat().st_mtime_ns) for p in finished.workdir.rglob("*"))
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(tmp_path, caplog):
   run = Run(config(**{"checkpoint.every": 4, "checkpoint.keep": 2}), tmp_path / "damaged")
-  train(run)
+  loop.train(run)
   steps = sorted(int(p.name) for p in (run.workdir / "checkpoints").iterdir())
   assert steps == [4, 8]
   for path in (run.workdir / "checkpoints" / "8" / "default").rglob("*"):
@@ -202,7 +198,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(tmp_path, capl
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
   assert last_state(run)[0] == 4
   assert "checkpoint 8 cannot be read" in caplog.text
-  train(run)  # makes steps 5 to 8 again
+  loop.train(run)  # makes steps 5 to 8 again
   assert last_state(run)[0] == 8
   assert (run.workdir / "checkpoints" / "damaged-8").is_dir()
   for step in ("4", "8"):
@@ -225,9 +221,9 @@ def test_a_checkpoint_of_another_model_names_every_mismatch(finished, tmp_path):
 def test_what_leaves_the_mathematics_alone_may_change_where_a_run_goes_on(tmp_path, finished):
   """Another mesh, other logging and evaluators; more steps where the schedule does not end with them."""
   first = {"optim.decay_steps": 8, "steps": 4}
-  train(Run(config(**first), tmp_path / "run"))
+  loop.train(Run(config(**first), tmp_path / "run"))
   free = {"mesh.data": 4, "mesh.fsdp": 2, "log_every": 2, "checkpoint.every": 2, "data.threads": 2}
-  train(Run(config(**{**first, "steps": 8}, **free), tmp_path / "run"))
+  loop.train(Run(config(**{**first, "steps": 8}, **free), tmp_path / "run"))
   kept = configs.read(tmp_path / "run")
   assert kept.requested.steps == kept.resolved.steps == 8 and kept.resolved.mesh.fsdp == 2
   losses = {line["step"]: line["train/loss"] for line in read_metrics(tmp_path / "run")}
@@ -235,7 +231,7 @@ def test_what_leaves_the_mathematics_alone_may_change_where_a_run_goes_on(tmp_pa
     if line["step"] in losses:
       np.testing.assert_allclose(losses[line["step"]], line["train/loss"], rtol=1e-5)
   with pytest.raises(UserError, match="steps: 8 → 9; steps may change where optim.decay_steps was given"):
-    train(Run(config(**{"steps": 9}), finished.workdir))
+    loop.train(Run(config(**{"steps": 9}), finished.workdir))
 
 
 def test_a_second_process_on_a_folder_is_told(tmp_path):
