@@ -1,0 +1,52 @@
+"""CLIP's training step on a GPU: images a second, bf16, published sizes, rematerialised.
+
+  python -m benchmarks.gpu.clip
+"""
+
+import statistics
+import time
+
+import jax
+import numpy as np
+from absl import app
+
+from benchmarks.gpu.measured import TINY, Rows, attempt
+from vlx.core import config as configs
+from vlx.train import step as steps
+
+RUNS = (("b32", 256), ("b32", 1024), ("b16", 256), ("b16", 1024))
+
+
+def milliseconds(variant: str, batch_size: int) -> float:
+  """Of a step, the median of 8 after the first two."""
+  config = configs.load_config(f"configs/clip.py:{variant}")
+  system = configs.build_system(config)
+  rng = np.random.default_rng(0)
+  batch = {}
+  for name, s in system.inputs().items():
+    shape = (batch_size, *s.shape)
+    batch[name] = (
+        rng.normal(size=shape) if np.issubdtype(s.dtype, np.floating) else rng.integers(1, 2, shape)
+    ).astype(s.dtype)
+  batch = jax.device_put(batch)
+  config.optim.accumulate = 1
+  state, frozen, train_step = steps.begin(system, config.optim)
+  times = []
+  for _ in range(10):
+    start = time.perf_counter()
+    state, metrics = train_step(state, frozen, batch)
+    jax.block_until_ready((state, metrics))
+    times.append(time.perf_counter() - start)
+  return 1000 * statistics.median(times[2:])
+
+
+def main(_):
+  rows = Rows("clip")
+  for variant, batch_size in (("smoke", 8),) if TINY.value else RUNS:
+    took = attempt(variant, lambda: milliseconds(variant, batch_size))  # pylint: disable=cell-var-from-loop
+    rate = 1000 * batch_size / took if isinstance(took, float) else 0.0
+    rows.add(model=variant, batch_size=batch_size, ms=took, images_per_second=rate)
+
+
+if __name__ == "__main__":
+  app.run(main)
