@@ -220,6 +220,14 @@ def test_spread_over_eight_devices_equals_one(rows):
     np.testing.assert_allclose(spread_sums, sums, atol=1e-5)
 
 
+def test_a_tpus_kernel_is_lowered_on_any_mesh():
+  """Mosaic refuses a kernel where an axis of the mesh is left to the compiler."""
+  x, codebook = vectors(64, 50, 128, "plain")
+  with jax.set_mesh(partition.make_mesh(dict(data=8, fsdp=1, tensor=1))):
+    traced = jax.jit(lambda x, c: nearest_code(x, c, implementation="pallas_tpu")).trace(x, codebook)
+    assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["l2", "cosine"])
 def test_compilers_find_no_matrix_in_memory_and_fewer_bundles(way):

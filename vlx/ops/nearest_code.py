@@ -108,7 +108,9 @@ def _over_rows(local, x, *others, out_by_rows: bool):
   Arrays with the length of `x` go by rows when the result is a sum over them; a codebook goes whole.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  axes = tuple(a for a in BATCH_AXES if a in mesh.axis_names and a not in mesh.manual_axes)
+  # All axes: a TPU's kernel is not lowered where any is left to the compiler.
+  free = set(mesh.axis_names) - set(mesh.manual_axes)
+  axes = tuple(a for a in BATCH_AXES if a in free)
   if not axes:
     return local((), x, *others)
   leading = x.shape[0] if x.ndim > 1 else 1
@@ -121,7 +123,7 @@ def _over_rows(local, x, *others, out_by_rows: bool):
   return jax.shard_map(
       functools.partial(local, by_rows),
       in_specs=(rows, *(whole for _ in others)), out_specs=rows if out_by_rows else P(),
-      axis_names=set(axes), check_vma=False,
+      axis_names=free, check_vma=False,
   )(x, *others)
 
 
