@@ -10,6 +10,7 @@ from recorded import Recorded
 
 from vlx import pretrained
 from vlx.data.tokenizers import public as public_tokenizers
+from vlx.models.pretraining.bert import BERTEncoder
 
 RECORDED = Recorded("minilm", "sentences")
 SENTENCES, LENGTH = RECORDED.config["sentences"], RECORDED.config["max_length"]
@@ -28,9 +29,9 @@ def test_tokens():
 
 @pytest.mark.slow
 def test_cosines_of_sentences():
-  system, variables, tokenizer, preprocess = pretrained.load(folder())
-  assert preprocess == "" and not system.heads
-  embeddings = jax.jit(system.embed_text)(variables, *tokenizer.encode_batch(SENTENCES, LENGTH))
+  model = pretrained.load(folder())
+  assert isinstance(model.system, BERTEncoder) and model.image_transform == ""
+  embeddings = jax.jit(model.system.embed_text)(model.variables, *model.tokenizer.encode_batch(SENTENCES, LENGTH))
   unit = np.asarray(embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True))
   expected = RECORDED.outputs["embeddings"]
   np.testing.assert_allclose(unit @ unit.T, expected @ expected.T, rtol=0, atol=1e-5)

@@ -75,7 +75,7 @@ class MetricsLog:
 
   def flush(self) -> None:
     """Writes the line that is being filled, in place of what was written of it."""
-    if not self._line:
+    if not (self._line and self._writes):
       return
     if self._begins is not None:
       self._file.truncate(self._begins)
