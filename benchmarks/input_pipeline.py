@@ -40,7 +40,7 @@ def vlx_batches(folder: pathlib.Path, workers: int, threads: int):
       'keep("image", "text", "text_mask")', tokenizers.load(folder / "tokenizer.json"),
   )
   data = Batches(Examples(sources.open_source(f"folder:{folder}", "train"), ops), BATCH, 0)
-  return iterate(data, 0, 10**6, workers=workers, threads=threads, ahead=4)
+  return iterate(data, 0, 10**6, workers=workers, threads=threads, prefetch=4)
 
 
 def torch_batches(folder: pathlib.Path, workers: int):

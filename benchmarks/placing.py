@@ -55,7 +55,7 @@ def main(_):
     config.system, config.model = section.pop("system"), section
     config.init, config.mesh.fsdp = (dict(source=folder),), 8
     config.partition = ((r".*", "fsdp"),)
-    run = Plan(configs.finish(config), pathlib.Path(folder), tuple(jax.devices()))
+    run = Plan(configs.finalize(config), pathlib.Path(folder), tuple(jax.devices()))
     over, most = threading.Event(), collections.Counter()
     watcher = threading.Thread(target=watch, args=(over, most))
     watcher.start()

@@ -17,7 +17,7 @@ training pictures (QB-Norm; `vlx.evaluate.tasks.retrieval.prior`).
 
 import ml_collections
 
-from vlx.core.config import choose, finish
+from vlx.core.config import finalize, select_variant
 from vlx.models.contrastive import clip
 from configs.common import captioning
 from vlx.train import defaults
@@ -37,7 +37,7 @@ BASELINES = {"combo": (21.0, 71.2), "concept": (3.3, 17.3), "style": (6.9, 11.8)
 
 
 def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
-  return finish(choose(VARIANTS, variant)())
+  return finalize(select_variant(VARIANTS, variant)())
 
 
 def _emoji(size: int, text_length: int, vocab_size: int) -> ml_collections.ConfigDict:
@@ -203,7 +203,7 @@ def paper(name: str) -> ml_collections.ConfigDict:
       'choose("caption")|tokenize("caption", 77)|keep("image", "text", "text_mask")'
   )
   config.data.image_transform = f"decode|resize_small({size})|central_crop({size})|normalize({mean}, {std})"
-  config.data.update(threads=32, ahead=16)
+  config.data.update(threads=32, prefetch=16)
   config.tokenizer = dict(
       vocabulary="bpe_simple_vocab_16e6.txt.gz", vocab_size=49_408, fields=("caption",)
   )

@@ -29,7 +29,7 @@ guess has 6.9. After 3,500 steps (--config.steps=3500) it is 0.4, 2.8 and 6.9.
 
 import ml_collections
 
-from vlx.core.config import choose, finish, part_from
+from vlx.core.config import finalize, part_from, select_variant
 from vlx.models.generation import dalle
 from vlx.train import defaults
 
@@ -47,7 +47,7 @@ SAMPLING = dict(temperature=0.7, guidance_scale=2.0)
 
 
 def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
-  return finish(choose(VARIANTS, variant)())
+  return finalize(select_variant(VARIANTS, variant)())
 
 
 def _emoji(size: int, text_length: int, vocab_size: int) -> ml_collections.ConfigDict:
@@ -162,7 +162,7 @@ def paper() -> ml_collections.ConfigDict:
       'decode|random_resized_crop(256, 0.79, 1.0)|normalize|choose("caption")|'
       'tokenize("caption", 256, dropout=0.1)|keep("image", "text", "text_mask")'
   )
-  config.data.update(threads=32, ahead=8)
+  config.data.update(threads=32, prefetch=8)
   config.steps = 430_000
   config.optim.update(dict(
       lr=4.5e-4, warmup_steps=5000, final_lr_ratio=1 / 32, b1=0.9, b2=0.96, eps=1e-8, weight_decay=4.5e-2,

@@ -5,19 +5,19 @@
 `ablation` is what experiments/dvae_kl_weight.py varies.
 
 `emoji`, seed 0 (265,214 parameters, 19 minutes on one CPU core): 18.4 dB and 41.6 % of the codes in use on `combo`,
-18.1 and 44.5 on `concept`; as in the paper (--config.model.least_b=0.0) 17.6 and 28.7, 17.2 and 29.9.
+18.1 and 44.5 on `concept`; as in the paper (--config.model.min_scale=0.0) 17.6 and 28.7, 17.2 and 29.9.
 configs/vqvae.py:emoji has 22.4 dB in as many codes, out of 1,024.
 """
 
 import ml_collections
 
-from vlx.core.config import choose, finish
+from vlx.core.config import finalize, select_variant
 from vlx.models.generation import dvae
 from vlx.train import defaults
 
 
 def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
-  return finish(choose(VARIANTS, variant)())
+  return finalize(select_variant(VARIANTS, variant)())
 
 
 def _emoji(size: int) -> ml_collections.ConfigDict:
@@ -57,7 +57,7 @@ def emoji() -> ml_collections.ConfigDict:
   config = _emoji(size=64)
   config.model = dict(
       image_size=64, width=16, num_codes=512, code_dim=64, blocks_per_group=1, beta_steps=20,
-      temperature_steps=1000, least_b=0.1,
+      temperature_steps=1000, min_scale=0.1,
   )
   config.steps = 2000
   config.optim.update(dict(lr=3e-3, warmup_steps=50, final_lr_ratio=0.05, ema_decay=0.995))
@@ -90,7 +90,7 @@ def paper() -> ml_collections.ConfigDict:
   config.data.batch_size = 512
   config.data.preprocess = 'decode|random_resized_crop(256, 0.5, 1.0)|flip_lr|normalize|keep("image")'
   config.data.image_transform = "decode|resize_small(256)|central_crop(256)|normalize"
-  config.data.update(threads=32, ahead=8)
+  config.data.update(threads=32, prefetch=8)
   config.steps = 3_000_000
   config.optim.update(dict(
       lr=1e-4, final_lr_ratio=1.25e-2, b1=0.9, b2=0.999, eps=1e-8, weight_decay=1e-4, clip_norm=0.0,

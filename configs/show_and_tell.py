@@ -7,12 +7,12 @@
 
 import ml_collections
 
-from vlx.core.config import choose, finish
+from vlx.core.config import finalize, select_variant
 from configs.common import captioning
 
 
 def get_config(variant: str = "scenes") -> ml_collections.ConfigDict:
-  return finish(choose(VARIANTS, variant)())
+  return finalize(select_variant(VARIANTS, variant)())
 
 
 def _model(config, encoder, **fields):

@@ -8,7 +8,7 @@ which the paper did not do.
 
 import ml_collections
 
-from vlx.core.config import choose, finish
+from vlx.core.config import finalize, select_variant
 from vlx.models.vision.vgg import CONVOLUTIONS
 from configs.common import captioning
 
@@ -17,7 +17,7 @@ HARD = dict(selection="hard", doubly_stochastic=0.0)
 
 
 def get_config(variant: str = "scenes") -> ml_collections.ConfigDict:
-  return finish(choose(VARIANTS, variant)())
+  return finalize(select_variant(VARIANTS, variant)())
 
 
 def _model(config, encoder, **fields):
@@ -56,8 +56,8 @@ def emoji() -> ml_collections.ConfigDict:
 
 def scenes() -> ml_collections.ConfigDict:
   config = _small(captioning.scenes(), captioning.SCENES_ENCODER, doubly_stochastic=0.0)
-  config.evaluators.named_boxes = dict(
-      type="vlx.evaluate.tasks.named_boxes.NamedBoxes", splits=("val", "combo", "concept"),
+  config.evaluators.pointing_game = dict(
+      type="vlx.evaluate.tasks.pointing_game.PointingGame", splits=("val", "combo", "concept"),
   )
   config.steps = 3000
   config.optim.lr = 4e-3

@@ -19,7 +19,7 @@ transformer on a hand never seen.
 
 import ml_collections
 
-from vlx.core.config import choose, finish
+from vlx.core.config import finalize, select_variant
 from vlx.data.datasets.scenes import pictures as scenes_pictures
 from vlx.data.datasets.emoji import GROUPS
 from vlx.models.vision import vit
@@ -28,7 +28,7 @@ from vlx.train import defaults
 
 
 def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
-  return finish(choose(VARIANTS, variant)())
+  return finalize(select_variant(VARIANTS, variant)())
 
 
 def _emoji(size: int) -> ml_collections.ConfigDict:
@@ -159,7 +159,7 @@ def paper(name: str) -> ml_collections.ConfigDict:
       'decode|random_resized_crop(224, 0.05)|flip_lr|normalize|keep("image", "label")'
   )
   config.data.image_transform = "decode|resize_small(256)|central_crop(224)|normalize"
-  config.data.update(threads=32, ahead=16)
+  config.data.update(threads=32, prefetch=16)
   config.steps = 300 * 1_281_167 // 4096
   config.optim.update(dict(lr=3e-3, warmup_steps=10_000, weight_decay=0.3))
   config.mesh.update(dict(data=-1, fsdp=4))

@@ -13,12 +13,12 @@ Of `emoji`, seed 0 (0.78 s a step on one CPU core):
 
 import ml_collections
 
-from vlx.core.config import choose, finish
+from vlx.core.config import finalize, select_variant
 from vlx.train import defaults
 
 
 def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
-  return finish(choose(VARIANTS, variant)())
+  return finalize(select_variant(VARIANTS, variant)())
 
 
 def _emoji(size: int) -> ml_collections.ConfigDict:

@@ -19,6 +19,6 @@ EXPERIMENT = Experiment(
     arms={"mlp": {"model.attention": "mlp"}, "bilinear": {"model.attention": "bilinear"}},
     measures=(
         "captions/val/bleu4", "captions/val/cider_d", "captions/val/objects_right", "captions/val/exact",
-        "named_boxes/val/inside", "named_boxes/val/hit",
+        "pointing_game/val/inside", "pointing_game/val/pointing_accuracy",
     ),
 )

@@ -108,7 +108,7 @@ def photographs(source: str, vocab_size: int, min_count: int, crop: str) -> ml_c
       f"decode|resize_small(256)|{crop}|{IMAGENET}", vocab_size, min_count, text_length=32,
       splits=("val", "test"), tokenizer="ptb", beam_size=20,
   )
-  config.data.update(dict(threads=16, ahead=16))
+  config.data.update(dict(threads=16, prefetch=16))
   return config
 
 

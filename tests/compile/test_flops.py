@@ -127,7 +127,7 @@ def test_a_loop_without_a_length_is_told():
     return jax.lax.while_loop(lambda x: x.sum() < 1, lambda x: x @ params, x).sum()
 
   counted = flops.count(loss, array(D, D), array(B, D))
-  assert counted.endless == 1 and counted.flops == 3 * (2 * B * D * D)
+  assert counted.unbounded_loops == 1 and counted.flops == 3 * (2 * B * D * D)
 
 
 def test_counts_beyond_64_bits_are_exact():

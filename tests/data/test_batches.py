@@ -88,7 +88,7 @@ def test_order_without_shuffle_is_the_sources():
 
 
 def test_bad_records_are_replaced_by_the_next_good_one(caplog):
-  good, bad = batches(bad_records=2), batches(broken=(4, 5), bad_records=2)
+  good, bad = batches(max_bad_records=2), batches(broken=(4, 5), max_bad_records=2)
   for step in range(3):
     expected = np.where(np.isin(good[step]["example_id"], (4, 5)), 6, good[step]["example_id"])
     np.testing.assert_array_equal(bad[step]["example_id"], expected)
@@ -96,7 +96,7 @@ def test_bad_records_are_replaced_by_the_next_good_one(caplog):
 
 
 def test_too_many_bad_records_stop_the_run_with_their_names():
-  data = batches(broken=(1, 2, 3), bad_records=2)
+  data = batches(broken=(1, 2, 3), max_bad_records=2)
   with pytest.raises(UserError, match="3 bad records, more than the 2 allowed here.*memory/"):
     for step in range(3):
       data[step]

@@ -255,7 +255,7 @@ def test_damaged_lines_of_metadata_are_bad_records(tmp_path, caplog):
   (tmp_path / "a" / "metadata.jsonl").write_bytes(b"\n".join(lines))
   source = open_source(f"folder:{tmp_path}/a", "train")
   ops = preprocess.parse('decode|keep("image", "caption")')
-  data = Batches(Examples(source, ops, bad_records=4), 8, 0)
+  data = Batches(Examples(source, ops, max_bad_records=4), 8, 0)
   captions = {c for step in range(len(source) // 8 + 1) for c in data[step]["caption"]}
   assert len(captions) > 25 and caplog.text.count("bad record") == 4
   assert len(list(source.texts(("caption",)))) == len(source) - 4

@@ -83,7 +83,7 @@ def test_figures_do_not_depend_on_padding_or_devices(run):
 
 def embedded(model, data, batch_size=256):
   with jax.set_mesh(model.mesh):
-    return predict.over_examples(
+    return predict.predict_examples(
         model, data.examples("combo", 'keep("image", "caption")'), "embed_image", ("image",), ("caption",),
         batch_size=batch_size,
     )

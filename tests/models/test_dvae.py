@@ -72,10 +72,10 @@ def test_hard_codes_are_the_limit_of_relaxed_ones():
   assert ids.shape == (3, 4, 4) and hard.shape == (3, 16, 16, 6)
 
 
-@pytest.mark.parametrize("least_b", [0.0, 0.3])
-def test_loss_by_hand(least_b):
+@pytest.mark.parametrize("min_scale", [0.0, 0.3])
+def test_loss_by_hand(min_scale):
   """(NLL + β·KL) / colors, with the noise of the same key; the schedules at step 5."""
-  system, variables, batch = started(beta=2.0, beta_steps=10, temperature_steps=10, least_b=least_b)
+  system, variables, batch = started(beta=2.0, beta_steps=10, temperature_steps=10, min_scale=min_scale)
   rng = jax.random.key(3)
   value = lambda p: contract.loss(system, {"params": p, "state": {}}, batch, rng, step=5, train=True)
   (loss, aux), gradients = jax.jit(jax.value_and_grad(value, has_aux=True))(variables["params"])
@@ -86,7 +86,7 @@ def test_loss_by_hand(least_b):
   noisy = (logits + np.asarray(jax.random.gumbel(rng, logits.shape))) / tau
   weights = np.exp(noisy) / np.exp(noisy).sum(-1, keepdims=True)
   mu, log_b = np.split(np.asarray(apply(variables, "decode", jnp.asarray(weights))), 2, -1)
-  b = least_b + np.exp(log_b)
+  b = min_scale + np.exp(log_b)
   nll = np.abs(np.log(x / (1 - x)) - mu) / b + np.log(2 * b * x * (1 - x))
   q = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
   kl = (q * np.log(q * 10)).sum((1, 2, 3)).mean()

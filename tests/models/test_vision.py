@@ -179,7 +179,7 @@ def test_an_image_of_two_labels():
       jnp.log(jnp.array([[0.5, 1e-9, 0.5, 1e-9]]))
   )
   np.testing.assert_allclose(slope, 0.0, atol=1e-6)
-  assert classifier.right(logits, label).tolist() == [True, False]
+  assert classifier.is_correct(logits, label).tolist() == [True, False]
   np.testing.assert_allclose(
       classifier.cross_entropy(logits, label, 0.1),
       (classifier.cross_entropy(logits, label[:, 0], 0.1) + classifier.cross_entropy(logits, label[:, 1], 0.1)) / 2,

@@ -23,15 +23,15 @@ def started(**fields):
   return system, contract.init(system), batch
 
 
-def moved(averages, z, ids, **how):
-  return vqvae.moved(averages, z, ids, jax.random.key(0), **{"decay": 0.9, "restart_below": 0.0, **how})
+def update_codebook_ema(averages, z, ids, **how):
+  return vqvae.update_codebook_ema(averages, z, ids, jax.random.key(0), **{"decay": 0.9, "restart_below": 0.0, **how})
 
 
 def test_after_one_batch_a_code_is_the_mean_of_its_rows():
   """Bias-corrected, so whatever the decay."""
   z, ids = normal(2, 4, 4, 3), jnp.asarray(np.arange(32).reshape(2, 4, 4) % 5)
   for decay in (0.5, 0.99):
-    codebook = moved(vqvae.init_averages(normal(6, 3)), z, ids, decay=decay)["codebook"]
+    codebook = update_codebook_ema(vqvae.init_averages(normal(6, 3)), z, ids, decay=decay)["codebook"]
     means = np.stack([z[ids == code].mean(0) for code in range(5)])
     np.testing.assert_allclose(codebook[:5], means, atol=1e-4)
 
@@ -40,14 +40,14 @@ def test_averages_forget_at_the_rate_of_decay():
   """n batches of one mean, then as many of another: weights γⁿ(1 − γⁿ) and 1 − γⁿ, over 1 − γ²ⁿ."""
   ids, averages, n = jnp.zeros((1, 2, 2), int), vqvae.init_averages(normal(1, 3)), 3
   for value in [1.0] * n + [2.0] * n:
-    averages = moved(averages, jnp.full((1, 2, 2, 3), value), ids)
+    averages = update_codebook_ema(averages, jnp.full((1, 2, 2, 3), value), ids)
   old = 0.9**n * (1 - 0.9**n) / (1 - 0.9 ** (2 * n))
   np.testing.assert_allclose(averages["codebook"], np.full((1, 3), old + 2 * (1 - old)), rtol=1e-4)
 
 
 def test_codes_that_nothing_is_near_to_start_anew_at_rows_of_the_batch():
   z, ids = normal(2, 4, 4, 3), jnp.zeros((2, 4, 4), int)
-  averages = moved(vqvae.init_averages(normal(6, 3)), z, ids, restart_below=1.0)
+  averages = update_codebook_ema(vqvae.init_averages(normal(6, 3)), z, ids, restart_below=1.0)
   rows = np.asarray(z).reshape(-1, 3)
   np.testing.assert_allclose(averages["codebook"][0], rows.mean(0), atol=1e-5)
   for code in averages["codebook"][1:]:
@@ -97,7 +97,7 @@ def test_pictures_to_codes_and_back():
 
 
 def test_usage():
-  measures = vqvae.usage(jnp.array([[0, 0, 1, 1], [2, 2, 3, 3]]), 8)
+  measures = vqvae.codebook_usage(jnp.array([[0, 0, 1, 1], [2, 2, 3, 3]]), 8)
   np.testing.assert_allclose(measures["perplexity"], 4.0, rtol=1e-6)
   np.testing.assert_allclose(measures["codes_used"], 50.0)
 

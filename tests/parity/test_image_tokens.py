@@ -78,10 +78,10 @@ def test_vector_quantiser(case):
     np.testing.assert_array_equal(found.ids, expected["ids"])
     assert_parity(found.codes, expected["quantized"])
     assert_parity(loss, expected["loss"])
-    assert_parity(vqvae.usage(found.ids, config["num_codes"])["perplexity"], expected["perplexity"])
+    assert_parity(vqvae.codebook_usage(found.ids, config["num_codes"])["perplexity"], expected["perplexity"])
     assert_parity(gradient, expected["gradient"])
     if case == "ema":
-      averages = vqvae.moved(
+      averages = vqvae.update_codebook_ema(
           averages, jnp.asarray(z), found.ids, jax.random.key(0), decay=config["decay"], restart_below=0.0
       )
       assert_parity(averages["codebook"], expected["codebook"])

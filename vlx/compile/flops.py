@@ -30,18 +30,18 @@ class Count:
   Attributes:
     flops: see the module.
     kernels: FLOPs among them that are of Pallas kernels, by the kernel's name.
-    endless: `while` loops whose length the program does not say, counted as one turn.
+    unbounded_loops: `while` loops whose length the program does not say, counted as one turn.
     has_kernels: whether there are any, in branches that do not count too.
   """
 
   flops: int = 0
   kernels: dict[str, int] = dataclasses.field(default_factory=dict)
-  endless: int = 0
+  unbounded_loops: int = 0
   has_kernels: bool = False
 
   def add(self, other: "Count", times: int = 1) -> None:
     self.flops += times * other.flops
-    self.endless += other.endless
+    self.unbounded_loops += other.unbounded_loops
     self.has_kernels |= other.has_kernels
     for name, flops in other.kernels.items():
       self.kernels[name] = self.kernels.get(name, 0) + times * flops
@@ -146,7 +146,7 @@ def _while(equation, active):
     if carried == active[first:]:
       break
     active = [*active[:first], *carried]
-  counted.endless += bool(counted.flops)
+  counted.unbounded_loops += bool(counted.flops)
   return counted, out
 
 

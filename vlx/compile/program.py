@@ -54,7 +54,7 @@ def measure(config, topology: topologies.Topology, folder: pathlib.Path) -> dict
       fits=total <= memory, excess_bytes=max(0, total - memory), bytes_per_device=sizes,
       parameters=sum(math.prod(s.shape) for s in jax.tree.leaves(run.shapes["params"])),
       model_flops_per_step=counted.flops, kernel_flops_per_step=counted.kernels,
-      loops_of_unknown_length=counted.endless,
+      loops_of_unknown_length=counted.unbounded_loops,
       peak_flops_per_device=peak, seconds_at_peak=peak and counted.flops / (topology.devices * peak),
       compile_seconds=round(seconds, 1),
       collectives=text and {k: vars(c) for k, c in sorted(hlo.collectives(text).items())},

@@ -82,14 +82,14 @@ def mark_best(folder: pathlib.Path, step: int, measure: str, value: float, *, hi
 
 
 def restore_latest(
-    manager: ocp.CheckpointManager, like: Any, *, put_aside: bool = False
+    manager: ocp.CheckpointManager, like: Any, *, quarantine_corrupt: bool = False
 ) -> tuple[int, Any] | None:
   """(step, state) of the newest checkpoint that can be read, None where there is none at all.
 
   Args:
     manager: of the run's checkpoints.
     like: a state of `jax.ShapeDtypeStruct` with shardings: the arrays come back so placed.
-    put_aside: whether to rename newer ones that cannot be read to `damaged-STEP`, so that their
+    quarantine_corrupt: whether to rename newer ones that cannot be read to `damaged-STEP`, so that their
       steps can be saved again.
 
   Raises:
@@ -105,10 +105,10 @@ def restore_latest(
     found = _read(manager, step, {renamed[n]: s for n, s in wanted.items()})
     return jax.tree.unflatten(jax.tree.structure(like), [found[renamed[n]] for n in wanted])
 
-  return _newest(manager, read, put_aside)
+  return _newest(manager, read, quarantine_corrupt)
 
 
-def _newest(manager: ocp.CheckpointManager, read: Callable[[int], Any], put_aside: bool = False):
+def _newest(manager: ocp.CheckpointManager, read: Callable[[int], Any], quarantine_corrupt: bool = False):
   """(step, read(step)) of the newest checkpoint that all processes can read."""
   failures = {}
   for step in sorted(manager.all_steps(), reverse=True):
@@ -124,7 +124,7 @@ def _newest(manager: ocp.CheckpointManager, read: Callable[[int], Any], put_asid
       failures[step] = failure or "another process cannot read it"
       logging.warning("checkpoint %s cannot be read, trying the one before: %s", step, failures[step])
       continue
-    if failures and put_aside:
+    if failures and quarantine_corrupt:
       _put_aside(manager, failures)
     return step, found
   if failures:

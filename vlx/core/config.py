@@ -40,7 +40,7 @@ def nearest(name: str, valid) -> str:
   return f"did you mean {close[0]!r}?" if close else f"valid names: {', '.join(sorted(valid))}"
 
 
-def choose(variants: Mapping[str, Any], name: str) -> Any:
+def select_variant(variants: Mapping[str, Any], name: str) -> Any:
   """What a config's variants have under `name`; an unknown name is the user's error."""
   if name not in variants:
     raise UserError(f"no variant {name!r}: {nearest(name, variants)}")
@@ -175,7 +175,7 @@ def _choose(kinds: list[type], section: Mapping[str, Any]) -> type:
   return fits[0] if fits else max(kinds, key=lambda k: len(set(section) & set(_fields(k))))
 
 
-def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def finalize(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Writes out the defaults of the model and the evaluators, so that each can be set and is kept with a run; locks."""
   config.model = with_defaults(import_path(config.system), config.model.to_dict())
   for name, section in config.get("evaluators", {}).items():
@@ -257,7 +257,7 @@ def read(folder: pathlib.Path) -> Kept:
 
 def _with_all_fields(content: dict[str, Any]) -> ml_collections.ConfigDict:
   """Fields that a class has got since are at their defaults."""
-  return finish(ml_collections.ConfigDict(content))
+  return finalize(ml_collections.ConfigDict(content))
 
 
 def _part_of_schema1(place: str) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P(tuple(a for a in BATCH_AXES if a in mesh.axis_names)))
 
 
-def own_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
+def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
   """The rows of a global batch that this process's devices hold, ascending.
 
   Processes that share a batch shard (a `tensor` axis across them) hold the same rows.
@@ -78,9 +78,9 @@ def own_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
   return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))
 
 
-def global_array(own: np.ndarray, sharding: NamedSharding, batch_size: int) -> jax.Array:
-  """A global array `[batch_size, …]` from this process's rows of it (`own_rows`)."""
-  rows = own_rows(sharding, batch_size)
+def make_global_array(own: np.ndarray, sharding: NamedSharding, batch_size: int) -> jax.Array:
+  """A global array `[batch_size, …]` from this process's rows of it (`local_rows`)."""
+  rows = local_rows(sharding, batch_size)
 
   def of_device(index):
     start, stop, _ = index[0].indices(batch_size)

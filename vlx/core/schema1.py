@@ -7,6 +7,7 @@ from typing import Any
 
 SIZE = r"(?:random_affine|cut_object|resize|resize_small|central_crop|random_crop|random_resized_crop)\((\d+)"
 TASKS = "vlx.evaluate.tasks"
+RENAMED = {"bad_records": "max_bad_records", "ahead": "prefetch", "least_b": "min_scale"}
 NEVER = 1_000_000_000  # `eval_every` of runs that are evaluated at their end
 
 
@@ -19,7 +20,7 @@ def upgrade(config: dict[str, Any], part: Callable[[str], dict[str, Any]]) -> di
     config: the content.
     part: the section of the system that a folder, or a config file, is of.
   """
-  data = dict(config["data"])
+  data = {RENAMED.get(k, k): v for k, v in config["data"].items()}
   preprocess = data["preprocess"]
   evaluators = config.get("evaluators", {})
   image_transform = data.pop("picture", "") or next(
@@ -52,6 +53,7 @@ def _image_ops(preprocess: str) -> str:
 
 def _model(system: str, model: dict[str, Any], preprocess: str, part) -> tuple[str, dict[str, Any]]:
   """The class and its fields."""
+  model = {RENAMED.get(k, k): v for k, v in model.items()}
   model.pop("finetune", None)
   if not model.pop("heads", True):
     system = "vlx.models.pretraining.bert.BERTEncoder"
@@ -72,6 +74,8 @@ def _evaluators(sections: Mapping[str, Any], every: int, image_transform: str) -
   for name, section in sections.items():
     _, _, module, kind = section["type"].rsplit(".", 3)
     old = {k: v for k, v in section.items() if k not in ("preprocess", "text_length")}
+    if kind == "NamedBoxes":
+      module, kind = "pointing_game", "PointingGame"
     new = {**old, "type": f"{TASKS}.{module}.{kind}", "every": every if every < NEVER else 0}
     own = _image_ops(section["preprocess"])
     if own != image_transform:

@@ -53,12 +53,12 @@ class Examples:
   Args:
     source: of records.
     preprocess: of records to examples.
-    bad_records: how many different bad records to bear before the run stops.
+    max_bad_records: how many different bad records to bear before the run stops.
   """
 
-  def __init__(self, source: Source, preprocess: Preprocess, bad_records: int = 0):
+  def __init__(self, source: Source, preprocess: Preprocess, max_bad_records: int = 0):
     self._source, self._preprocess = source, preprocess
-    self._limit = bad_records
+    self._limit = max_bad_records
     self._bad: dict[int, str] = {}
     self._cache: dict[int, dict] = {}
 
@@ -95,7 +95,7 @@ class Examples:
     logging.warning("bad record %d of at most %d: %s", len(self._bad), self._limit, message)
     if len(self._bad) > self._limit:
       raise UserError(
-          f"{len(self._bad)} bad records, more than the {self._limit} allowed here (data.bad_records): "
+          f"{len(self._bad)} bad records, more than the {self._limit} allowed here (data.max_bad_records): "
           + "; ".join(self._bad.values())
       ) from error
 
@@ -109,7 +109,7 @@ class Batches:
     examples: record index → example.
     batch_size: B, over all processes.
     seed: of the permutations, and of the randomness of every example.
-    rows: which rows of each batch to make (`partition.own_rows`); all without it.
+    rows: which rows of each batch to make (`partition.local_rows`); all without it.
     shuffle: whether to permute.
   """
 
@@ -132,7 +132,7 @@ class Batches:
 
 
 def iterate(
-    batches: ByStep, start: int, stop: int, *, workers: int = 0, threads: int = 2, ahead: int = 4
+    batches: ByStep, start: int, stop: int, *, workers: int = 0, threads: int = 2, prefetch: int = 4
 ) -> Iterator[HostBatch]:
   """Batches start … stop-1 in order, made ahead of their use.
 
@@ -142,14 +142,14 @@ def iterate(
     stop: one after the last.
     workers: processes to make them in; 0: threads of this one.
     threads: of this process, where there are no workers.
-    ahead: how many batches to have ready.
+    prefetch: how many batches to have ready.
   """
   import grain
 
   steps = grain.MapDataset.range(start, stop).map(batches.__getitem__)
   if not workers:
-    return iter(steps.to_iter_dataset(grain.ReadOptions(threads, ahead)))
-  options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, ahead // workers))
+    return iter(steps.to_iter_dataset(grain.ReadOptions(threads, prefetch)))
+  options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, prefetch // workers))
   return iter(steps.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(options))
 
 

@@ -18,13 +18,13 @@ class Data:
     spec: of the source, "folder:PATH".
     tokenizer: for ops that ask for one.
     image_transform: ops that make an encoded image the model's input.
-    bad_records: so many records of a split may be replaced by their neighbours.
+    max_bad_records: so many records of a split may be replaced by their neighbours.
   """
 
   spec: str
   tokenizer: Tokenizer | None
   image_transform: str
-  bad_records: int = 0
+  max_bad_records: int = 0
 
   def source(self, split: str) -> Source:
     if not self.spec:
@@ -37,12 +37,12 @@ class Data:
 
   def of_records(self, records, *ops: str, image_transform: str = "") -> batches.Examples:
     """The same of records that need not be a split's."""
-    return batches.Examples(records, self._parsed(ops, image_transform), self.bad_records)
+    return batches.Examples(records, self._parsed(ops, image_transform), self.max_bad_records)
 
   def to_look_at(self, split: str, image_transform: str = "") -> batches.Examples:
     """Examples whose images are uint8."""
     parsed = self._parsed((), image_transform).without_normalize()
-    return batches.Examples(self.source(split), parsed, self.bad_records)
+    return batches.Examples(self.source(split), parsed, self.max_bad_records)
 
   def _parsed(self, ops: tuple[str, ...], image_transform: str) -> Preprocess:
     whole = [image_transform or self.image_transform, *ops]

@@ -13,7 +13,7 @@ from vlx.data import batches
 from vlx.model import Model, call
 
 
-def over_examples(
+def predict_examples(
     model: Model, examples: batches.Examples, method: str, names: tuple[str, ...], targets: tuple[str, ...] = (),
     *, batch_size: int, as_inputs: bool = False, **options: Any,
 ) -> tuple[Any, dict[str, np.ndarray]]:
@@ -34,10 +34,10 @@ def over_examples(
   """
   sharding = partition.batch_sharding(model.mesh)
   batch_size = -(-batch_size // model.mesh.size) * model.mesh.size
-  rows = partition.own_rows(sharding, batch_size)
+  rows = partition.local_rows(sharding, batch_size)
   outputs, found = [], {t: [] for t in targets}
   for batch in batches.one_pass(examples, batch_size, rows):
-    arrays = {n: partition.global_array(batch[n], sharding, batch_size) for n in names}
+    arrays = {n: partition.make_global_array(batch[n], sharding, batch_size) for n in names}
     inputs = (arrays,) if as_inputs else tuple(arrays.values())
     result = call(model.system, method, model.variables, *inputs, options=tuple(sorted(options.items())))
     outputs.append(jax.tree.map(np.asarray, result))
@@ -74,14 +74,14 @@ def texts(
   """
   sharding = partition.batch_sharding(model.mesh)
   batch_size = -(-batch_size // model.mesh.size) * model.mesh.size
-  rows = partition.own_rows(sharding, batch_size)
+  rows = partition.local_rows(sharding, batch_size)
   # Not `format`, which a brace in a text would take for its own.
   prompts = [template.replace("{}", string) for string in strings for template in templates]
   ids, mask = model.encode_texts(prompts, model.system.text_length)
   embeddings = []
   for first in range(0, len(prompts), batch_size):
     part = np.minimum(first + rows, len(prompts) - 1)
-    arrays = [partition.global_array(x[part], sharding, batch_size) for x in (ids, mask)]
+    arrays = [partition.make_global_array(x[part], sharding, batch_size) for x in (ids, mask)]
     found = call(model.system, "embed_text", model.variables, *arrays)
     embeddings.append(np.asarray(found, np.float32))
   embeddings = np.concatenate(embeddings)[: len(prompts)]

@@ -41,7 +41,7 @@ class ReferenceModel:
     data = Data("", self.model.tokenizer, self.image_transform or self.model.image_transform)
     examples = data.of_records(records, self.ops, f"keep{('image', *targets)}")
     rows = min(ROWS, -(-len(records) // self.model.mesh.size) * self.model.mesh.size)
-    return predict.over_examples(self.model, examples, method, ("image",), targets, batch_size=rows)
+    return predict.predict_examples(self.model, examples, method, ("image",), targets, batch_size=rows)
 
   def features(self, records: Sequence[Record]) -> np.ndarray:
     """f64 `[N, D]`."""
@@ -119,7 +119,7 @@ class Scorers:
       found["clip_score"] = metrics.clip_score(self.clip.cosines(records))
     for name, reference in self.classifiers.items():
       logits, targets = reference.over(records, "class_logits", "label")
-      right = classifier.right(jnp.asarray(logits), jnp.asarray(targets["label"]))
+      right = classifier.is_correct(jnp.asarray(logits), jnp.asarray(targets["label"]))
       found[f"{name}_accuracy"] = 100.0 * np.asarray(right)
     return found
 

@@ -89,7 +89,7 @@ class Evaluation:
     """
     sections = config.evaluators.to_dict()
     evaluators = {name: build(sections[name], f"evaluators.{name}") for name in sorted(sections)}
-    data = Data(config.data.source, tokenizer, config.data.image_transform, config.data.bad_records)
+    data = Data(config.data.source, tokenizer, config.data.image_transform, config.data.max_bad_records)
     for name, evaluator in evaluators.items():
       capabilities.require(system, *evaluator.requires, what=f"evaluators.{name}")
       for split in evaluator.splits:

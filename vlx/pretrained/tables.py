@@ -137,7 +137,7 @@ def export(rows: Sequence[Row], variables: Any) -> Iterator[tuple[str, np.ndarra
       parts = [np.asarray(x if piece.layer is None else x[piece.layer]) for x in arrays]
       array = np.stack(parts) if _holds_several(row) else parts[0]
       # Not `ascontiguousarray`, which makes a scalar an array of one.
-      yield piece.public, np.asarray(_applied(_turned_round(row.pattern), array), order="C")
+      yield piece.public, np.asarray(_applied(_inverse(row.pattern), array), order="C")
 
 
 def _problems(rows, wanted, shapes) -> list[str]:
@@ -194,7 +194,7 @@ def _pieces(row: Row, shape: tuple[int, ...]) -> list[_Piece]:
 
 
 def _public_shape(pattern, shape) -> tuple[int, ...]:
-  turned, sizes = _turned_round(pattern)
+  turned, sizes = _inverse(pattern)
   return _shape_after(turned, tuple(sizes.items()), tuple(shape))
 
 
@@ -204,7 +204,7 @@ def _shape_after(pattern: str, sizes: tuple, shape: tuple[int, ...]) -> tuple[in
   return jax.eval_shape(lambda x: _applied((pattern, dict(sizes)), x), x).shape
 
 
-def _turned_round(pattern):
+def _inverse(pattern):
   there, sizes = pattern
   return " -> ".join(reversed(there.split(" -> "))), sizes
 

@@ -29,10 +29,10 @@ def get_config() -> ml_collections.ConfigDict:
       batch_size=256,
       preprocess="",  # ops that make a record an example of training (vlx.data.transforms)
       image_transform="",  # ops that make an encoded image what the model takes: in evaluation, and anybody's image
-      bad_records=100,  # so many are replaced by their neighbours; one more stops the run
+      max_bad_records=100,  # so many are replaced by their neighbours; one more stops the run
       workers=0,  # processes that make batches; 0: threads of this one
       threads=1,
-      ahead=4,  # batches made ahead of the step
+      prefetch=4,  # batches made ahead of the step
       streams={},  # name → what a stream of its own has of source, split, batch_size, preprocess, and its weight
       mixture="by_step",  # how streams are put together (vlx.data.streams)
   )

@@ -14,7 +14,7 @@ from vlx.core.errors import UserError
 # By their dotted names, sections or values.
 FREE = (
     "mesh", "partition", "log_every", "checkpoint", "evaluators", "baselines", "data.image_transform",
-    "data.workers", "data.threads", "data.ahead", "data.bad_records",
+    "data.workers", "data.threads", "data.prefetch", "data.max_bad_records",
 )
 # Schedules that do not know how many steps the run has.
 ENDLESS = ("constant", "step")

@@ -42,7 +42,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """
   model = _resolve_parts(config.model.to_dict(), "model")
   resolved = ml_collections.ConfigDict({**config.to_dict(), "model": model})
-  return configs.finish(resolved)
+  return configs.finalize(resolved)
 
 
 def _resolve_parts(section: Mapping[str, Any], where: str) -> dict[str, Any]:

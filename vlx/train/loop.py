@@ -132,7 +132,7 @@ def train(run: Run, *, on_evaluate: OnEvaluate | None = None, profile: bool = Fa
 
 def _begin(run: Run, manager) -> tuple[int, TrainState, Variables]:
   """(step, state, what is frozen): from the folder, or fresh; what is frozen is written before the first checkpoint."""
-  restored = checkpoint.restore_latest(manager, run.state_shapes, put_aside=True)
+  restored = checkpoint.restore_latest(manager, run.state_shapes, quarantine_corrupt=True)
   some_frozen = bool(run.roles.frozen)
   if restored is None:
     state, frozen = run.fresh()
@@ -214,7 +214,7 @@ class _Loop:
   def _data(self, start: int, last: int):
     data = self._run.config.data
     return batches.iterate(
-        self._run.batches, start, last, workers=data.workers, threads=data.threads, ahead=data.ahead
+        self._run.batches, start, last, workers=data.workers, threads=data.threads, prefetch=data.prefetch
     )
 
   def _next(self, data, pending: _Pending | None) -> tuple[dict[str, Any], dict[str, list[int]]]:

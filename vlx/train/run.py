@@ -88,10 +88,10 @@ class Run:
     seeds = self.streams.seeds(self.config.seed)
 
     def of(name, stream):
-      rows = partition.own_rows(partition.batch_sharding(self.mesh), stream.batch_size)
+      rows = partition.local_rows(partition.batch_sharding(self.mesh), stream.batch_size)
       examples = batches.Examples(
           sources.open_source(stream.source, stream.split), preprocess.parse(stream.preprocess, self.tokenizer),
-          self.config.data.bad_records,
+          self.config.data.max_bad_records,
       )
       return batches.Batches(examples, stream.batch_size, seeds[name], rows=rows)
 
@@ -123,7 +123,7 @@ class Run:
     """What the system takes of this process's rows, as global arrays."""
     self.check_batch(batch)
     return systems.unflatten({
-        name: partition.global_array(batch[name], s.sharding, s.shape[0]) for name, s in flatten(self.batch_shapes).items()
+        name: partition.make_global_array(batch[name], s.sharding, s.shape[0]) for name, s in flatten(self.batch_shapes).items()
     })
 
   # Who learns.

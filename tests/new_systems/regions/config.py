@@ -48,7 +48,7 @@ class Matching:
     measures = {}
     for split in self.splits:
       examples = data.examples(split, KEEP, image_transform=REGIONS)
-      own, found = predict.over_examples(
+      own, found = predict.predict_examples(
           model, examples, "pair_scores", names, names, batch_size=8, as_inputs=True)
       swapped = {n: np.roll(x, 1, axis=0) if "text" not in n else x for n, x in found.items()}
       measures[f"{split}/right"] = 100 * float(np.mean(own > model.map("pair_scores", swapped)))

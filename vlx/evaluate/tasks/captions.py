@@ -75,7 +75,7 @@ class Captions:
     measures, figures = {}, {}
     for split in self.splits:
       examples = data.examples(split, 'keep("image", "caption")', image_transform=self.image_transform)
-      (ids, _), targets = predict.over_examples(
+      (ids, _), targets = predict.predict_examples(
           model, examples, "caption", ("image",), ("caption",), batch_size=self.batch_size, as_inputs=True,
           search=search,
       )
@@ -118,7 +118,7 @@ class NearestNeighbour:
   def __call__(self, model: Model, data: Data) -> Results:
     def features(split):
       examples = data.examples(split, 'keep("image", "caption")', image_transform=self.image_transform)
-      x, targets = predict.over_examples(
+      x, targets = predict.predict_examples(
           model, examples, "embed_image", ("image",), ("caption",), batch_size=self.batch_size
       )
       return x, [strings(c) for c in targets["caption"]]

@@ -30,9 +30,9 @@ class Classification:
     measures = {}
     for split in self.splits:
       examples = data.examples(split, self.ops, 'keep("image", "label")', image_transform=self.image_transform)
-      logits, targets = predict.over_examples(
+      logits, targets = predict.predict_examples(
           model, examples, "class_logits", ("image",), ("label",), batch_size=self.batch_size
       )
-      right = classifier.right(jnp.asarray(logits), jnp.asarray(targets["label"]))
+      right = classifier.is_correct(jnp.asarray(logits), jnp.asarray(targets["label"]))
       measures[f"{split}/accuracy"] = 100 * float(np.mean(right))
     return Results(measures)

@@ -49,13 +49,13 @@ class HeldOutLoss:
     """(sum, count) of each term over all examples, f64."""
     sharding = partition.batch_sharding(model.mesh)
     size = -(-self.batch_size // model.mesh.size) * model.mesh.size
-    rows = partition.own_rows(sharding, size)
+    rows = partition.local_rows(sharding, size)
     sums, counts, first = {}, {}, 0
     for batch in batches.one_pass(examples, size, rows):
       inputs = {n: batch[n] for n in (*names, "example_mask")} | {"index": (first + rows).astype(np.int32)}
       if self.task is not None:
         inputs["task"] = np.full(len(rows), self.task, np.int32)
-      arrays = {n: partition.global_array(x, sharding, size) for n, x in inputs.items()}
+      arrays = {n: partition.make_global_array(x, sharding, size) for n, x in inputs.items()}
       mask, index = arrays.pop("example_mask"), arrays.pop("index")
       for term, (total, count) in jax.device_get(_terms(model.system, model.variables, arrays, mask, index)).items():
         sums[term] = sums.get(term, 0.0) + np.float64(total)

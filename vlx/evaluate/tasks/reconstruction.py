@@ -34,7 +34,7 @@ class Reconstruction:
     measures, figures = {}, {}
     for split in self.splits:
       examples = data.examples(split, 'keep("image")', image_transform=self.image_transform)
-      over = lambda method, *targets: predict.over_examples(
+      over = lambda method, *targets: predict.predict_examples(
           model, examples, method, ("image",), targets, batch_size=self.batch_size
       )
       made, targets = over("reconstruct", "image")

@@ -104,7 +104,7 @@ class Retrieval:
 
   def _images(self, model, data, split):
     examples = data.examples(split, 'keep("image", "caption")', image_transform=self.image_transform)
-    return predict.over_examples(
+    return predict.predict_examples(
         model, examples, "embed_image", ("image",), ("caption",), batch_size=self.batch_size
     )
 

@@ -38,7 +38,7 @@ class ZeroShot:
     measures = {}
     for split in self.splits:
       examples = data.examples(split, f'keep("image", {self.field!r})', image_transform=self.image_transform)
-      image, targets = predict.over_examples(
+      image, targets = predict.predict_examples(
           model, examples, "embed_image", ("image",), (self.field,), batch_size=self.batch_size
       )
       right = np.array(names)[None, :] == targets[self.field][:, None]

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vlx.models.generation.vqvae import usage
+from vlx.models.generation.vqvae import codebook_usage
 from vlx.core.system import Aux, Term, image_input
 from vlx.models.layers import apply
 
@@ -166,7 +166,7 @@ class DVAE:
   temperature_steps: int = 150_000
   # What is added to every b; the paper adds nothing. Where a picture is one flat color, as drawings are and photographs
   # are not, b → 0 without it, and the likelihood and its gradients have no bound.
-  least_b: float = 0.0
+  min_scale: float = 0.0
   dtype: str = "float32"
 
   def __post_init__(self):
@@ -206,14 +206,14 @@ class DVAE:
     beta = cosine(step, 0.0, self.beta, self.beta_steps)
     weights = jax.nn.softmax((logits + jax.random.gumbel(rng, logits.shape)) / tau)
     mu, log_b = jnp.split(self._apply(variables, "decode", weights), 2, axis=-1)
-    log_b = jnp.logaddexp(log_b, jnp.log(self.least_b))
+    log_b = jnp.logaddexp(log_b, jnp.log(self.min_scale))
     nll = -logit_laplace(x, mu, log_b).sum(axis=(1, 2, 3)).mean()
     kl = kl_from_uniform(logits).sum(axis=(1, 2)).mean()
     count, colors = len(x), x[0].size
     bound = Term(count * (nll + beta * kl) / colors, count)
     metrics = {
         "nll": nll, "kl": kl, "beta": beta, "temperature": tau,
-        **usage(logits.argmax(axis=-1), self.num_codes),
+        **codebook_usage(logits.argmax(axis=-1), self.num_codes),
     }
     return {"negative_bound": bound}, Aux(metrics=metrics, state=variables["state"])
 

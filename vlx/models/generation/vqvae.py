@@ -118,7 +118,7 @@ def init_averages(codebook: Float[Array, "codes dim"]) -> dict[str, jax.Array]:
   }
 
 
-def moved(
+def update_codebook_ema(
     averages: dict[str, jax.Array],
     z: Float[Array, "batch rows columns dim"],
     ids: Int[Array, "batch rows columns"],
@@ -172,7 +172,7 @@ def quantize(
   )
 
 
-def usage(ids: Int[Array, "*batch"], num_codes: int) -> dict[str, jax.Array]:
+def codebook_usage(ids: Int[Array, "*batch"], num_codes: int) -> dict[str, jax.Array]:
   """Of the codes in a batch: `perplexity`, exp of their entropy, and `codes_used`, in percent."""
   share = jnp.zeros(num_codes).at[ids.reshape(-1)].add(1.0) / ids.size
   entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0))
@@ -248,8 +248,8 @@ class VQVAE:
     if self.codebook == "loss":
       terms["codebook"] = Term(codebook_loss * z.size, z.size)
     elif train:
-      state = moved(state, z, ids, rng, decay=self.decay, restart_below=self.restart_below)
-    return terms, Aux(metrics=usage(ids, self.num_codes), state=state)
+      state = update_codebook_ema(state, z, ids, rng, decay=self.decay, restart_below=self.restart_below)
+    return terms, Aux(metrics=codebook_usage(ids, self.num_codes), state=state)
 
   def accumulates(self):
     return "the codebook moves once for each part" if self.codebook == "ema" else ""

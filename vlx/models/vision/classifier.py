@@ -20,7 +20,7 @@ def cross_entropy(
   return optax.softmax_cross_entropy(logits, targets)
 
 
-def right(logits: Float[Array, "batch classes"], label: Int[Array, "batch *labels"]) -> Bool[Array, "batch"]:
+def is_correct(logits: Float[Array, "batch classes"], label: Int[Array, "batch *labels"]) -> Bool[Array, "batch"]:
   """Whether an image's greatest logits are its labels'; logits that are no numbers are nobody's."""
   labels = label.reshape(len(label), -1)
   greatest = jax.lax.top_k(logits, labels.shape[1])[1]

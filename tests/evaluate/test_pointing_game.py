@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vlx.evaluate.tasks.named_boxes import _looks, covered
+from vlx.evaluate.tasks.pointing_game import _looks, covered
 
 
 def test_covered_shares_add_up_to_the_area_of_the_boxes():

@@ -13,10 +13,10 @@ from vlx.model import Model
 
 
 @dataclasses.dataclass(frozen=True)
-class NamedBoxes:
+class PointingGame:
   """Attention at each noun of the first caption of a scene, the caption given word by word.
 
-  Measures `SPLIT/inside`, the percentage of attention in the boxes of the objects of that name, `SPLIT/hit`, how
+  Measures `SPLIT/inside`, the percentage of attention in the boxes of the objects of that name, `SPLIT/pointing_accuracy`, how
   often the likeliest place is there, and `SPLIT/uniform`, what a look at anywhere would have of both.
   """
 
@@ -27,7 +27,7 @@ class NamedBoxes:
   batch_size: int = 100
 
   requires = (ShowsAttention, CaptionsImages)
-  better = {"inside": "higher", "hit": "higher"}
+  better = {"inside": "higher", "pointing_accuracy": "higher"}
 
   def __call__(self, model: Model, data: Data) -> Results:
     measures = {}
@@ -43,7 +43,7 @@ class NamedBoxes:
           words = [model.tokenizer.decode([token]) for token in tokens]
           rows += _looks(words, maps, example["objects"])
       inside, hit, uniform = 100 * np.mean(rows, axis=0)
-      measures |= {f"{split}/inside": inside, f"{split}/hit": hit, f"{split}/uniform": uniform}
+      measures |= {f"{split}/inside": inside, f"{split}/pointing_accuracy": hit, f"{split}/uniform": uniform}
     return Results(measures)
 
 
