@@ -4,7 +4,7 @@
   python benchmarks/captioning_torch.py
 
 Annotations of 196 x 512 are given; LSTM, words and attention of 512, vocabulary 5,000, 20 words. A step is of
-64 captions with dropout and Adam; the search is of 16 pictures with 20 beams. Prints medians.
+64 captions with dropout and Adam; the search is of 16 images with 20 beams. Prints medians.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ STEPS = flags.DEFINE_integer("steps", 10, "Runs of each to time.")
 
 
 class Features(nn.Module):
-  """The tower that a picture has already gone through."""
+  """The tower that an image has already gone through."""
 
   has_batch_statistics = False
 

@@ -1,7 +1,7 @@
 """The same as `benchmarks.captioning` in plain PyTorch: `python benchmarks/captioning_torch.py [RUNS]`.
 
 Written for this comparison, the way public implementations are: a loop over words in Python, modules of
-torch.nn, all beams of all pictures as one batch.
+torch.nn, all beams of all images as one batch.
 """
 
 import statistics
@@ -63,7 +63,7 @@ def loss_of(decoder, features, text):
 
 @torch.inference_mode()
 def beam_search(decoder, features, beams, length):
-  """(ids, log-probabilities) of the best of each picture; ended beams stay among the others."""
+  """(ids, log-probabilities) of the best of each image; ended beams stay among the others."""
   batch = len(features)
   keys, (hidden, cell) = decoder.begin(features)
   features, keys, hidden, cell = (x.repeat_interleave(beams, dim=0) for x in (features, keys, hidden, cell))

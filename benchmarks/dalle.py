@@ -4,7 +4,7 @@
   python benchmarks/dalle_torch.py
 
 8 layers of width 256 and 4 heads, full masks, MLPs of 1,536; 64 text tokens out of 4,000, 16 x 16 codes out of
-1,024, f32. Codes are given; a step is of 8 pairs with AdamW; 8 pictures are sampled at once, of the likelier half
+1,024, f32. Codes are given; a step is of 8 pairs with AdamW; 8 images are sampled at once, of the likelier half
 of the codes. Prints medians.
 """
 
@@ -28,7 +28,7 @@ TEXT, SIDE, ROWS, CODES, WORDS = 64, 16, 8, 1024, 4000
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-  """The tokenizer that pictures have already gone through: their first color is the code."""
+  """The tokenizer that images have already gone through: their first color is the code."""
 
   image_size: int = SIDE
   num_codes: int = CODES

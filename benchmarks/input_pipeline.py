@@ -1,7 +1,7 @@
-"""Pictures per second of the input pipeline: decode, resize, crop, flip, normalise, tokenise.
+"""Images per second of the input pipeline: decode, resize, crop, flip, normalise, tokenise.
 
-  python -m benchmarks.input_pipeline --pictures=FOLDER                 # vlx, two workers
-  python benchmarks/input_pipeline.py --pictures=FOLDER --side=torch    # torch DataLoader, two workers
+  python -m benchmarks.input_pipeline --images=FOLDER                 # vlx, two workers
+  python benchmarks/input_pipeline.py --images=FOLDER --side=torch    # torch DataLoader, two workers
 
 The first makes the folder of 72x72 PNGs with captions (emoji's training split) where it is not there; the
 second needs torch, torchvision, pillow and tokenizers, not vlx. Both make batches of 256 for `--seconds`, the
@@ -90,9 +90,9 @@ def main():
   parser.add_argument("--seconds", type=float, default=20)
   arguments = parser.parse_args()
   if arguments.side == "vlx":
-    batches = vlx_batches(arguments.pictures, arguments.workers, arguments.threads)
+    batches = vlx_batches(arguments.images, arguments.workers, arguments.threads)
   else:
-    batches = torch_batches(arguments.pictures, arguments.workers)
+    batches = torch_batches(arguments.images, arguments.workers)
   for _ in range(8):  # workers start, buffers fill
     next(batches)
   rates = []

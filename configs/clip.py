@@ -12,7 +12,7 @@ image → text R@1 / R@5 in percent, full gallery, seed 0, on two CPU cores:
 
 Trained captions outdo the untrained ones that `concept` asks for, for the model is surest of what it
 knows. `normalized` is the same checkpoint with each caption's score discounted by how well it fits the
-training pictures (QB-Norm; `vlx.evaluate.tasks.retrieval.prior`).
+training images (QB-Norm; `vlx.evaluate.tasks.retrieval.prior`).
 """
 
 import ml_collections
@@ -132,8 +132,8 @@ def emoji() -> ml_collections.ConfigDict:
 def scenes() -> ml_collections.ConfigDict:
   """Scenes and their captions, above the tower of a run of configs/vit.py:nouns.
 
-  Captions of the nearest training pictures are a baseline of captioners. R@1 from picture to caption is 41.6 on `val`.
-  Above configs/vit.py:objects, which knows colors too, it tells pictures apart by them, and R@1 is 28.4
+  Captions of the nearest training images are a baseline of captioners. R@1 from image to caption is 41.6 on `val`.
+  Above configs/vit.py:objects, which knows colors too, it tells images apart by them, and R@1 is 28.4
   (--config.init='({"source": "runs/objects", "take": "tower", "put": "image/backbone"},)').
   """
   config = captioning.scenes()
@@ -162,7 +162,7 @@ def scenes() -> ml_collections.ConfigDict:
 
 
 def folder() -> ml_collections.ConfigDict:
-  """Your own pictures: --config.data.source=folder:PATH, or another of vlx.data.sources."""
+  """Your own images: --config.data.source=folder:PATH, or another of vlx.data.sources."""
   size, text_length = 64, 24
   config = _small(size, depth=4)
   # Sentences have an order, unlike names.

@@ -23,7 +23,7 @@ skin tone. `judged` is `emoji` measured by them too:
 
   python -m vlx.train --config=configs/vqvae.py:ablation --workdir=runs/vqvae_ablation
 
-`emoji`, seed 0: the loss of a real picture's code, in nats (`loss/SPLIT/image`), is 1.8 on `train`, 2.4 on `combo`, 5.0 on `concept`; a
+`emoji`, seed 0: the loss of a real image's code, in nats (`loss/SPLIT/image`), is 1.8 on `train`, 2.4 on `combo`, 5.0 on `concept`; a
 guess has 6.9. After 3,500 steps (--config.steps=3500) it is 0.4, 2.8 and 6.9.
 """
 
@@ -90,7 +90,7 @@ def smoke() -> ml_collections.ConfigDict:
 
 
 def emoji() -> ml_collections.ConfigDict:
-  """64x64 pictures as 8x8 codes (configs/vqvae.py:emoji), after texts of up to 16 tokens."""
+  """64x64 images as 8x8 codes (configs/vqvae.py:emoji), after texts of up to 16 tokens."""
   text_length, vocab_size = 16, 4000
   config = _emoji(64, text_length, vocab_size)
   config.model = dict(
@@ -107,7 +107,7 @@ def emoji() -> ml_collections.ConfigDict:
 
 
 def judged() -> ml_collections.ConfigDict:
-  """`emoji` beside what runs of other systems say of its pictures; each is trained by a command above."""
+  """`emoji` beside what runs of other systems say of its images; each is trained by a command above."""
   config = emoji()
   generation = config.evaluators.generation
   generation.update(dict(prompts=64, clip="runs/clip_judge", classifiers=("runs/groups", "runs/tones")))
@@ -123,7 +123,7 @@ def judged() -> ml_collections.ConfigDict:
 
 
 def ablation() -> ml_collections.ConfigDict:
-  """32x32 pictures as 8x8 codes, after texts of up to 12 tokens: a minute and a half on one core."""
+  """32x32 images as 8x8 codes, after texts of up to 12 tokens: a minute and a half on one core."""
   text_length, vocab_size = 12, 2000
   config = _emoji(32, text_length, vocab_size)
   config.model = dict(

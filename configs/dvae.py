@@ -50,7 +50,7 @@ def smoke() -> ml_collections.ConfigDict:
 
 
 def emoji() -> ml_collections.ConfigDict:
-  """64x64 pictures as 8x8 codes out of 512; β rises at once: in the paper within 5,000 of 3,000,000.
+  """64x64 images as 8x8 codes out of 512; β rises at once: in the paper within 5,000 of 3,000,000.
 
   The least b is about three of a pixel's 256 levels, where it is white.
   """
@@ -65,7 +65,7 @@ def emoji() -> ml_collections.ConfigDict:
 
 
 def ablation() -> ml_collections.ConfigDict:
-  """32x32 pictures as 8x8 codes out of 256: a minute on one core."""
+  """32x32 images as 8x8 codes out of 256: a minute on one core."""
   config = _emoji(size=32)
   config.model = dict(
       image_size=32, width=16, num_codes=256, code_dim=32, num_groups=3, blocks_per_group=1, beta=1.0,

@@ -47,7 +47,7 @@ def emoji() -> ml_collections.ConfigDict:
 
 
 def scenes() -> ml_collections.ConfigDict:
-  """Above the frozen image tower of a run of configs/clip.py:scenes: what is pooled tells pictures apart."""
+  """Above the frozen image tower of a run of configs/clip.py:scenes: what is pooled tells images apart."""
   config = _model(
       captioning.scenes(), captioning.SCENES_ENCODER, embed_dim=128, hidden_dim=256, dropout=0.0, init_range=0.2
   )
@@ -72,7 +72,7 @@ def language_model() -> ml_collections.ConfigDict:
 
 
 def ablation() -> ml_collections.ConfigDict:
-  """Longer than Show, Attend and Tell's: it takes more steps until the picture is used at all."""
+  """Longer than Show, Attend and Tell's: it takes more steps until the image is used at all."""
   config = captioning.ablation(scenes(), "runs/show_and_tell")
   config.steps = 600
   return config
@@ -121,7 +121,7 @@ def finetune() -> ml_collections.ConfigDict:
 
 
 def flickr8k() -> ml_collections.ConfigDict:
-  """6,000 pictures of five captions; words seen five times (§4.3.1)."""
+  """6,000 images of five captions; words seen five times (§4.3.1)."""
   config = _paper("flickr:.", vocab_size=4_000, min_count=5)
   config.steps = 50 * 30_000 // 32
   config.optim.decay_every = 8 * 30_000 // 32

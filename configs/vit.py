@@ -13,14 +13,14 @@ CPU cores that had other work too):
   emoji          824,202      67.8    63.2
   emoji_cnn    1,569,850      72.7    60.8
 
-At this size, on 5,592 pictures, the two are comparable: the CNN is ahead on concepts never seen, the
+At this size, on 5,592 images, the two are comparable: the CNN is ahead on concepts never seen, the
 transformer on a hand never seen.
 """
 
 import ml_collections
 
 from vlx.core.config import finalize, select_variant
-from vlx.data.datasets.scenes import pictures as scenes_pictures
+from vlx.data.datasets.scenes import sprites
 from vlx.data.datasets.emoji import GROUPS
 from vlx.models.vision import vit
 from configs.common import captioning
@@ -32,7 +32,7 @@ def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
 
 
 def _emoji(size: int) -> ml_collections.ConfigDict:
-  """Emoji into Unicode's ten groups, from pictures alone."""
+  """Emoji into Unicode's ten groups, from images alone."""
   config = defaults.get_config()
   config.data.source = "tfds:emoji"
   config.data.batch_size = 128
@@ -78,7 +78,7 @@ def emoji_cnn() -> ml_collections.ConfigDict:
 
 def objects() -> ml_collections.ConfigDict:
   """Single objects of scenes into noun and color: what the tower of a captioner learns first."""
-  config = _cut_objects("cut_object(32)", len(scenes_pictures.ALL_NOUNS) + 1 + len(scenes_pictures.COLORS))
+  config = _cut_objects("cut_object(32)", len(sprites.ALL_NOUNS) + 1 + len(sprites.COLORS))
   config.model.num_labels = 2
   config.steps = 1600
   config.optim.lr = 3e-3
@@ -87,7 +87,7 @@ def objects() -> ml_collections.ConfigDict:
 
 def nouns() -> ml_collections.ConfigDict:
   """`objects` without their colors, for configs/clip.py:scenes: 99.4 % right on `val`, 98.7 on `combo`."""
-  config = _cut_objects("cut_object(32, color=False)", len(scenes_pictures.ALL_NOUNS))
+  config = _cut_objects("cut_object(32, color=False)", len(sprites.ALL_NOUNS))
   config.steps = 1000
   config.optim.lr = 2e-3
   return config
@@ -122,7 +122,7 @@ def groups() -> ml_collections.ConfigDict:
 
 
 def tones() -> ml_collections.ConfigDict:
-  """Without a skin tone, five of them, two in one picture: `groups` with other labels."""
+  """Without a skin tone, five of them, two in one image: `groups` with other labels."""
   config = groups()
   config.model.num_classes = 7
   # Colors are what it is about, so they stay.

@@ -50,7 +50,7 @@ def smoke() -> ml_collections.ConfigDict:
 
 
 def emoji() -> ml_collections.ConfigDict:
-  """64x64 pictures as 8x8 codes out of 1,024."""
+  """64x64 images as 8x8 codes out of 1,024."""
   config = _emoji(size=64)
   config.model = dict(
       image_size=64, widths=(32, 64, 128), num_blocks=2, residual_width=64, num_codes=1024, code_dim=32,
@@ -63,7 +63,7 @@ def emoji() -> ml_collections.ConfigDict:
 
 
 def ablation() -> ml_collections.ConfigDict:
-  """32x32 pictures as 8x8 codes out of 512: a minute on one core; also the tokenizer of configs/dalle.py:ablation."""
+  """32x32 images as 8x8 codes out of 512: a minute on one core; also the tokenizer of configs/dalle.py:ablation."""
   config = _emoji(size=32)
   config.model = dict(
       image_size=32, widths=(32, 64), num_blocks=2, residual_width=32, num_codes=512, code_dim=32,

@@ -1,4 +1,4 @@
-"""Should the LSTM see the picture once, or at every word?
+"""Should the LSTM see the image once, or at every word?
 
 Vinyals et al., 2015, §3.1: "We empirically verified that feeding the image at each time step as an extra input
 yields inferior results, as the network can explicitly exploit noise in the image and overfits more easily."
@@ -15,7 +15,7 @@ is seen once has to be remembered first, and there is nothing to overfit to yet.
 from vlx.ablate.experiment import Experiment
 
 EXPERIMENT = Experiment(
-    claim="A picture that is seen once is described better than one that is seen at every word.",
+    claim="An image that is seen once is described better than one that is seen at every word.",
     config="configs/show_and_tell.py:ablation",
     arms={"once": {"model.image_input": "first"}, "every": {"model.image_input": "every"}},
     measures=(

@@ -1,4 +1,4 @@
-"""A user's own folder, a broken picture in it, from the command line to the report."""
+"""A user's own folder, a broken image in it, from the command line to the report."""
 
 import io
 import json
@@ -10,21 +10,21 @@ from PIL import Image
 
 
 def test_training_on_a_folder(tmp_path):
-  pictures = tmp_path / "pictures"
-  pictures.mkdir()
+  images = tmp_path / "pictures"
+  images.mkdir()
   colors = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
   rows = []
   for i in range(60):
     name = list(colors)[i % 4]
     out = io.BytesIO()
     Image.new("RGB", (40 + i, 50), colors[name]).save(out, "jpeg")
-    (pictures / f"{i}.jpg").write_bytes(out.getvalue() if i != 7 else out.getvalue()[:100])
+    (images / f"{i}.jpg").write_bytes(out.getvalue() if i != 7 else out.getvalue()[:100])
     rows.append({"file_name": f"{i}.jpg", "caption": f"a {name} picture, number {i}"})
-  (pictures / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+  (images / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
   done = subprocess.run(
       [
           sys.executable, "-m", "vlx.train", "--config=configs/clip.py:folder",
-          f"--config.data.source=folder:{pictures}", f"--workdir={tmp_path}/run", "--config.steps=6",
+          f"--config.data.source=folder:{images}", f"--workdir={tmp_path}/run", "--config.steps=6",
           "--config.data.batch_size=16", "--config.log_every=2",
       ],
       capture_output=True, text=True, timeout=400,

@@ -4,7 +4,7 @@
 
 12 layers of width 1,024 with the paper's masks (row, column, row, row, ..., conv): 256 text tokens
 out of 16,384, then 32 x 32 codes out of 8,192, which are given. A step has AdamW and no
-rematerialisation. Sampling draws whole pictures from the likelier half of the codes, with a cache;
+rematerialisation. Sampling draws whole images from the likelier half of the codes, with a cache;
 `ms` is a whole batch's.
 """
 
@@ -36,7 +36,7 @@ def model() -> DALLE:
 
 
 def inputs(system: DALLE, rows: int) -> dict[str, jax.Array]:
-  """Pictures whose first color is the code, and texts without padding."""
+  """Images whose first color is the code, and texts without padding."""
   rng, side = np.random.default_rng(0), system.tokenizer.image_size
   codes = rng.integers(0, system.tokenizer.num_codes, (rows, side, side, 1))
   text = rng.integers(2, system.vocab_size, (rows, system.context_length))
@@ -62,7 +62,7 @@ def train_milliseconds(system: DALLE, rows: int) -> float:
 
 
 def sample_milliseconds(system: DALLE, rows: int) -> float:
-  """Of a batch of whole pictures, the median."""
+  """Of a batch of whole images, the median."""
   variables = jax.jit(system.init)(jax.random.key(0))
   variables = {kind: {**tree, "tokenizer": {}} for kind, tree in variables.items()}
   sampler = DALLE.Sampler(top_k=system.tokenizer.num_codes // 2)

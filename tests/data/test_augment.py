@@ -5,7 +5,7 @@ import pytest
 
 from vlx.data.transforms import augment
 from vlx.data.transforms import preprocess
-from vlx.data.datasets.scenes import pictures as scenes_pictures
+from vlx.data.datasets.scenes import sprites
 
 
 def apply(ops, example, seed=0):
@@ -18,7 +18,7 @@ def rgba(size=20):
   return image
 
 
-def test_affine_without_change_is_the_picture():
+def test_affine_without_change_is_the_image():
   image = rgba()
   same = apply("random_affine(20, 1.0, 1.0, 0.0, 0.0, 0.0)", {"image": image})["image"]
   np.testing.assert_array_equal(same, image)
@@ -94,7 +94,7 @@ def test_shuffled_words_are_the_same_words():
 
 
 def test_an_object_is_cut_out_in_the_middle_of_its_window():
-  """A sprite of one color in a picture of row numbers: the window's rows, its middle, its class."""
+  """A sprite of one color in an image of row numbers: the window's rows, its middle, its class."""
   image = np.tile(np.arange(40, dtype=np.uint8)[:, None, None], (1, 40, 3))
   image[8:12, 20:26] = 200
   objects = (
@@ -103,7 +103,7 @@ def test_an_object_is_cut_out_in_the_middle_of_its_window():
   )
   example = {"image": image, "objects": objects}
   first = preprocess.parse("cut_object(8)").finish(example, None)
-  classes = (*scenes_pictures.ALL_NOUNS, "as it is", *scenes_pictures.COLORS)
+  classes = (*sprites.ALL_NOUNS, "as it is", *sprites.COLORS)
   assert [classes[i] for i in first["label"]] == ["wolf", "as it is"]
   np.testing.assert_array_equal(first["image"], image[6:14, 19:27])
   noun = preprocess.parse("cut_object(8, color=False)").finish(example, None)["label"]
@@ -117,5 +117,5 @@ def test_an_object_is_cut_out_in_the_middle_of_its_window():
   assert {int((m == 200).all(-1).sum()) for m in moved if (m == 200).any()} == {24}
 
 
-def test_a_hidden_picture_is_black():
+def test_a_hidden_image_is_black():
   assert not apply("hide", {"image": np.full((4, 4, 3), 9, np.uint8)})["image"].any()

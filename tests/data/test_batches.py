@@ -21,7 +21,7 @@ def png(value):
 
 
 class Memory:
-  """Pictures whose color is their index; those in `broken` cannot be decoded."""
+  """Images whose color is their index; those in `broken` cannot be decoded."""
 
   def __init__(self, count, broken=()):
     self._records = [{"image": png(i) if i not in broken else b"no"} for i in range(count)]
@@ -132,7 +132,7 @@ def test_worker_processes_make_the_same_batches():
 
 def write_folder(root, names, kind="jsonl"):
   root.mkdir(parents=True, exist_ok=True)
-  rows = [{"file_name": n, "caption": f"picture {n}"} for n in names]
+  rows = [{"file_name": n, "caption": f"image {n}"} for n in names]
   for i, row in enumerate(rows):
     (root / row["file_name"]).write_bytes(png(i))
   if kind == "jsonl":
@@ -150,10 +150,10 @@ def test_folder_without_subfolders_holds_out_a_tenth_by_name(tmp_path, kind):
   write_folder(tmp_path, names, kind)
   train, val = (open_source(f"folder:{tmp_path}", s) for s in ("train", "val"))
   captions = [{s[i]["caption"] for i in range(len(s))} for s in (train, val)]
-  assert captions[0] | captions[1] == {f"picture {n}" for n in names} and not captions[0] & captions[1]
+  assert captions[0] | captions[1] == {f"image {n}" for n in names} and not captions[0] & captions[1]
   assert 8 <= len(val) <= 34  # 200 fair draws of a tenth: five standard deviations
   assert set(train.texts(("caption",))) == captions[0]
-  # A new picture moves none of the others.
+  # A new image moves none of the others.
   write_folder(tmp_path, names + ["new.png"], kind)
   grown = open_source(f"folder:{tmp_path}", "val")
   assert {grown[i]["caption"] for i in range(len(grown))} >= captions[1]

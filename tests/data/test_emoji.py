@@ -74,7 +74,7 @@ def test_groups_are_unicodes(records):
   assert set(group.values()) == set(emoji.GROUPS)
 
 
-def test_pictures_are_pictures(records):
+def test_images_are_images(records):
   """72x72, and what is opaque is not one flat color: no placeholder came through."""
   for split in COUNTS:
     for record in records[split][::97]:

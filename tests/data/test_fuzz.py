@@ -16,7 +16,7 @@ RECORDS = 10_000
 
 
 def encoded(rng):
-  """Small pictures in the formats and modes that people have."""
+  """Small images in the formats and modes that people have."""
   rgb = rng.integers(0, 255, (24, 30, 3), np.uint8)
   image = Image.fromarray(rgb)
   alpha = Image.fromarray(rng.integers(0, 255, (24, 30, 4), np.uint8))
@@ -70,7 +70,7 @@ def caption(rng):
 @pytest.mark.filterwarnings("ignore")
 def test_a_damaged_record_is_an_example_or_a_bad_record():
   rng = np.random.default_rng(0)
-  tokenizer = tokenizers.train(["a picture of a word"], 600)
+  tokenizer = tokenizers.train(["an image of a word"], 600)
   ops = preprocess.parse(
       'decode|random_resized_crop(16)|normalize|tokenize("caption", 12)|keep("image", "text", "text_mask")',
       tokenizer,
@@ -91,7 +91,7 @@ def test_a_damaged_record_is_an_example_or_a_bad_record():
   assert RECORDS // 10 < good < RECORDS * 9 // 10
 
 
-def test_a_picture_that_claims_to_be_huge_is_not_unpacked():
+def test_an_image_that_claims_to_be_huge_is_not_unpacked():
   out = io.BytesIO()
   Image.new("1", (10_000, 10_000)).save(out, "png")
   assert 10_000**2 > MAX_PIXELS and len(out.getvalue()) < 20_000
@@ -99,7 +99,7 @@ def test_a_picture_that_claims_to_be_huge_is_not_unpacked():
     preprocess.parse("decode").finish({"image": out.getvalue()}, None)
 
 
-def test_modes_of_pictures_are_what_they_show():
+def test_modes_of_images_are_what_they_show():
   def decoded(picture, kind="png", mode="RGB", **options):
     out = io.BytesIO()
     picture.save(out, kind, **options)

@@ -29,7 +29,7 @@ def rgba():
   return array
 
 
-def test_transparent_pictures_lie_on_white():
+def test_transparent_images_lie_on_white():
   image = run("decode", {"image": encoded(rgba(), "RGBA")})["image"]
   assert image.shape == (8, 8, 3)
   assert (image[0, 0] == 255).all() and (image[3, 3] == (200, 100, 0)).all()
@@ -43,8 +43,8 @@ def test_every_mode_decodes_to_rgb(mode):
   assert run("decode", {"image": out.getvalue()})["image"].shape == (4, 5, 3)
 
 
-@pytest.mark.parametrize("data", [b"", b"not a picture", encoded(rgba(), "RGBA")[:60]])
-def test_a_broken_picture_is_a_bad_record(data):
+@pytest.mark.parametrize("data", [b"", b"not an image", encoded(rgba(), "RGBA")[:60]])
+def test_a_broken_image_is_a_bad_record(data):
   with pytest.raises(BadRecord):
     run("decode", {"image": data})
 
@@ -74,7 +74,7 @@ def test_resize_small_and_central_crop_keep_the_middle():
     ("resize(6)", (6, 6)), ("resize(6, 9)", (6, 9)), ("random_crop(5)", (5, 5)),
     ("random_resized_crop(7)", (7, 7)), ("flip_lr", (8, 8)),
 ])
-def test_shapes_and_that_equal_randomness_gives_equal_pictures(op, shape):
+def test_shapes_and_that_equal_randomness_gives_equal_images(op, shape):
   array = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
   before = array.copy()
   one, other = (run(op, {"image": array}, seed=3)["image"] for _ in range(2))

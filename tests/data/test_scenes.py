@@ -15,7 +15,7 @@ from PIL import Image
 
 from vlx.data.datasets.scenes import composition
 from vlx.data.datasets.scenes import language
-from vlx.data.datasets.scenes import pictures
+from vlx.data.datasets.scenes import sprites
 from vlx.data.datasets.scenes import truth
 from vlx.data.datasets.scenes.source import SPLITS
 from vlx.data.sources import open_source
@@ -59,11 +59,11 @@ def test_scenes_are_the_same_everywhere_and_for_good():
 
 def test_nouns_are_drawn_by_both_vendors_and_stand_in_their_group():
   from vlx.data.datasets import emoji
-  for group, names in pictures.NOUNS.items():
+  for group, names in sprites.NOUNS.items():
     for name in names.split():
-      assert emoji.annotation(pictures.sequences()[name])[0] == group
-      assert all((style, name) in pictures.sprites() for style in pictures.STYLES)
-  assert len(pictures.ALL_NOUNS) == len(set(pictures.ALL_NOUNS)) == 232
+      assert emoji.annotation(sprites.sequences()[name])[0] == group
+      assert all((style, name) in sprites.sprites() for style in sprites.STYLES)
+  assert len(sprites.ALL_NOUNS) == len(set(sprites.ALL_NOUNS)) == 232
   assert len(composition.nouns(held_out=True)) == 25
 
 
@@ -78,7 +78,7 @@ def names_of(rows):
 def test_nothing_held_out_is_trained(records):
   """Neither shown, nor told, nor asked for."""
   held = set(composition.nouns(held_out=True))
-  held_pairs = {(n, c) for n in pictures.ALL_NOUNS for c in composition.colors(n, held_out=True)}
+  held_pairs = {(n, c) for n in sprites.ALL_NOUNS for c in composition.colors(n, held_out=True)}
   for split in ("train", "val"):
     assert not names_of(records[split]) & held and not pairs_of(records[split]) & held_pairs
     for record in records[split]:
@@ -101,10 +101,10 @@ def test_what_is_held_out_is_asked_for_in_its_split(records):
 
 
 def test_every_trained_noun_has_colors_and_every_color_nouns():
-  for noun in pictures.ALL_NOUNS:
+  for noun in sprites.ALL_NOUNS:
     assert len(composition.colors(noun, held_out=False)) >= 3, noun
-  for color in pictures.COLORS:
-    assert sum(color in composition.colors(n, held_out=False) for n in pictures.ALL_NOUNS) > 100
+  for color in sprites.COLORS:
+    assert sum(color in composition.colors(n, held_out=False) for n in sprites.ALL_NOUNS) > 100
 
 
 def test_a_painted_sprite_has_its_color():
@@ -114,12 +114,12 @@ def test_a_painted_sprite_has_its_color():
     h, saturation, _ = colorsys.rgb_to_hsv(*(np.asarray(rgb) / 255))
     return 360 * h, saturation
 
-  for noun, style in itertools.product(pictures.ALL_NOUNS, pictures.STYLES):
+  for noun, style in itertools.product(sprites.ALL_NOUNS, sprites.STYLES):
     means = {}
-    for color in pictures.COLORS:
-      pixels = np.asarray(pictures.sprite(style, noun, color), float)
+    for color in sprites.COLORS:
+      pixels = np.asarray(sprites.sprite(style, noun, color), float)
       means[color] = pixels[pixels[..., 3] > 127][:, :3].mean(axis=0)
-      (found, saturation), (said, _) = hue(means[color]), hue(pictures.COLORS[color])
+      (found, saturation), (said, _) = hue(means[color]), hue(sprites.COLORS[color])
       assert abs((found - said + 180) % 360 - 180) < 8 and saturation > 0.3, (noun, style, color)
     assert means["brown"].sum() < 0.75 * means["orange"].sum()
 
@@ -130,7 +130,7 @@ def test_boxes_hold_the_sprites_pixels_tightly(size):
   for i in range(60):
     record = source[i]
     image = np.asarray(Image.open(io.BytesIO(record["image"])), int)
-    ground = np.asarray(pictures.background(*record["background"], size), int)
+    ground = np.asarray(sprites.background(*record["background"], size), int)
     assert image.shape == (size, size, 3)
     painted = np.abs(image - ground).max(axis=-1) > 0
     for box in (o["box"] for o in record["objects"]):
@@ -144,7 +144,7 @@ def test_boxes_hold_the_sprites_pixels_tightly(size):
     assert not painted.any()
 
 
-def test_boxes_lie_apart_in_the_picture(records):
+def test_boxes_lie_apart_in_the_image(records):
   for record in itertools.chain(*records.values()):
     boxes = [o["box"] for o in record["objects"]]
     assert 1 <= len(boxes) <= composition.MOST_SPRITES
@@ -224,13 +224,13 @@ def test_one_changed_word_is_found_out(records):
   for record in records["train"]:
     scene = scene_of("train", record)
     grounds = {scene.background[0], *(o.color for o in scene.objects)}
-    natural = frozenset().union(*(pictures.natural_colors(o.name) for o in scene.objects))
-    unused = next(c for c in pictures.COLORS if c not in grounds and c not in natural)
+    natural = frozenset().union(*(sprites.natural_colors(o.name) for o in scene.objects))
+    unused = next(c for c in sprites.COLORS if c not in grounds and c not in natural)
     for caption in record["caption"]:
       words = caption.split()
       for i, word in enumerate(words):
-        other = opposite.get(word, unused if word in pictures.COLORS else None)
-        other = "moose" if word in pictures.ALL_NOUNS else other
+        other = opposite.get(word, unused if word in sprites.COLORS else None)
+        other = "moose" if word in sprites.ALL_NOUNS else other
         if other is None:
           continue
         changed = " ".join([*words[:i], other, *words[i + 1 :]])
@@ -329,7 +329,7 @@ def test_measures_of_captions_that_are_partly_wrong():
 def test_answers_are_right(records):
   """Each kind of question against the objects, by counting here."""
   kinds = Counter()
-  singular = {language.plural(n): n for n in pictures.ALL_NOUNS} | {n: n for n in pictures.ALL_NOUNS}
+  singular = {language.plural(n): n for n in sprites.ALL_NOUNS} | {n: n for n in sprites.ALL_NOUNS}
   for record in itertools.chain(*records.values()):
     objects = record["objects"]
     assert len(record["questions"]) == len({q for q, _ in record["questions"]}) >= 5

@@ -44,10 +44,10 @@ def write_coco(root, folder, year="2017", split="val"):
 
 
 @pytest.mark.parametrize("folder", ["val2017", "images", "."])
-def test_coco_gives_each_picture_with_all_its_captions(tmp_path, folder):
+def test_coco_gives_each_image_with_all_its_captions(tmp_path, folder):
   write_coco(tmp_path, folder)
   source = open_source(f"coco:{tmp_path}", "val")
-  records = [source[i] for i in range(len(source))]  # the third picture has no caption
+  records = [source[i] for i in range(len(source))]  # the third image has no caption
   assert [r["caption"] for r in records] == [("a cat", "the cat"), ("a dog",)]
   assert [r["image_id"] for r in records] == [7, 8]
   assert records[1]["image"] == jpeg(1)
@@ -81,7 +81,7 @@ def test_flickr8k_takes_the_lists_of_its_splits(tmp_path):
 
 
 def write_karpathy(root, name, folders, splits):
-  """A file of Karpathy's splits and its pictures, one for each of `splits`, in `folders` by turns."""
+  """A file of Karpathy's splits and its images, one for each of `splits`, in `folders` by turns."""
   images = []
   for i, split in enumerate(splits):
     folder = folders[i % len(folders)]
@@ -91,7 +91,7 @@ def write_karpathy(root, name, folders, splits):
     images.append({
         "filename": filename, "imgid": i, "split": split, "sentids": [2 * i, 2 * i + 1],
         "sentences": [
-            {"raw": f"Caption {k} of picture {i}. ", "tokens": ["caption"], "imgid": i, "sentid": 2 * i + k}
+            {"raw": f"Caption {k} of image {i}. ", "tokens": ["caption"], "imgid": i, "sentid": 2 * i + k}
             for k in range(2)
         ],
     })
@@ -112,13 +112,13 @@ def test_karpathys_splits_of_coco(tmp_path, folders):
     for r in records:
       i = r["image_id"] - 100
       assert r["image"] == jpeg(i)
-      assert r["caption"] == (f"Caption 0 of picture {i}.", f"Caption 1 of picture {i}.")
+      assert r["caption"] == (f"Caption 0 of image {i}.", f"Caption 1 of image {i}.")
   assert found == {"train": [0, 3, 5], "val": [1, 4], "test": [2]}
   with pytest.raises(UserError, match="'train', 'val' and 'test', no 'restval'"):
     open_source(f"coco:{tmp_path}", "restval")
 
 
-def test_karpathys_pictures_may_lie_together(tmp_path):
+def test_karpathys_images_may_lie_together(tmp_path):
   write_karpathy(tmp_path, "dataset_coco.json", ["images"], ["train", "val"])
   text = (tmp_path / "dataset_coco.json").read_text().replace('"filepath": "images"', '"filepath": "val2014"')
   (tmp_path / "dataset_coco.json").write_text(text)
@@ -134,7 +134,7 @@ def test_karpathys_splits_of_flickr(tmp_path, name, folder):
   for split in ("train", "val", "test"):
     source = open_source(f"flickr:{tmp_path}", split)
     sizes[split] = len(source)
-    assert source[0]["caption"][1].startswith("Caption 1 of picture") and "image_id" not in source[0]
+    assert source[0]["caption"][1].startswith("Caption 1 of image") and "image_id" not in source[0]
   assert sizes == {"train": 2, "val": 1, "test": 1}
 
 

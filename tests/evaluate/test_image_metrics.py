@@ -1,4 +1,4 @@
-"""Measures of pictures against their closed forms."""
+"""Measures of images against their closed forms."""
 
 import numpy as np
 

@@ -48,7 +48,7 @@ def model_folder(tmp_path_factory):
   return folder
 
 
-def write_pictures(folder, with_labels):
+def write_images(folder, with_labels):
   rng, lines = np.random.default_rng(1), []
   (folder / "val").mkdir()
   for i in range(13):
@@ -67,8 +67,8 @@ def unit(x):
 
 @pytest.mark.parametrize("with_labels", [True, False])
 def test_figures_are_those_of_the_protocol(model_folder, tmp_path, with_labels):
-  """Pictures one by one; each prompt normalised, their mean, normalised; a miss where anything is as good."""
-  model, records = vlx.load(model_folder), write_pictures(tmp_path, with_labels)
+  """Images one by one; each prompt normalised, their mean, normalised; a miss where anything is as good."""
+  model, records = vlx.load(model_folder), write_images(tmp_path, with_labels)
   found = measure_on(model, f"folder:{tmp_path}", "val")
 
   ops = preprocess.parse(model.image_transform)
@@ -99,8 +99,8 @@ def test_figures_are_those_of_the_protocol(model_folder, tmp_path, with_labels):
   assert 0 < found["retrieval/val/image_to_text_r1"] < 100  # there is something to get wrong
 
 
-def test_pictures_of_several_captions_are_not_classified(model_folder, tmp_path):
-  records = write_pictures(tmp_path, False)
+def test_images_of_several_captions_are_not_classified(model_folder, tmp_path):
+  records = write_images(tmp_path, False)
   lines = [json.dumps({**r, "caption": [r["caption"], "grass"]}) for r in records]
   (tmp_path / "val" / "metadata.jsonl").write_text("\n".join(lines))
   found = measure_on(vlx.load(model_folder), f"folder:{tmp_path}", "val")
@@ -121,14 +121,14 @@ class Nothing:
     (dict(system=Nothing()), "no evaluator of vlx fits a Nothing"),
 ])
 def test_what_cannot_be_measured_is_told(model_folder, tmp_path, change, message):
-  write_pictures(tmp_path, False)
+  write_images(tmp_path, False)
   model = dataclasses.replace(vlx.load(model_folder), **change)
   with pytest.raises(UserError, match=message):
     measure_on(model, f"folder:{tmp_path}", "val")
 
 
-def test_a_picture_that_is_not_there_is_told(model_folder, tmp_path):
-  write_pictures(tmp_path, True)
+def test_an_image_that_is_not_there_is_told(model_folder, tmp_path):
+  write_images(tmp_path, True)
   (tmp_path / "val" / "0.png").unlink()
   with pytest.raises(UserError, match="0.png: .*No such file"):
     measure_on(vlx.load(model_folder), f"folder:{tmp_path}", "val")

@@ -120,9 +120,9 @@ def test_embeddings_come_in_the_sources_order_without_padding(model, data):
 def test_ensembled_prompts_are_the_mean_of_normalised_ones(model):
   names = ["cat", "red apple", "flag of kenya", "a {brace}"]
   with jax.set_mesh(model.mesh):
-    both = predict.texts(model, names, batch_size=8, templates=("{}", "a picture of {}"))
+    both = predict.texts(model, names, batch_size=8, templates=("{}", "an image of {}"))
     each = [
-        predict.texts(model, [t.replace("{}", n) for n in names], batch_size=8) for t in ("{}", "a picture of {}")
+        predict.texts(model, [t.replace("{}", n) for n in names], batch_size=8) for t in ("{}", "an image of {}")
     ]
   expected = np.mean([e / np.linalg.norm(e, axis=1, keepdims=True) for e in each], axis=0)
   np.testing.assert_allclose(both, expected, rtol=1e-4, atol=1e-5)

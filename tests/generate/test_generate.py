@@ -57,7 +57,7 @@ def test_an_image_is_captioned_from_any_form(captioner, tmp_path):
   assert outputs.words_sheet(model, str(path), found[0][0]) is not None
   with pytest.raises(UserError, match="cannot read the image .*missing.png"):
     model.caption(tmp_path / "missing.png")
-  with pytest.raises(UserError, match="config.json cannot be used: picture cannot be decoded"):
+  with pytest.raises(UserError, match="config.json cannot be used: image cannot be decoded"):
     model.caption(captioner.workdir / "config.json")
   with pytest.raises(UserError, match="this model: ShowAttendTell lacks GeneratesImages .*CaptionsImages"):
     model.generate_images("a cat")

@@ -18,7 +18,7 @@ from vlx.models.captioning.show_and_tell import ShowAndTell
 from vlx.models.captioning.show_attend_tell import Selection, ShowAttendTell
 
 VOCABULARY, LENGTH = 9, 6
-CNN = dict(convolutions=(1, 1), width=4)  # 2 x 2 places of 8 features for pictures of 4 x 4
+CNN = dict(convolutions=(1, 1), width=4)  # 2 x 2 places of 8 features for images of 4 x 4
 SECTION = dict(encoder=CNN, vocab_size=VOCABULARY, embed_dim=6, hidden_dim=5, dropout=0.0)
 ATTEND = dict(SECTION, attention_dim=7)
 

@@ -107,7 +107,7 @@ def test_a_section_with_stages_is_a_resnet_whose_statistics_the_loss_carries():
     assert jax.tree.structure(state) == jax.tree.structure(variables["state"])
     moved[train] = [bool((a != b).any()) for a, b in zip(*map(jax.tree.leaves, (state, variables["state"])))]
   assert not any(moved[False]) and all(moved[True])
-  # Pictures are encoded by the statistics that were gathered.
+  # Images are encoded by the statistics that were gathered.
   other = {**variables, "state": jax.tree.map(lambda x: x + 1, variables["state"])}
   encode = jax.jit(clip.embed_image)
   assert not np.allclose(encode(variables, data["image"]), encode(other, data["image"]), atol=1e-4)

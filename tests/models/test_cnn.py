@@ -42,7 +42,7 @@ def test_published_parameters(system, expected):
   assert sum(x.size for x in jax.tree.leaves(shapes_of(system, images(224, 224))["params"])) == expected
 
 
-@pytest.mark.parametrize("system, picture, expected", [
+@pytest.mark.parametrize("system, image, expected", [
     (VGG16, (224, 224), (14, 14, 512)),  # Xu et al., 2015: 196 annotations
     (VGG16, (100, 64), (6, 4, 512)),
     (GOOGLENET, (224, 224), (7, 7, 1024)),
@@ -65,7 +65,7 @@ def test_blocks_of_googlenet_are_those_of_table_1():
   }
 
 
-def test_a_picture_that_is_too_small_is_refused():
+def test_an_image_that_is_too_small_is_refused():
   with pytest.raises(ValueError, match="10x200 is too small"):
     jax.eval_shape(VGG16.class_logits, shapes_of(VGG16, None), images(10, 200))
 
@@ -120,7 +120,7 @@ def test_response_normalisation_is_its_definition():
 
 
 class Constants(nn.Module):
-  """Logits (a, 0, 0), whatever the picture: the loss of label 0 is log(1 + 2 exp(-a))."""
+  """Logits (a, 0, 0), whatever the image: the loss of label 0 is log(1 + 2 exp(-a))."""
 
   def all_logits(self, image, *, train=False):
     return [jnp.tile(jnp.array([a, 0.0, 0.0]), (len(image), 1)) for a in (0.0, 1.0, 2.0)]

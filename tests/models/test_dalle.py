@@ -209,7 +209,7 @@ def test_a_sampler_that_makes_no_sense_is_told():
       generate(DALLE(**SMALL), text, text_mask, jnp.arange(3), image, keep_rows=rows)
 
 
-def test_a_picture_is_a_function_of_its_seed_whatever_the_batch():
+def test_an_image_is_a_function_of_its_seed_whatever_the_batch():
   system, (text, text_mask) = DALLE(**SMALL), texts()
   ids = generate(system, text, text_mask, jnp.array([3, 8, 3]))
   np.testing.assert_array_equal(generate(system, text[1:2], text_mask[1:2], jnp.array([8])), ids[1:2])

@@ -144,8 +144,8 @@ def test_batch_statistics_are_state_and_move_only_in_training():
 
 
 def test_the_hybrids_patches_are_of_the_backbones_map():
-  """Its tokens are those of a plain transformer whose picture is that map; rollout finds its statistics."""
-  backbone = ResNetTower((1,), False, 3, stem="cifar")  # a map of three channels, as a picture's
+  """Its tokens are those of a plain transformer whose image is that map; rollout finds its statistics."""
+  backbone = ResNetTower((1,), False, 3, stem="cifar")  # a map of three channels, as an image's
   system = ViT(VisionTransformer(**TINY, backbone=backbone), 5)
   variables, image = contract.init(system), batch()["image"]
   own = {"params": variables["params"]["tower"], **{k: v["tower"] for k, v in variables["state"].items()}}

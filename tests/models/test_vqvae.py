@@ -57,7 +57,7 @@ def test_codes_that_nothing_is_near_to_start_anew_at_rows_of_the_batch():
 
 @pytest.mark.parametrize("codebook", ["ema", "loss"])
 def test_what_training_moves(codebook):
-  """The picture's error reaches the encoder past the codes; the codebook moves by its own rule alone."""
+  """The image's error reaches the encoder past the codes; the codebook moves by its own rule alone."""
   system, variables, batch = started(codebook=codebook, beta=0.0)
 
   def loss(params, train):
@@ -85,12 +85,12 @@ def test_loss_is_its_terms():
   np.testing.assert_allclose(loss, error / 2.0 + 0.5 * aux.metrics["commitment"], rtol=1e-5)
 
 
-def test_pictures_to_codes_and_back():
+def test_images_to_codes_and_back():
   system, variables, batch = started()
   ids = system.image_to_tokens(variables, batch["image"])
   assert ids.shape == (4, *system.grid) and system.grid == (4, 4)
   assert system.tokens_to_image(variables, ids).shape == batch["image"].shape
-  # What a code stands for is what the codebook says: pictures of the nearest codes encode to them.
+  # What a code stands for is what the codebook says: images of the nearest codes encode to them.
   z = system.network.apply({"params": variables["params"]}, batch["image"], method="encode")
   distances = jnp.sum((z[..., None, :] - variables["state"]["codebook"]) ** 2, -1)
   np.testing.assert_array_equal(ids, distances.argmin(-1))

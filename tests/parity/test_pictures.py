@@ -1,4 +1,4 @@
-"""Pictures before a network sees them: vlx's ops against open_clip's and transformers'."""
+"""Images before a network sees them: vlx's ops against open_clip's and transformers'."""
 
 import types
 
@@ -20,7 +20,7 @@ LEVELS = {"open_clip": 0, "clip_pil": 0, "vit_pil": 0, "clip": 1, "vit": 1}
 def ops_of(kind):
   if kind == "open_clip":
     return clip.openai_preprocess(SIZE)
-  return preprocessor.picture_ops(RECORDED.config[kind])
+  return preprocessor.image_ops(RECORDED.config[kind])
 
 
 @pytest.mark.parametrize("key", sorted(RECORDED.outputs))

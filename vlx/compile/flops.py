@@ -3,7 +3,7 @@
 Counted are matrix products (`dot_general`), convolutions and Pallas kernels, a multiplication and an
 addition as two; nothing elementwise. Each counts once for the loss, and once more for each of its two
 operands that depends on a trained parameter: the backward product that takes the gradient to that
-operand. So a hidden layer counts three times, the first layer twice (no gradient to pictures), a frozen one
+operand. So a hidden layer counts three times, the first layer twice (no gradient to images), a frozen one
 ahead of all that is trained once. What rematerialisation computes again is not counted.
 
 Loops count with their length. Of the branches of a `cond` the most expensive counts; of implementations that

@@ -25,7 +25,7 @@ class Source(Protocol):
     """What to call a record in a message."""
 
   def texts(self, fields: Sequence[str]) -> Iterator[str]:
-    """All strings of these fields, without reading pictures where that can be avoided."""
+    """All strings of these fields, without reading images where that can be avoided."""
 
 
 def strings(value: str | Sequence[str]) -> Sequence[str]:

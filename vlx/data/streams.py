@@ -18,7 +18,6 @@ Rows can be mixed within a batch too: by the source "mix:…" (`vlx.data.sources
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
 
 import ml_collections
 import numpy as np

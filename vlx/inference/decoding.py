@@ -3,7 +3,7 @@
   step(state, tokens i32 [rows]) -> (logits f32 [rows, vocabulary], state)
 
 `state` is a pytree whose leaves have `rows` as their first axis: one row per sequence. What is the same for
-all sequences of an example (annotations of its picture) need not be in it: `step` can close over it, and in beam
+all sequences of an example (annotations of its image) need not be in it: `step` can close over it, and in beam
 search row r belongs to example r // beam_size.
 
 `draw_more` is the loop of sampling, greedy search among it, `beam_search` that of beams, whose rows change places.

@@ -269,7 +269,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 
 def openai_preprocess(image_size: int, mean=MEAN, std=STD) -> str:
-  """The ops on pictures of OpenAI's code and open_clip's: alpha is dropped last."""
+  """The ops on images of OpenAI's code and open_clip's: alpha is dropped last."""
   return (
       f"decode('any')|resize_small({image_size})|central_crop({image_size}, half='even')|opaque|"
       f"normalize({tuple(mean)}, {tuple(std)})"
@@ -285,7 +285,7 @@ def open_clip_preprocess(system: CLIP, config: Mapping) -> str:
 
 
 def preprocess(system: CLIP, config: Mapping | None = None) -> str:
-  """The ops on pictures that a `preprocessor_config.json` asks for; OpenAI's without one."""
+  """The ops on images that a `preprocessor_config.json` asks for; OpenAI's without one."""
   size = system.image.image_size
   if config is None:
     return openai_preprocess(size)
@@ -293,4 +293,4 @@ def preprocess(system: CLIP, config: Mapping | None = None) -> str:
       image_mean=list(MEAN), image_std=list(STD), resample=3, do_center_crop=True,
       size={"shortest_edge": size}, crop_size={"height": size, "width": size},
   )
-  return preprocessor.picture_ops({**defaults, **config})
+  return preprocessor.image_ops({**defaults, **config})

@@ -25,7 +25,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
 
 
 def preprocess(system: DVAE, config: Mapping | None = None) -> str:
-  """Ops on pictures of the authors' notebook; the shorter side there is no longer than the picture's own."""
+  """Ops on images of the authors' notebook; the shorter side there is no longer than the image's own."""
   del config
   return f"decode|resize_small({system.image_size})|central_crop({system.image_size})|normalize"
 

@@ -50,6 +50,6 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
 
 
 def preprocess(system: GoogLeNet, config: Mapping | None = None) -> str:
-  """torchvision's ops on pictures, but for ImageNet's normalisation, which its network undoes."""
+  """torchvision's ops on images, but for ImageNet's normalisation, which its network undoes."""
   del system, config
   return torchvision_ops()

@@ -9,8 +9,8 @@ from vlx.core.errors import UserError
 _METHODS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
-def picture_ops(config: Mapping) -> str:
-  """The ops that make of an encoded picture what the model takes; transparent ones lie on white, as there."""
+def image_ops(config: Mapping) -> str:
+  """The ops that make of an encoded image what the model takes; transparent ones lie on white, as there."""
   ops = ["decode"]
   if config.get("do_resize", True):
     ops.append(_resize(config))

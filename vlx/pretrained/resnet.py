@@ -37,6 +37,6 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
 
 
 def preprocess(system: ResNet, config: Mapping | None = None) -> str:
-  """torchvision's ops on pictures."""
+  """torchvision's ops on images."""
   del system, config
   return torchvision_ops(*IMAGENET)

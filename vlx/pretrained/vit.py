@@ -161,12 +161,12 @@ def _npz(shapes) -> Layout:
   return Layout(ViT(tower, shapes["head/kernel"][1], pre_logits), rows, NPZ_ALIASES)
 
 
-# Hugging Face's ViTImageProcessor: the whole picture, out of its proportions.
+# Hugging Face's ViTImageProcessor: the whole image, out of its proportions.
 _PREPROCESSOR = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3, resample=2)
 
 
 def preprocess(system: ViT, config: Mapping | None = None) -> str:
-  """The ops on pictures that a `preprocessor_config.json` asks for; ViTImageProcessor's without one."""
+  """The ops on images that a `preprocessor_config.json` asks for; ViTImageProcessor's without one."""
   size = system.tower.image_size
   defaults = {**_PREPROCESSOR, "size": {"height": size, "width": size}}
-  return preprocessor.picture_ops({**defaults, **(config or {})})
+  return preprocessor.image_ops({**defaults, **(config or {})})

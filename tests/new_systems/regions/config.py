@@ -6,12 +6,12 @@ import numpy as np
 
 from vlx.core.capabilities import ScoresPairs
 from vlx.core.config import finish
-from vlx.data.datasets.scenes import pictures
+from vlx.data.datasets.scenes import sprites
 from vlx.evaluate import predict
 from vlx.evaluate.results import Results
 from vlx.train import defaults
 
-NOUNS, COLORS = pictures.ALL_NOUNS, ("", *pictures.COLORS)
+NOUNS, COLORS = sprites.ALL_NOUNS, ("", *sprites.COLORS)
 REGIONS = (
     'tests.new_systems.regions.config.regions_of_objects|'
     'regions(4, ("boxes", "regions", "box_labels"))|choose("caption")|tokenize("caption", 16)'

@@ -27,7 +27,7 @@ WHERE = [
 
 
 def sentence(rng, fixed) -> str:
-  """A sentence of which each part is, by chance, that of the picture."""
+  """A sentence of which each part is, by chance, that of the image."""
   parts = [
       own if rng.random() < 0.6 else rng.choice(others)
       for own, others in zip(fixed, (WHO, DOES, WHAT, WHERE))

@@ -1,7 +1,7 @@
 """Records VGG, GoogLeNet and ResNet of torchvision: `python tests/parity/record/cnn.py`.
 
 Writes ../names/NETWORK.txt, the names and shapes of the published files, and ../NETWORK.safetensors, the same
-networks with fewer channels: weights, pictures, outputs.
+networks with fewer channels: weights, images, outputs.
 
     pip install torch==2.13.0 torchvision==0.28.0 safetensors
 """

@@ -1,7 +1,7 @@
-"""Records what open_clip and transformers make of a few pictures before a network sees them.
+"""Records what open_clip and transformers make of a few images before a network sees them.
 
     pip install torch==2.13.0 torchvision==0.28.0 transformers==5.23.0 open_clip_torch==3.3.0 safetensors
-    python tests/parity/record/pictures.py
+    python tests/parity/record/images.py
 """
 
 import io

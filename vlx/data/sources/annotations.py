@@ -1,4 +1,4 @@
-"""Pictures in folders, and files that say what they show: vlx's own form, COCO, Flickr8k/30k.
+"""Images in folders, and files that say what they show: vlx's own form, COCO, Flickr8k/30k.
 
 COCO's and Flickr's may have the splits of Karpathy and Fei-Fei ("Deep Visual-Semantic Alignments for
 Generating Image Descriptions", 2015), which captioning papers report on: `dataset_coco.json`,
@@ -47,8 +47,8 @@ class MappedFile:
     return MappedFile, (self._path,)
 
 
-class PictureFolder:
-  """Records whose pictures are files: `file_name`, under a root, and what else a JSON object says.
+class ImageFolder:
+  """Records whose images are files: `file_name`, under a root, and what else a JSON object says.
 
   The objects stay text until they are asked for, so a million of them take 16 bytes each besides.
 
@@ -62,7 +62,7 @@ class PictureFolder:
     self._root, self._text, self._spans = root, text, spans
 
   @classmethod
-  def of(cls, root: pathlib.Path, rows: Iterable[dict]) -> "PictureFolder":
+  def of(cls, root: pathlib.Path, rows: Iterable[dict]) -> "ImageFolder":
     """From objects that are in memory one at a time."""
     text, ends = io.BytesIO(), [0]
     for row in rows:
@@ -70,12 +70,12 @@ class PictureFolder:
       ends.append(text.tell())
     return cls(root, text.getvalue(), np.stack([ends[:-1], ends[1:]], axis=1))
 
-  def select(self, chosen: Sequence[bool]) -> "PictureFolder":
+  def select(self, chosen: Sequence[bool]) -> "ImageFolder":
     """The records marked True."""
-    return PictureFolder(self._root, self._text, self._spans[np.array(chosen, bool)])
+    return ImageFolder(self._root, self._text, self._spans[np.array(chosen, bool)])
 
   def row(self, index: int) -> dict:
-    """What is known of a picture.
+    """What is known of an image.
 
     Raises:
       BadRecord: where that is no JSON object in UTF-8 with `file_name` and `caption`.
@@ -119,8 +119,8 @@ def _existing_folder(place: str) -> pathlib.Path:
   return root
 
 
-def folder(place: str, split: str) -> PictureFolder:
-  """Pictures beside a `metadata.jsonl` or `metadata.csv` with `file_name` and `caption`.
+def folder(place: str, split: str) -> ImageFolder:
+  """Images beside a `metadata.jsonl` or `metadata.csv` with `file_name` and `caption`.
 
   Without such a file, subfolders are classes: `label` is a subfolder's name, and the caption the same in words.
 
@@ -135,7 +135,7 @@ def folder(place: str, split: str) -> PictureFolder:
   return _by_hash(source, split, f"{root} has no subfolder {split!r}; without one")
 
 
-def _by_hash(source: PictureFolder, split: str, why: str) -> PictureFolder:
+def _by_hash(source: ImageFolder, split: str, why: str) -> ImageFolder:
   if split not in ("train", "val"):
     raise UserError(f"{why} there are 'train' and 'val'")
 
@@ -148,7 +148,7 @@ def _by_hash(source: PictureFolder, split: str, why: str) -> PictureFolder:
   return source.select([held(i) == (split == "val") for i in range(len(source))])
 
 
-def _with_metadata(root: pathlib.Path) -> PictureFolder:
+def _with_metadata(root: pathlib.Path) -> ImageFolder:
   if (file := root / "metadata.jsonl").is_file():
     text = MappedFile(file)
     breaks = [
@@ -158,12 +158,12 @@ def _with_metadata(root: pathlib.Path) -> PictureFolder:
     edges = np.concatenate([[0], *breaks, [len(text)]]).astype(np.int64)
     spans = np.stack([edges[:-1], edges[1:]], axis=1)
     # Blank lines, and what is behind the last line's end.
-    source = PictureFolder(root, text, spans[[bool(text[a:b].strip()) for a, b in spans.tolist()]])
+    source = ImageFolder(root, text, spans[[bool(text[a:b].strip()) for a, b in spans.tolist()]])
   elif (file := root / "metadata.csv").is_file():
     with file.open(encoding="utf-8", errors="surrogateescape", newline="") as f:
-      source = PictureFolder.of(root, csv.DictReader(f))
+      source = ImageFolder.of(root, csv.DictReader(f))
   elif rows := _classes(root):
-    return PictureFolder.of(root, rows)
+    return ImageFolder.of(root, rows)
   else:
     raise UserError(
         f"{root} has neither metadata.jsonl nor metadata.csv (columns file_name and caption), nor subfolders of images"
@@ -185,13 +185,13 @@ def _classes(root: pathlib.Path) -> list[dict]:
   ]
 
 
-def coco(place: str, split: str) -> PictureFolder:
+def coco(place: str, split: str) -> ImageFolder:
   """COCO captions (Chen et al., 2015): `annotations/captions_SPLIT2017.json` or another year's.
 
-  The pictures lie in `SPLIT2017/`, in `images/`, or beside `annotations/`. A record has all of a
-  picture's captions (`choose("caption")` takes one) and its `image_id`.
+  The images lie in `SPLIT2017/`, in `images/`, or beside `annotations/`. A record has all of a
+  image's captions (`choose("caption")` takes one) and its `image_id`.
 
-  With `dataset_coco.json` the splits are Karpathy's, and the pictures lie in `train2014/` and `val2014/`
+  With `dataset_coco.json` the splits are Karpathy's, and the images lie in `train2014/` and `val2014/`
   of the folder or of its `images/`, or all together in one of these two.
   """
   root = _existing_folder(place)
@@ -212,15 +212,15 @@ def coco(place: str, split: str) -> PictureFolder:
   except (KeyError, TypeError, ValueError) as e:
     raise UserError(f"{found[-1]} is not a COCO captions file: {type(e).__name__}: {e}") from e
   year = found[-1].stem.removeprefix("captions_")
-  return PictureFolder.of(_folder_of(root, (year, "images", "."), rows), rows)
+  return ImageFolder.of(_folder_of(root, (year, "images", "."), rows), rows)
 
 
-def flickr(place: str, split: str) -> PictureFolder:
+def flickr(place: str, split: str) -> ImageFolder:
   """Flickr8k (Hodosh et al., 2013) and Flickr30k (Young et al., 2014), as they are given out.
 
   `Flickr8k.token.txt` or `results_20130124.token`: lines of "NAME.jpg#0", a tab, a caption. The
   splits are `Flickr_8k.{train,dev,test}Images.txt`; without these, a tenth by the names' hash is
-  "val". A record has all of a picture's captions. With `dataset_flickr8k.json` or
+  "val". A record has all of an image's captions. With `dataset_flickr8k.json` or
   `dataset_flickr30k.json` captions and splits are Karpathy's.
   """
   root = _existing_folder(place)
@@ -237,10 +237,10 @@ def flickr(place: str, split: str) -> PictureFolder:
     if not line.strip():
       continue
     if not tab:
-      raise UserError(f"{found[0]}, line {number}: no tab between the picture's name and the caption")
+      raise UserError(f"{found[0]}, line {number}: no tab between the image's name and the caption")
     captions.setdefault(name.partition("#")[0], []).append(caption.strip())
   rows = [{"file_name": name, "caption": texts} for name, texts in captions.items()]
-  source = PictureFolder.of(_folder_of(root, folders, rows), rows)
+  source = ImageFolder.of(_folder_of(root, folders, rows), rows)
   listed = root / f"Flickr_8k.{'dev' if split == 'val' else split}Images.txt"
   if listed.is_file():
     names = set(listed.read_text("utf-8").split())
@@ -250,7 +250,7 @@ def flickr(place: str, split: str) -> PictureFolder:
 
 def _karpathy(
     root: pathlib.Path, file: pathlib.Path, split: str, folders: Sequence[str]
-) -> PictureFolder:
+) -> ImageFolder:
   """A split of Karpathy's: "train" with COCO's "restval", as papers train, "val", "test"."""
   if split not in ("train", "val", "test"):
     raise UserError(f"{file} has the splits 'train', 'val' and 'test', no {split!r}")
@@ -267,11 +267,11 @@ def _karpathy(
     raise UserError(f"{file} is not a file of Karpathy's splits: {type(e).__name__}: {e}") from e
   if rows and not any((root / f / rows[0]["file_name"]).is_file() for f in folders):
     rows = [{**row, "file_name": pathlib.PurePosixPath(row["file_name"]).name} for row in rows]
-  return PictureFolder.of(_folder_of(root, folders, rows), rows)
+  return ImageFolder.of(_folder_of(root, folders, rows), rows)
 
 
 def _folder_of(root: pathlib.Path, names: Sequence[str], rows: Sequence[dict]) -> pathlib.Path:
-  """The first of the folders that holds the first picture."""
+  """The first of the folders that holds the first image."""
   for name in names:
     if rows and (root / name / rows[0]["file_name"]).is_file():
       return root / name

@@ -11,7 +11,7 @@ from vlx.data.records import strings
 class TfdsSource:
   """Any data set of TensorFlow Datasets, prepared as array_record on first use.
 
-  Text comes as str, pictures stay encoded. Data lives where `$TFDS_DATA_DIR` says
+  Text comes as str, images stay encoded. Data lives where `$TFDS_DATA_DIR` says
   (else ~/tensorflow_datasets).
   """
 

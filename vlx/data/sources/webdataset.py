@@ -20,9 +20,9 @@ from vlx.data.sources.annotations import held_out
 from vlx.data.records import BadRecord, readable_texts
 from vlx.core.errors import UserError
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 TEXTS = ("txt", "json")  # the first that is there gives the caption
-# Offset and size in bytes of the picture, the .txt and the .json of a sample (size -1: none).
+# Offset and size in bytes of the image, the .txt and the .json of a sample (size -1: none).
 COLUMNS = 6
 
 
@@ -124,15 +124,15 @@ def _read_index(tar: pathlib.Path) -> dict[str, np.ndarray]:
         folder, _, base = member.name.rpartition("/")
         stem, dot, extension = base.partition(".")
         if member.isfile() and dot and stem:
-          kind = "picture" if extension.lower() in PICTURES else extension.lower()
+          kind = "image" if extension.lower() in IMAGES else extension.lower()
           samples.setdefault(f"{folder}/{stem}", {})[kind] = (member.offset_data, member.size)
         members.members = []  # it would keep all it has seen
   except (tarfile.TarError, OSError) as e:
     logging.warning("%s is damaged behind its sample %d: %s", tar, len(samples), e)
-  whole = {k: s for k, s in samples.items() if "picture" in s and any(t in s for t in TEXTS)}
+  whole = {k: s for k, s in samples.items() if "image" in s and any(t in s for t in TEXTS)}
   if len(whole) < len(samples):
-    logging.warning("%s: %d samples have no picture or no text", tar, len(samples) - len(whole))
-  kinds = ("picture", *TEXTS)
+    logging.warning("%s: %d samples have no image or no text", tar, len(samples) - len(whole))
+  kinds = ("image", *TEXTS)
   spans = [[n for kind in kinds for n in s.get(kind, (0, -1))] for s in whole.values()]
   return {
       "spans": np.array(spans, np.int64).reshape(-1, COLUMNS),

@@ -49,7 +49,7 @@ class Tokenizer:
     self.start_id = backend.token_to_id(START)
     self.end_id = backend.token_to_id(END)
     self.unknown_id = backend.token_to_id(UNKNOWN)
-    # Captions come again every epoch, and cleaning one costs more than cropping a picture.
+    # Captions come again every epoch, and cleaning one costs more than cropping an image.
     self._tokens = functools.lru_cache(maxsize=2**16)(
         lambda text: backend.encode(clean(text), add_special_tokens=False).ids
     )

@@ -1,6 +1,6 @@
-"""Random changes of pictures, and of texts, as preprocessing ops (`vlx.data.transforms.preprocess`).
+"""Random changes of images, and of texts, as preprocessing ops (`vlx.data.transforms.preprocess`).
 
-Those on transparent pictures (RGBA) come before `background`: they know where the object ends.
+Those on transparent images (RGBA) come before `background`: they know where the object ends.
 """
 
 import math
@@ -8,7 +8,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from vlx.data.datasets.scenes import pictures as scenes_pictures
+from vlx.data.datasets.scenes import sprites
 from vlx.data.transforms.ops import Op, image_op, is_random, op
 
 LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601
@@ -25,7 +25,7 @@ def random_affine(image, rng, size, min_scale=0.8, max_scale=1.2, degrees=10.0, 
     image: RGBA.
     rng: of the example.
     size: of the result, in pixels.
-    min_scale: least size of the picture in units of the frame.
+    min_scale: least size of the image in units of the frame.
     max_scale: greatest.
     degrees: of turning, either way.
     stretch: of the aspect ratio, as a natural logarithm, either way.
@@ -72,7 +72,7 @@ def _dilate(plane: np.ndarray) -> np.ndarray:
 
 @image_op
 def ink(image, rng, probability=0.2, fill=0.5):
-  """Dark lines where the picture changes, as a drawing has; sometimes nothing but the lines.
+  """Dark lines where the image changes, as a drawing has; sometimes nothing but the lines.
 
   Args:
     image: RGB.
@@ -183,7 +183,7 @@ def shuffle_words(probability=0.2, field="caption"):
 
 @image_op
 def hide(image, rng):
-  """Black: what a system makes of a picture's text alone."""
+  """Black: what a system makes of an image's text alone."""
   return np.zeros_like(image)
 
 
@@ -196,7 +196,7 @@ def cut_object(size: int, shift: float = 0.1, color: bool = True) -> Op:
 
   Classes are the nouns, then "as it is drawn" and the colors.
 
-  Without randomness, the first object. Beyond the picture's edge its outermost pixels go on.
+  Without randomness, the first object. Beyond the image's edge its outermost pixels go on.
 
   Args:
     size: of the window, in pixels of the scene.
@@ -214,7 +214,7 @@ def cut_object(size: int, shift: float = 0.1, color: bool = True) -> Op:
     rows, columns = (
         np.clip(np.arange(first, first + size), 0, n - 1) for first, n in zip((top, left), image.shape)
     )
-    nouns, colors = scenes_pictures.ALL_NOUNS, ("", *scenes_pictures.COLORS)
+    nouns, colors = sprites.ALL_NOUNS, ("", *sprites.COLORS)
     label = np.array([nouns.index(shown["name"]), len(nouns) + colors.index(shown["color"])])
     return {**example, "image": image[rows[:, None], columns], "label": label if color else label[0]}
 

@@ -10,28 +10,28 @@ from vlx.core.errors import UserError
 from vlx.data.records import BadRecord, evenly
 from vlx.data.transforms.ops import Op, image_op, op
 
-# A decoded picture of this size takes 192 MB. A file of a few kB can claim far more.
+# A decoded image of this size takes 192 MB. A file of a few kB can claim far more.
 MAX_PIXELS = 2**26
 
 
 @op
 def decode(mode: str = "RGB", *, of: str = "image") -> Op:
-  """Encoded `image`, or each of several in the field `of` → uint8 array; "RGB" lays transparent pictures on white, "RGBA" keeps alpha.
+  """Encoded `image`, or each of several in the field `of` → uint8 array; "RGB" lays transparent images on white, "RGBA" keeps alpha.
 
-  "any" is RGBA for transparent pictures, RGB for others (`opaque` makes all of them RGB).
-  Of an animation the first frame. Pictures of more than `MAX_PIXELS` are bad records.
+  "any" is RGBA for transparent images, RGB for others (`opaque` makes all of them RGB).
+  Of an animation the first frame. Images of more than `MAX_PIXELS` are bad records.
   """
 
   def decoded(encoded: bytes) -> np.ndarray:
     try:
       with Image.open(io.BytesIO(encoded)) as image:
         if image.width * image.height > MAX_PIXELS:
-          raise BadRecord(f"a picture of {image.width}x{image.height} pixels; {MAX_PIXELS} are the most")
+          raise BadRecord(f"an image of {image.width}x{image.height} pixels; {MAX_PIXELS} are the most")
         array = _pixels(image, mode)
     except BadRecord:
       raise
     except Exception as e:  # Pillow's readers raise whatever damaged bytes make them trip over.
-      raise BadRecord(f"picture cannot be decoded: {type(e).__name__}: {e}") from e
+      raise BadRecord(f"image cannot be decoded: {type(e).__name__}: {e}") from e
     return composite(array, (255, 255, 255)) if mode == "RGB" and array.shape[-1] == 4 else array
 
   def apply(example, rng):
@@ -74,9 +74,9 @@ def _pixels(image: Image.Image, mode: str) -> np.ndarray:
 
 def composite(image: np.ndarray, color) -> np.ndarray:
   """RGBA `[H, W, 4]` on a background color (RGB, 0-255) → RGB."""
-  picture = Image.fromarray(image)
-  ground = Image.new("RGB", picture.size, tuple(int(c) for c in color))
-  ground.paste(picture, mask=picture)
+  rgba = Image.fromarray(image)
+  ground = Image.new("RGB", rgba.size, tuple(int(c) for c in color))
+  ground.paste(rgba, mask=rgba)
   return np.asarray(ground)
 
 

@@ -4,7 +4,7 @@
 
 An op is a function of its arguments that returns `apply(example, rng) -> example`; it may use `rng`
 (a numpy Generator that is a function of the seed and the example's position) and must not change
-the arrays it is given. An op of one's own is named by its import path, `my.module.op(3)`. Pictures are uint8 arrays `[H, W, 3 or 4]` until `normalize`. What stands
+the arrays it is given. An op of one's own is named by its import path, `my.module.op(3)`. Images are uint8 arrays `[H, W, 3 or 4]` until `normalize`. What stands
 left of `cache` is done once for each record and kept in memory, so no op there may be random.
 """
 

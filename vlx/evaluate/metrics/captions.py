@@ -113,21 +113,21 @@ class CiderD:
   """CIDEr-D with the document frequencies of a set of references; σ = 6.
 
   Args:
-    references: of each picture. An n-gram's weight falls with the number of pictures that have it, so
+    references: of each image. An n-gram's weight falls with the number of images that have it, so
       values of sets of different sizes are not to be compared.
   """
 
   def __init__(self, references: Sequence[Sequence[Tokens]]):
-    self._pictures_with = Counter()
+    self._images_with = Counter()
     for refs in references:
-      self._pictures_with.update({g for r in refs for order in ORDERS for g in ngrams(r, order)})
+      self._images_with.update({g for r in refs for order in ORDERS for g in ngrams(r, order)})
     self._log_count = math.log(len(references))
 
   def vectors(self, tokens: Tokens) -> tuple[list[dict], list[float], int]:
     """(weight of each n-gram, by order; their norms; length), to be given to `similarity`."""
     weights = [
         {
-            g: count * (self._log_count - math.log(max(1, self._pictures_with[g])))
+            g: count * (self._log_count - math.log(max(1, self._images_with[g])))
             for g, count in ngrams(tokens, order).items()
         }
         for order in ORDERS

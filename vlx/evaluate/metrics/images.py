@@ -1,4 +1,4 @@
-"""How sets of pictures compare: pure functions, mostly of features `[N, D]`, f64, of any extractor."""
+"""How sets of images compare: pure functions, mostly of features `[N, D]`, f64, of any extractor."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ import numpy as np
 def fid(x: np.ndarray, y: np.ndarray) -> float:
   """Fréchet distance of the Gaussians with the features' means and covariances (Heusel et al., 2017, eq. 6).
 
-  ‖μ − ν‖² + tr(Σ + Τ − 2 (Σ½ Τ Σ½)½). The estimate falls with the number of pictures: compare equal numbers.
+  ‖μ − ν‖² + tr(Σ + Τ − 2 (Σ½ Τ Σ½)½). The estimate falls with the number of images: compare equal numbers.
   """
   (mean, covariance), (other_mean, other) = ((z.mean(axis=0), np.cov(z, rowvar=False)) for z in (x, y))
   covariance, other = np.atleast_2d(covariance), np.atleast_2d(other)
@@ -31,10 +31,10 @@ def kid(x: np.ndarray, y: np.ndarray) -> float:
 def precision_recall(real: np.ndarray, made: np.ndarray, k: int = 3) -> tuple[float, float]:
   """(share of `made` that lies among the real, share of `real` that lies among the made).
 
-  Among: no further from some picture than that one's k-th neighbour in its own set (Kynkäänniemi et al.,
+  Among: no further from some image than that one's k-th neighbour in its own set (Kynkäänniemi et al.,
   2019, §2).
   """
-  radius = lambda z: np.sort(_distances(z, z), axis=1)[:, k]  # the first is the picture itself
+  radius = lambda z: np.sort(_distances(z, z), axis=1)[:, k]  # the first is the image itself
   between = _distances(real, made)
   precision = (between <= radius(real)[:, None]).any(axis=0).mean()
   recall = (between <= radius(made)[None]).any(axis=1).mean()
@@ -47,10 +47,10 @@ def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def clip_score(cosines: np.ndarray) -> np.ndarray:
-  """2.5 · max(cosine, 0) of each picture (Hessel et al., "CLIPScore", 2021, eq. 1)."""
+  """2.5 · max(cosine, 0) of each image (Hessel et al., "CLIPScore", 2021, eq. 1)."""
   return 2.5 * np.maximum(cosines, 0)
 
 
 def psnr(image: np.ndarray, other: np.ndarray) -> np.ndarray:
-  """10 log₁₀(2² / mean squared error) of each picture `[B, H, W, 3]`, of values in [-1, 1]."""
+  """10 log₁₀(2² / mean squared error) of each image `[B, H, W, 3]`, of values in [-1, 1]."""
   return 10 * np.log10(4 / np.maximum(np.mean((image - other) ** 2, axis=(1, 2, 3)), 1e-12))

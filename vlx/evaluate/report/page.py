@@ -1,4 +1,4 @@
-"""report.html: one page that stands alone, with what a run was, its figures and its pictures."""
+"""report.html: one page that stands alone, with what a run was, its figures and its images."""
 
 import base64
 import html

@@ -26,7 +26,7 @@ def _show(axis, image) -> None:
 def retrieval_sheet(
     rows: list[tuple[str, list[tuple[np.ndarray, bool]]]], title: str
 ) -> Figure:
-  """One row per query: its text, then pictures; those marked True are framed."""
+  """One row per query: its text, then images; those marked True are framed."""
   columns = max(len(found) for _, found in rows)
   figure, axes = plt.subplots(
       len(rows), columns + 1, figsize=(2.6 + 0.9 * columns, 0.95 * len(rows) + 0.5), squeeze=False,
@@ -49,7 +49,7 @@ def retrieval_sheet(
 def captions_sheet(
     items: list[tuple[np.ndarray, str, str]], title: str, columns: int = 5
 ) -> Figure:
-  """Pictures with the caption beneath and, in gray, a reference above."""
+  """Images with the caption beneath and, in gray, a reference above."""
   rows = -(-len(items) // columns)
   figure, axes = plt.subplots(
       rows, columns, figsize=(2.1 * columns, 2.9 * rows + 0.4), squeeze=False, layout="constrained"
@@ -68,7 +68,7 @@ def captions_sheet(
 def attention_sheet(
     items: list[tuple[np.ndarray, np.ndarray, str]], title: str
 ) -> Figure:
-  """Pictures above, the same with the attention map laid over them below."""
+  """Images above, the same with the attention map laid over them below."""
   figure, axes = plt.subplots(
       2, len(items), figsize=(1.1 * len(items), 2.9), squeeze=False, layout="constrained"
   )
@@ -87,7 +87,7 @@ def attention_sheet(
 def words_sheet(
     image: np.ndarray, words: list[str], maps: np.ndarray, columns: int = 8
 ) -> Figure:
-  """A picture once for each word, lit where attention was: above all of it, below its likeliest place alone.
+  """An image once for each word, lit where attention was: above all of it, below its likeliest place alone.
 
   Xu et al., 2015, Figures 2 and 6-11.
 
@@ -114,14 +114,14 @@ def words_sheet(
 
 
 def _lit(image: np.ndarray, light: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
-  """A picture in the dark, lit by a map in [0, 1]."""
+  """An image in the dark, lit by a map in [0, 1]."""
   large = Image.fromarray(light.astype(np.float32)).resize(image.shape[1::-1], resampling)
   light = 0.2 + 0.8 * np.clip(np.asarray(large), 0, 1)
   return (image * light[..., None]).astype(np.uint8)
 
 
 def grid(rows: list[Sequence[np.ndarray]], title: str) -> Figure:
-  """Pictures `[N, H, W, 3]` in [-1, 1], a row for each array."""
+  """Images `[N, H, W, 3]` in [-1, 1], a row for each array."""
   columns = max(map(len, rows))
   figure, axes = plt.subplots(
       len(rows), columns, figsize=(0.9 * columns, 0.9 * len(rows) + 0.4), squeeze=False, layout="constrained"
@@ -137,7 +137,7 @@ def grid(rows: list[Sequence[np.ndarray]], title: str) -> Figure:
 
 
 def captioned(captions: list[str], rows: np.ndarray, title: str) -> Figure:
-  """Captions and their pictures `[rows, N, H, W, 3]` in [-1, 1]; the first of a row is framed: it is real."""
+  """Captions and their images `[rows, N, H, W, 3]` in [-1, 1]; the first of a row is framed: it is real."""
   return retrieval_sheet(
       [
           (caption, [(np.clip((image + 1) / 2, 0, 1), i == 0) for i, image in enumerate(row)])

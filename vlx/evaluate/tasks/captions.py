@@ -1,4 +1,4 @@
-"""Captions of whole splits: made, measured, laid beneath their pictures; those of nearest neighbours."""
+"""Captions of whole splits: made, measured, laid beneath their images; those of nearest neighbours."""
 
 import dataclasses
 import logging
@@ -44,7 +44,7 @@ def measure(
 
 @dataclasses.dataclass(frozen=True)
 class Captions:
-  """Measures `SPLIT/…` of a system's captions, against all of a picture's captions.
+  """Measures `SPLIT/…` of a system's captions, against all of an image's captions.
 
   `bleu1` … `bleu4`, `rouge_l`, `cider_d`, `meteor` where Java is, times 100; `equal`, the percentage of
   captions that are one of the references; of scenes also what is true of them
@@ -132,17 +132,17 @@ class NearestNeighbour:
 
 
 def nearest_neighbour(
-    features: Float[np.ndarray, "queries dim"], bank: Float[np.ndarray, "pictures dim"],
+    features: Float[np.ndarray, "queries dim"], bank: Float[np.ndarray, "images dim"],
     captions: Sequence[Sequence[str]], k: int = 1,
 ) -> list[str]:
-  """Captions of others: of those of the k pictures most alike, the one most like the rest of these.
+  """Captions of others: of those of the k images most alike, the one most like the rest of these.
 
   Devlin et al., "Exploring Nearest Neighbor Approaches for Image Captioning", 2015: likeness of captions
   is CIDEr. Of captions equally good the first is taken, so a single one needs no choosing.
 
   Args:
-    features: of the pictures to be captioned, of any scale: the cosine decides.
-    bank: of the pictures whose captions are known.
+    features: of the images to be captioned, of any scale: the cosine decides.
+    bank: of the images whose captions are known.
     captions: of the bank.
     k: how many neighbours.
   """

@@ -1,4 +1,4 @@
-"""How a set of made pictures compares with the real ones, in the features of another network."""
+"""How a set of made images compares with the real ones, in the features of another network."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -50,12 +50,12 @@ def prior(
 class Retrieval:
   """Measures `SPLIT/image_to_text_rK` and `SPLIT/text_to_image_rK`, in percent, K in 1, 5, 10.
 
-  Image → text: every picture of the split against all distinct captions of the `gallery` splits.
-  Text → image: every distinct caption of the split against all pictures of the split. A pair is
-  relevant if the picture has that caption; ties are misses.
+  Image → text: every image of the split against all distinct captions of the `gallery` splits.
+  Text → image: every distinct caption of the split against all images of the split. A pair is
+  relevant if the image has that caption; ties are misses.
 
-  With a `bank`, a split whose pictures are known, a caption's `prior` by them is taken off its scores,
-  image → text alone: a caption that was trained must outdo how well it fits its own training pictures.
+  With a `bank`, a split whose images are known, a caption's `prior` by them is taken off its scores,
+  image → text alone: a caption that was trained must outdo how well it fits its own training images.
   """
 
   splits: tuple[str, ...]

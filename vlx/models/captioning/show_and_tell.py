@@ -9,7 +9,7 @@ mean over the words of a batch (which its learning rate of 2 goes with), all tha
 U(-0.08, 0.08), the forget gate starts open, dropout is on inputs and outputs of the LSTM.
 
 Departure: o ⊙ tanh(c), as in that code; eq. 8 has no tanh, which is `output_tanh=False`. Fields for the
-paper's ablations: `image_input="every"` gives the picture beside each word (§3.1 found that worse), and
+paper's ablations: `image_input="every"` gives the image beside each word (§3.1 found that worse), and
 `init` of a config can start `word_embedding` at vectors trained elsewhere (§4.3.2: no gain).
 """
 
@@ -55,7 +55,7 @@ class ShowAndTellNetwork(nn.Module):
     return self.image_embedding(encode(self.encoder, image, train=train)[0])
 
   def _inputs(self, image, words):
-    """What the LSTM is fed: the words, or each beside the picture."""
+    """What the LSTM is fed: the words, or each beside the image."""
     if self.image_input == "first":
       return words
     return jnp.concatenate([words, jnp.broadcast_to(image[:, None], words.shape)], axis=-1)
@@ -78,13 +78,13 @@ class ShowAndTellNetwork(nn.Module):
   __call__ = logits
 
   def start(self, image):
-    """(the embedded picture, the state that has seen it where it is seen once)."""
+    """(the embedded image, the state that has seen it where it is seen once)."""
     image = self._image(image, False)
     state = LSTMState.zeros(len(image), self.hidden_dim)
     return image, self.lstm.step(state, self.lstm.project(image)) if self.image_input == "first" else state
 
   def next(self, image, state, tokens, beam_size):
-    """(logits of the next word, state), `beam_size` rows for each picture."""
+    """(logits of the next word, state), `beam_size` rows for each image."""
     images = repeat(image, "b d -> (b k) d", k=beam_size)
     words = self._inputs(images, self.word_embedding(tokens)[:, None])[:, 0]
     state = self.lstm.step(state, self.lstm.project(words))

@@ -31,7 +31,7 @@ from vlx.core.system import Aux, Term
 
 
 class Annotations(NamedTuple):
-  """Of a picture, the same at every word."""
+  """Of an image, the same at every word."""
 
   values: Float[Array, "batch places features"]
   keys: Float[Array, "batch places key_features"]
@@ -187,7 +187,7 @@ class ShowAttendTellNetwork(nn.Module):
     return self.begin(self.annotate(image))
 
   def next(self, annotations, state, tokens, beam_size, argmax):
-    """(logits of the next word, state), `beam_size` rows for each picture, whose annotations they share."""
+    """(logits of the next word, state), `beam_size` rows for each image, whose annotations they share."""
     split = lambda x: rearrange(x, "(b k) ... -> b k ...", k=beam_size)
     weights = jax.nn.softmax(self.beam_scores(annotations.keys, split(state.hidden)))
     if argmax:

@@ -2,7 +2,7 @@
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
 Here: the two towers (§2.4; the image's is a ViT or a ResNet), the symmetric contrastive loss with its
-learned, clipped temperature (§2.3, Figure 3), embeddings of pictures and texts, and their similarity.
+learned, clipped temperature (§2.3, Figure 3), embeddings of images and texts, and their similarity.
 
 Fields beyond the paper: `loss="sigmoid"` (SigLIP, Zhai et al., 2023), `similarity` (for the
 ablation of the cosine), text towers without causal mask or pooled by the mean. Parameters and
@@ -29,7 +29,7 @@ from vlx.ops.masks import Causal, KeyPadding, UpTo
 MAX_SCALE = 100.0  # §2.5: "clipped to prevent scaling the logits by more than 100"
 
 
-# Table 19: blocks of the stages, width of the stem, picture, embedding, text.
+# Table 19: blocks of the stages, width of the stem, image, embedding, text.
 RESNETS = {
     "RN50": ((3, 4, 6, 3), 64, 224, 1024, 512),
     "RN101": ((3, 4, 23, 3), 64, 224, 512, 512),

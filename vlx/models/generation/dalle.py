@@ -1,13 +1,13 @@
 """DALL-E.
 
 Ramesh et al., "Zero-Shot Text-to-Image Generation", 2021. Here: one decoder over the tokens of a text and of
-its picture (§2.2), with the sparse masks of Figure 11 in the order of appendix B.1, the embeddings of Figure
-10, and the loss of §2.2; sampling with a cache, after a text and, if wanted, the upper part of a picture.
+its image (§2.2), with the sparse masks of Figure 11 in the order of appendix B.1, the embeddings of Figure
+10, and the loss of §2.2; sampling with a cache, after a text and, if wanted, the upper part of an image.
 
 The tokens: a text begins with its start token and is as long as the context; where it has ended, each
-position has a padding embedding of its own. The picture's positions are those of its grid; the first takes
+position has a padding embedding of its own. The image's positions are those of its grid; the first takes
 the start of the image, each other one the code before it, so a position's logits are of its own code. Text
-and picture have heads of their own, which is one softmax over both vocabularies with the other's tokens left
+and image have heads of their own, which is one softmax over both vocabularies with the other's tokens left
 out. Text beyond a caption's end is not among the text tokens that the loss is averaged over.
 
 The released code has no transformer: layers are pre-norm with a bias everywhere and tanh-GELU, initialised as
@@ -50,7 +50,7 @@ def published_size() -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Where the text ends and how the picture is laid out; what a layer's kind of mask is there."""
+  """Where the text ends and how the image is laid out; what a layer's kind of mask is there."""
 
   text: int
   rows: int
@@ -157,7 +157,7 @@ class Block(nn.Module):
 
 
 class DALLENetwork(nn.Module):
-  """The decoder over `layout.text` text tokens and the picture's codes."""
+  """The decoder over `layout.text` text tokens and the image's codes."""
 
   layout: Layout
   masks: tuple[str, ...]  # a layer's each

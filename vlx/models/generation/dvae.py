@@ -164,20 +164,20 @@ class DVAE:
   beta_steps: int = 5_000
   temperature: float = 1 / 16  # from 1
   temperature_steps: int = 150_000
-  # What is added to every b; the paper adds nothing. Where a picture is one flat color, as drawings are and photographs
+  # What is added to every b; the paper adds nothing. Where an image is one flat color, as drawings are and photographs
   # are not, b → 0 without it, and the likelihood and its gradients have no bound.
   min_scale: float = 0.0
   dtype: str = "float32"
 
   def __post_init__(self):
     if self.image_size % 2 ** (self.num_groups - 1):
-      raise ValueError(f"a picture of {self.image_size} pixels cannot be halved {self.num_groups - 1} times")
+      raise ValueError(f"an image of {self.image_size} pixels cannot be halved {self.num_groups - 1} times")
     if self.width % 4:
       raise ValueError(f"width {self.width} is no multiple of 4")
 
   @property
   def grid(self) -> tuple[int, int]:
-    """Rows and columns of a picture's codes."""
+    """Rows and columns of an image's codes."""
     return (self.image_size // 2 ** (self.num_groups - 1),) * 2
 
   @property

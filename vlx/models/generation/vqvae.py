@@ -43,7 +43,7 @@ class ResidualStack(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Picture → one vector for each cell of the grid; every width halves the sides."""
+  """Image → one vector for each cell of the grid; every width halves the sides."""
 
   widths: tuple[int, ...]
   num_blocks: int
@@ -202,11 +202,11 @@ class VQVAE:
     if self.restart_below and self.codebook == "loss":
       raise ValueError("restart_below needs the counts of codebook='ema'")
     if self.image_size % 2 ** len(self.widths):
-      raise ValueError(f"a picture of {self.image_size} pixels cannot be halved {len(self.widths)} times")
+      raise ValueError(f"an image of {self.image_size} pixels cannot be halved {len(self.widths)} times")
 
   @property
   def grid(self) -> tuple[int, int]:
-    """Rows and columns of a picture's codes."""
+    """Rows and columns of an image's codes."""
     return (self.image_size // 2 ** len(self.widths),) * 2
 
   @property

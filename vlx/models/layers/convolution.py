@@ -39,5 +39,5 @@ class Downsample(nn.Module):
     )
     x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
     if x.shape[1] % 2 or x.shape[2] % 2:
-      raise ValueError(f"a picture of {x.shape[1]}x{x.shape[2]} cannot be halved")
+      raise ValueError(f"an image of {x.shape[1]}x{x.shape[2]} cannot be halved")
     return jax.lax.platform_dependent(x, kernel, cpu=_convolve_by_slices, default=_convolve)

@@ -57,7 +57,7 @@ class Classifier:
     return Term(each.sum(), len(each), weight)
 
   def _accuracy(self, logits, batch):
-    return {"accuracy": right(logits, batch["label"]).mean()}
+    return {"accuracy": is_correct(logits, batch["label"]).mean()}
 
   def class_logits(self, variables, image) -> Float[Array, "batch classes"]:
     return apply.infer(self.network, variables, image)

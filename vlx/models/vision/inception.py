@@ -8,11 +8,11 @@ each convolution, 3x3 where the paper has 5x5, a last pooling of 2x2. `PAPER` gi
 own: true 5x5, biases, and local response normalisation, as in Caffe's model of it (BVLC/caffe,
 models/bvlc_googlenet).
 
-Pictures are in [-1, 1], as everywhere here. That is what torchvision's weights want: its `transform_input`
+Images are in [-1, 1], as everywhere here. That is what torchvision's weights want: its `transform_input`
 only undoes the normalisation by ImageNet's mean that its preprocessing does.
 
 Departure: the auxiliary classifiers average any map to 4x4 as torchvision does; the paper's windows of 5x5,
-three apart, give 4x4 of a picture of 224x224 alone.
+three apart, give 4x4 of an image of 224x224 alone.
 """
 
 import dataclasses

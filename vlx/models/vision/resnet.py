@@ -4,11 +4,11 @@ He et al., "Deep Residual Learning for Image Recognition", 2016. Here: basic and
 (Fig. 5) in the stages of Table 1, and the classifier as a system. The stride of a bottleneck stands
 on its 3x3 convolution, as in torchvision's weights ("v1.5"), not on the first 1x1 of the paper.
 
-Weights of torchvision take pictures normalised by ImageNet's mean (.485, .456, .406) and deviation
+Weights of torchvision take images normalised by ImageNet's mean (.485, .456, .406) and deviation
 (.229, .224, .225), not by vlx's default. In training, the running variance gathers what the batch was divided
 by; torch gathers n/(n - 1) times that.
 
-`stem="cifar"` is the paper's network for small pictures (§4.2): one 3x3 convolution, no pooling.
+`stem="cifar"` is the paper's network for small images (§4.2): one 3x3 convolution, no pooling.
 """
 
 import dataclasses

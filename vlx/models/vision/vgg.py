@@ -2,15 +2,15 @@
 
 Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", 2014. Here:
 the networks A, B, D and E of Table 1 (11, 13, 16 and 19 layers), and the classifier as a system. The tower
-ends before the last pooling: for a picture of 224x224 its map is 14x14x512, the annotations of Show, Attend
+ends before the last pooling: for an image of 224x224 its map is 14x14x512, the annotations of Show, Attend
 and Tell (Xu et al., 2015); the pooling belongs to the dense layers.
 
-Weights of torchvision take pictures normalised by ImageNet's mean (.485, .456, .406) and deviation
+Weights of torchvision take images normalised by ImageNet's mean (.485, .456, .406) and deviation
 (.229, .224, .225), not by vlx's default.
 
 Departures, as in torchvision: initialisation for rectifiers (He et al., 2015) in place of pretraining with
-network A; a picture of another size is averaged to the dense layers' 7x7, where the paper slides them over
-the picture (§3.2).
+network A; an image of another size is averaged to the dense layers' 7x7, where the paper slides them over
+the image (§3.2).
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from vlx.models.vision.classifier import Classifier, LastMapOnly
 CONVOLUTIONS = {
     11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4),
 }
-GRID = (7, 7)  # what the dense layers see of a picture of 224x224
+GRID = (7, 7)  # what the dense layers see of an image of 224x224
 
 
 class VGGTower(LastMapOnly, nn.Module):
@@ -55,7 +55,7 @@ class VGGTower(LastMapOnly, nn.Module):
         x = nn.max_pool(x, (2, 2), (2, 2))
       if not all(x.shape[1:3]):
         raise ValueError(
-            f"a picture of {image.shape[1]}x{image.shape[2]} is too small for {len(self.convolutions)} stages"
+            f"an image of {image.shape[1]}x{image.shape[2]} is too small for {len(self.convolutions)} stages"
         )
       for i in range(count):
         x = nn.Conv(

@@ -6,14 +6,14 @@ import random
 from typing import NamedTuple
 
 from vlx.data.datasets import emoji
-from vlx.data.datasets.scenes import pictures
+from vlx.data.datasets.scenes import sprites
 
 HELD_OUT_COLORS = 0.15
 
-# Longest side of a sprite as a share of the picture's; between the sizes there is room.
+# Longest side of a sprite as a share of the image's; between the sizes there is room.
 SIZES = {"small": (0.18, 0.22), "medium": (0.28, 0.33), "big": (0.43, 0.49)}
 GAP = 0.03  # between any two boxes
-MARGIN = 0.02  # between a box and the picture's edge
+MARGIN = 0.02  # between a box and the image's edge
 MOST_SPRITES = 5
 
 RELATIONS = ("left", "right", "above", "below")
@@ -54,7 +54,7 @@ def clearly(relation: str, a: Object, b: Object) -> bool:
 
 
 def is_at(place: str, thing: Object) -> bool:
-  """Whether the object's center is in the left (right, upper, lower, middle) part of the picture."""
+  """Whether the object's center is in the left (right, upper, lower, middle) part of the image."""
   x, y = (thing.box[0] + thing.box[2]) / 2, (thing.box[1] + thing.box[3]) / 2
   return {
       "left": x < 0.4, "right": x > 0.6, "top": y < 0.4, "bottom": y > 0.6,
@@ -65,9 +65,9 @@ def is_at(place: str, thing: Object) -> bool:
 @functools.cache
 def nouns(held_out: bool) -> tuple[str, ...]:
   """The nouns of the `concept` split, or those that are trained."""
-  sequences = pictures.sequences()
+  sequences = sprites.sequences()
   return tuple(
-      n for n in pictures.ALL_NOUNS if (emoji.split_of(sequences[n]) == "concept") == held_out
+      n for n in sprites.ALL_NOUNS if (emoji.split_of(sequences[n]) == "concept") == held_out
   )
 
 
@@ -78,9 +78,9 @@ def colors(noun: str, held_out: bool) -> tuple[str, ...]:
   Never one that it passes for as it is drawn.
   """
   return tuple(
-      c for c in pictures.COLORS
-      if c not in pictures.natural_colors(noun)
-      and (emoji.fraction("c" + pictures.sequences()[noun] + c) < HELD_OUT_COLORS) == held_out
+      c for c in sprites.COLORS
+      if c not in sprites.natural_colors(noun)
+      and (emoji.fraction("c" + sprites.sequences()[noun] + c) < HELD_OUT_COLORS) == held_out
   )
 
 
@@ -90,7 +90,7 @@ def compose(split: str, index: int) -> Scene:
   while True:
     found = _place(_things(split, rng), rng)
     if found:
-      return Scene(found, (rng.choice(tuple(pictures.BACKGROUNDS)), rng.choice(pictures.PATTERNS)))
+      return Scene(found, (rng.choice(tuple(sprites.BACKGROUNDS)), rng.choice(sprites.PATTERNS)))
 
 
 def _things(split, rng) -> list[tuple[str, str, str, int]]:
@@ -123,8 +123,8 @@ def _place(things, rng) -> tuple[Object, ...] | None:
   """Boxes that lie apart, the big ones placed first; None where there is no room."""
   sprites = []
   for name, color, size, number in things:
-    style, side = rng.choice(pictures.STYLES), rng.uniform(*SIZES[size])
-    aspect = pictures.aspect(style, name)
+    style, side = rng.choice(sprites.STYLES), rng.uniform(*SIZES[size])
+    aspect = sprites.aspect(style, name)
     width, height = (side, side / aspect) if aspect > 1 else (side * aspect, side)
     sprites += [(name, color, size, style, width, height)] * number
   if len(sprites) > MOST_SPRITES:

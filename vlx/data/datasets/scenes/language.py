@@ -110,7 +110,7 @@ def _joined(parts: list[str]) -> str:
 
 
 def _listed(things, wording, rng) -> str:
-  """"a picture of a cat, two dogs and a car"."""
+  """"an image of a cat, two dogs and a car"."""
   start = rng.choice((
       "", "", "a picture of ", f"there {_is(things[0])} ", "this picture shows ", "we see ", "an image with ",
   ))

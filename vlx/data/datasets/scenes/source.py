@@ -1,8 +1,8 @@
-"""Scenes: pictures composed from emoji sprites, of which everything is known.
+"""Scenes: images composed from emoji sprites, of which everything is known.
 
   scenes:COUNT[?size=128&held_out=1000]      "scenes:20000", "scenes:20000?size=96"
 
-COUNT is of `train`; `held_out` of each other split; `size` is the picture's side in pixels. Record i of a
+COUNT is of `train`; `held_out` of each other split; `size` is the image's side in pixels. Record i of a
 split is a function of (split, i) alone: it is the same scene whatever the count and the size.
 
   train     scenes of trained nouns, in colors they are trained in
@@ -35,7 +35,7 @@ import urllib.parse
 from vlx.core.config import nearest
 from vlx.data.datasets.scenes import composition
 from vlx.data.datasets.scenes import language
-from vlx.data.datasets.scenes import pictures
+from vlx.data.datasets.scenes import sprites
 from vlx.data.records import strings
 from vlx.core.errors import UserError
 
@@ -79,7 +79,7 @@ class ScenesSource:
     shown = self.scene(index)
     pairs = itertools.permutations(range(len(shown.objects)), 2)
     return {
-        "image": pictures.paint(shown.objects, shown.background, self._size),
+        "image": sprites.paint(shown.objects, shown.background, self._size),
         **{field: self._text(field, shown, index) for field in TEXTS},
         "objects": tuple(o._asdict() for o in shown.objects),
         "relations": tuple(

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from vlx.data.datasets.scenes import composition
 from vlx.data.datasets.scenes import language
-from vlx.data.datasets.scenes import pictures
+from vlx.data.datasets.scenes import sprites
 
 VERBS = frozenset(("is", "are", "there", "stands", "stand"))
 FUNCTION_WORDS = VERBS | frozenset(
@@ -58,13 +58,13 @@ def _phrases() -> dict[tuple[str, ...], tuple[str, str]]:
     for meaning, phrases in table.items():
       for phrase in phrases:
         found[tuple(phrase.split())] = kind, meaning
-  # "on the left of the picture" is a place, "on the left of the cat" a relation.
+  # "on the left of the image" is a place, "on the left of the cat" a relation.
   for side in ("left", "right"):
     found["on", "the", side, "of", "the", "picture"] = "place", side
-  for noun in (*pictures.ALL_NOUNS, "background"):
+  for noun in (*sprites.ALL_NOUNS, "background"):
     found[noun,] = found[language.plural(noun),] = "noun", noun
-  found |= {(c,): ("color", c) for c in (*pictures.COLORS, *pictures.BACKGROUNDS)}
-  found |= {(p,): ("pattern", p) for p in pictures.PATTERNS}
+  found |= {(c,): ("color", c) for c in (*sprites.COLORS, *sprites.BACKGROUNDS)}
+  found |= {(p,): ("pattern", p) for p in sprites.PATTERNS}
   found |= {(n,): ("number", n) for n in NUMBERS}
   found |= {(a,): ("article", a) for a in ARTICLES}
   return found
@@ -185,7 +185,7 @@ def _resolve(reading: Reading, noun: str, color: str | None) -> int | None:
 
 
 def _color_is(color: str, shown: composition.Object) -> bool:
-  return color == shown.color or (not shown.color and color in pictures.natural_colors(shown.name))
+  return color == shown.color or (not shown.color and color in sprites.natural_colors(shown.name))
 
 
 def _attributes(mention: Mention, thing: tuple[composition.Object, ...]) -> dict[str, bool]:

@@ -1,6 +1,6 @@
 """What scenes are painted with: sprites, their colors, backgrounds.
 
-A sprite is Noto's or Twemoji's picture of a noun, cut to its opaque part. A color is laid on by its
+A sprite is Noto's or Twemoji's image of a noun, cut to its opaque part. A color is laid on by its
 luminance, dark to light, so that a blue banana is a banana and blue all over. The nouns are emoji of five
 groups of Unicode whose name is one word of letters, which the two vendors both draw, chosen by hand: what
 has one shape at 20 pixels and can be counted (no weather, no clocks, no faces, no masses).
@@ -79,7 +79,7 @@ def sprites() -> dict[tuple[str, str], Image.Image]:
   """(style, noun) → RGBA, cut to what is not transparent."""
   nouns = {sequence: noun for noun, sequence in sequences().items()}
   found = {}
-  for style, sequence, png in emoji.vendor_pictures():
+  for style, sequence, png in emoji.vendor_images():
     if sequence in nouns:
       image = Image.open(io.BytesIO(png)).convert("RGBA")
       found[style, nouns[sequence]] = image.crop(image.getchannel("A").getbbox())
@@ -157,15 +157,15 @@ def paint(objects, ground: tuple[str, str], size: int) -> bytes:
   Args:
     objects: with `name`, `color`, `style`, `box`; each lies inside of its box.
     ground: (color, pattern).
-    size: of the picture's side.
+    size: of the image's side.
   """
-  picture = background(*ground, size).copy()
+  scene = background(*ground, size).copy()
   for thing in objects:
     x1, y1, x2, y2 = (round(size * side, 6) for side in thing.box)
     left, top = int(np.ceil(x1)), int(np.ceil(y1))
     width, height = max(1, int(x2) - left), max(1, int(y2) - top)
     image = sprite(thing.style, thing.name, thing.color).resize((width, height), Image.Resampling.LANCZOS)
-    picture.paste(image, (left, top), image)
+    scene.paste(image, (left, top), image)
   out = io.BytesIO()
-  picture.save(out, "png", compress_level=1)
+  scene.save(out, "png", compress_level=1)
   return out.getvalue()
