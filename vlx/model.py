@@ -305,18 +305,18 @@ class Chat:
     return dataclasses.replace(self, **changes)
 
 
-def load(place: str | pathlib.Path, mesh: jax.sharding.Mesh | None = None) -> Model:
+def load(source: str | pathlib.Path, mesh: jax.sharding.Mesh | None = None) -> Model:
   """The model of a run's folder, a converted one, or a public checkpoint (`vlx.pretrained`).
 
   Args:
-    place: a folder, a file, or the name of a repository on the hub.
+    source: a folder, a file, or the name of a repository on the hub.
     mesh: of the devices to run on; all that are there where None, each with all variables.
 
   Raises:
     UserError: where there is none.
   """
   mesh = mesh or partition.make_mesh(dict(data=-1, fsdp=1, tensor=1))
-  found = pretrained.load(place, mesh=mesh)
+  found = pretrained.load(source, mesh=mesh)
   return Model(found.system, found.variables, found.tokenizer, found.image_transform, mesh)
 
 

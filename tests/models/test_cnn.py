@@ -49,9 +49,9 @@ def test_published_parameters(system, expected):
     (GoogLeNet(GoogLeNetTower(**PAPER), 1000), (224, 224), (7, 7, 1024)),
     (ResNet(ResNetTower(*STAGE_SIZES[50]), 1000), (224, 224), (7, 7, 2048)),
 ], ids=lambda x: "" if isinstance(x, tuple) else type(x).__name__)
-def test_features_are_maps(system, picture, expected):
-  variables, (rows, columns, features) = shapes_of(system, images(*picture)), expected
-  found = jax.eval_shape(system.encode_image, variables, images(*picture))
+def test_features_are_maps(system, image, expected):
+  variables, (rows, columns, features) = shapes_of(system, images(*image)), expected
+  found = jax.eval_shape(system.encode_image, variables, images(*image))
   assert found.shape == (2, rows * columns, features)
 
 

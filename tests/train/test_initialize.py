@@ -93,8 +93,8 @@ def test_an_array_of_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("entry,message", [
-    (dict(take="net", put="ned"), "this system has no place for params/net/bias; .*params/net/kernel"),
-    (dict(put="net"), "params/net/kernel is not in .*no place for params/blocks/gain"),
+    (dict(take="net", put="ned"), "this system has nothing for params/net/bias; .*params/net/kernel"),
+    (dict(put="net"), "params/net/kernel is not in .*nothing for params/blocks/gain"),
     (dict(take="nett", put="net"), "nothing stands below 'nett'"),
     (dict(take="blocks", put="blocks", layers=(0, 2)), r"params/blocks/gain: \[2, 3\] in .*, \[4, 3\] here"),
     (dict(tak="net"), "no field 'tak' in config.init: did you mean 'take'"),

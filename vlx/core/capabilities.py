@@ -58,7 +58,7 @@ class ComparesEmbeddings(Protocol):
 
 @runtime_checkable
 class EncodesImages(Protocol):
-  """A vector for each place of an image: for cross-attention, LLaVA, perceptual losses."""
+  """A vector for each position of an image: for cross-attention, LLaVA, perceptual losses."""
 
   def encode_image(self, v: Variables, image: Image, *, layer: int = -1) -> Float[Array, "batch places dim"]: ...
 

@@ -166,7 +166,7 @@ def _check(step: int, saved: Mapping[str, Any], wanted: Shapes) -> None:
   """Compares names, shapes and dtypes before any array is read."""
   described = lambda tree: {name: f"{x.dtype}{list(x.shape)}" for name, x in tree.items()}
   if lines := differences(described(saved), described(wanted), "saved", "in this model"):
-    raise UserError(f"checkpoint {step} is of another model: {'; '.join(lines)}")
+    raise UserError(f"checkpoint {step} does not match the model: {'; '.join(lines)}")
 
 
 def differences(these: Mapping[str, Any], those: Mapping[str, Any], here: str, there: str) -> list[str]:

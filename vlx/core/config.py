@@ -260,12 +260,12 @@ def _with_all_fields(content: dict[str, Any]) -> ml_collections.ConfigDict:
   return finalize(ml_collections.ConfigDict(content))
 
 
-def _part_of_schema1(place: str) -> dict[str, Any]:
+def _part_of_schema1(path: str) -> dict[str, Any]:
   """The section of a part that a folder's path, or a config file's, named."""
-  if ".py" in place and not pathlib.Path(place).is_dir():
-    return part_from(place)
-  resolved = read(pathlib.Path(place)).resolved
-  return {"system": resolved.system, "source": place, **resolved.model.to_dict()}
+  if ".py" in path and not pathlib.Path(path).is_dir():
+    return part_from(path)
+  resolved = read(pathlib.Path(path)).resolved
+  return {"system": resolved.system, "source": path, **resolved.model.to_dict()}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:

@@ -45,7 +45,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
       raise UserError(f"--coordinator, --num_processes, --process_id: {e}") from e
     # No cluster was found: this process is alone.
   except jax.errors.JaxRuntimeError as e:
-    raise UserError(f"the other processes did not come: {e}") from e
+    raise UserError(f"timed out waiting for other processes: {e}") from e
 
 
 def is_first() -> bool:

@@ -39,7 +39,7 @@ def upgrade(config: dict[str, Any], part: Callable[[str], dict[str, Any]]) -> di
 
 def converted(config: dict[str, Any]) -> dict[str, Any]:
   """The same of a folder that `vlx.convert` wrote, which says what the model is and no more."""
-  system, model = _model(config["system"], dict(config["model"]), "", lambda place: {})
+  system, model = _model(config["system"], dict(config["model"]), "", lambda path: {})
   section = {"system": system, "model": model, "data": {"image_transform": config["preprocess"]}}
   return {"schema": 1, "requested": section, "resolved": section}
 

@@ -7,7 +7,7 @@
 
 What a stream does not say, `config.data` says. `config.data.mixture` says how they are put together:
 
-  by_step  each step takes a batch of one stream; `task` i32 [B] is its place among their names in alphabetical
+  by_step  each step takes a batch of one stream; `task` i32 [B] is its index among their names in alphabetical
            order, for `jax.lax.switch(batch["task"][0], …)`. All streams give arrays of the same names and shapes.
   all      each step takes a batch of every stream, each of its own size: batch["captions"]["image"]; `weight` says
            nothing here, for the loss weighs its terms
@@ -88,8 +88,8 @@ class Streams:
     if "" in self.by_name:
       return {"": seed}
     return {
-        name: int(np.random.SeedSequence([seed, place]).generate_state(1)[0])
-        for place, name in enumerate(self.by_name)
+        name: int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+        for index, name in enumerate(self.by_name)
     }
 
   def texts(self, fields: Sequence[str]) -> Iterator[str]:
@@ -123,10 +123,10 @@ class _TakingTurns:
     import grain
 
     # The k-th step of stream i as (i, k). By Grain's mix the shares hold in every stretch of the steps.
-    steps = [grain.MapDataset.range(2**40).map(lambda k, place=place: (place, k)) for place in range(len(streams))]
+    steps = [grain.MapDataset.range(2**40).map(lambda k, index=index: (index, k)) for index in range(len(streams))]
     self._streams, self._order = list(streams.values()), grain.MapDataset.mix(steps, weights)
 
   def __getitem__(self, step: int) -> HostBatch:
-    place, own_step = self._order[step]
-    batch = self._streams[place][own_step]
-    return {**batch, "task": np.full(len(batch["example_id"]), place, np.int32)}
+    index, own_step = self._order[step]
+    batch = self._streams[index][own_step]
+    return {**batch, "task": np.full(len(batch["example_id"]), index, np.int32)}

@@ -1,7 +1,7 @@
 """Other models that say something of images: a CLIP how well they fit their texts, classifiers what they show.
 
 An image is scored as a record of its data: the ops that make a record an example of the reference's make its text
-or label too. What a system has sampled takes the place of the record's own image.
+or label too. What a system has sampled replaces the record's own image.
 """
 
 import dataclasses
@@ -60,34 +60,34 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8)
-def _load(place: str, mesh: Mesh, wanted: tuple[type, ...]) -> Model:
-  model = load(place, mesh)
-  capabilities.require(model.system, *wanted, what=place)
+def _load(source: str, mesh: Mesh, wanted: tuple[type, ...]) -> Model:
+  model = load(source, mesh)
+  capabilities.require(model.system, *wanted, what=source)
   if not model.image_transform:
-    raise UserError(f"{place}: cannot infer image preprocessing: its config has no data.image_transform")
+    raise UserError(f"{source}: cannot infer image preprocessing: its config has no data.image_transform")
   return model
 
 
-def open_features(place: str, mesh: Mesh) -> ReferenceModel:
+def open_features(source: str, mesh: Mesh) -> ReferenceModel:
   """A run, or a public checkpoint (`vlx.load`), that embeds images.
 
   Raises:
     UserError: where there is none, or it does not.
   """
-  return ReferenceModel(_load(place, mesh, (EmbedsImages,)))
+  return ReferenceModel(_load(source, mesh, (EmbedsImages,)))
 
 
-def open_clip(place: str, mesh: Mesh) -> ReferenceModel:
+def open_clip(source: str, mesh: Mesh) -> ReferenceModel:
   """A model of images and texts, a run or a public one.
 
   Raises:
     UserError: where there is none.
   """
-  model = _load(place, mesh, (EmbedsImages, EmbedsText))
+  model = _load(source, mesh, (EmbedsImages, EmbedsText))
   try:
     model.encode_texts(["a"], 8)
   except UserError as e:
-    raise UserError(f"{place}: {e}") from e
+    raise UserError(f"{source}: {e}") from e
   return ReferenceModel(model)
 
 

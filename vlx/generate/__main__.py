@@ -41,8 +41,8 @@ RERANK = flags.DEFINE_string("rerank", "", "A CLIP run or a public CLIP, by whic
 def main():
   if (MODEL.value is None) == (WORKDIR.value is None):
     raise UserError("give --model=smollm2 or the path of a checkpoint, or --workdir=DIR of a run")
-  place = WORKDIR.value or (outputs.smollm2() if MODEL.value == "smollm2" else MODEL.value)
-  model = vlx.load(place)
+  source = WORKDIR.value or (outputs.smollm2() if MODEL.value == "smollm2" else MODEL.value)
+  model = vlx.load(source)
   can = lambda wanted: capabilities.has(model.system, wanted)
   if can(GeneratesText):
     write_text(model)
@@ -54,7 +54,7 @@ def main():
     raise UserError("give --image=FILE")
   else:
     raise UserError(
-        f"{place} holds a {type(model.system).__name__}, which generates neither text, captions nor images; it has"
+        f"{source} holds a {type(model.system).__name__}, which generates neither text, captions nor images; it has"
         f" {', '.join(capabilities.of(model.system))}"
     )
 

@@ -41,9 +41,9 @@ def words_sheet(model: Model, image: str, caption: str) -> Figure | None:
   return sheets.words_sheet(shown, words, maps[: len(words)])
 
 
-def ranked(images: np.ndarray, prompt: str, place: str, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
+def ranked(images: np.ndarray, prompt: str, source: str, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
   """(the images, those first that a CLIP finds to fit best; its cosines)."""
-  clip = reference_models.open_clip(place, mesh)
+  clip = reference_models.open_clip(source, mesh)
   cosines = clip.cosines([{"caption": prompt, "image": to_png(image)} for image in images])
   order = np.argsort(-cosines, kind="stable")
   return images[order], cosines[order]

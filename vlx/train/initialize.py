@@ -107,22 +107,22 @@ def variables(
   """
   sources, fillings = {}, {}
   for entry in entries(config):
-    place = entry["source"]
-    if place not in sources:
-      sources[place] = _open(place)
-    fillings |= _fit(entry, sources[place], system, wanted)
+    spec = entry["source"]
+    if spec not in sources:
+      sources[spec] = _open(spec)
+    fillings |= _fit(entry, sources[spec], system, wanted)
   arrays = _draw(system, {n: s for n, s in wanted.items() if n not in fillings}, rng)
-  for place, source in sources.items():
-    arrays |= _fill(source, {n: f for n, f in fillings.items() if f.source == place}, wanted)
+  for spec, source in sources.items():
+    arrays |= _fill(source, {n: f for n, f in fillings.items() if f.source == spec}, wanted)
   return arrays
 
 
-def _open(place: str) -> Checkpoint:
-  if not place.endswith(".npy"):
-    return pretrained.open_checkpoint(place)
-  path = pathlib.Path(place).expanduser()
+def _open(spec: str) -> Checkpoint:
+  if not spec.endswith(".npy"):
+    return pretrained.open_checkpoint(spec)
+  path = pathlib.Path(spec).expanduser()
   if not path.is_file():
-    raise UserError(f"config.init: no file {place}")
+    raise UserError(f"config.init: no file {spec}")
   array = np.load(path)
 
   def read(wanted):
@@ -136,28 +136,28 @@ def _fit(
     entry: Mapping[str, Any], source: Checkpoint, system: System, wanted: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, _Filling]:
   """Variable → where it comes from, for one entry."""
-  place, without, layers = entry["source"], tuple(entry["without"]), entry["layers"]
+  spec, without, layers = entry["source"], tuple(entry["without"]), entry["layers"]
   theirs = _below(source.shapes, entry["take"], source.system, without)
   ours = _below(wanted, entry["put"], system, without)
-  lines = [f"{ours[key]} is not in {place}" for key in sorted({*ours} - {*theirs})]
-  lines += [f"this system has no place for {theirs[key]}" for key in sorted({*theirs} - {*ours})]
+  lines = [f"{ours[key]} is not in {spec}" for key in sorted({*ours} - {*theirs})]
+  lines += [f"this system has nothing for {theirs[key]}" for key in sorted({*theirs} - {*ours})]
   for key in sorted({*ours} & {*theirs}):
     there, here = source.shapes[theirs[key]].shape, wanted[ours[key]].shape
     taken = (layers[1] - layers[0], *there[1:]) if layers and _is_scanned(theirs[key]) else there
     if taken != here and _grids(theirs[key], taken, here) is None:
-      lines.append(f"{ours[key]}: {list(taken)} in {place}, {list(here)} here")
+      lines.append(f"{ours[key]}: {list(taken)} in {spec}, {list(here)} here")
   if not theirs:
     lines = [f"nothing stands below {entry['take']!r}"]
   if lines:
-    raise UserError(f"config.init from {place}: {'; '.join(lines)}")
+    raise UserError(f"config.init from {spec}: {'; '.join(lines)}")
   return {
-      ours[key]: _Filling(place, name, tuple(layers) if layers and _is_scanned(name) else None)
+      ours[key]: _Filling(spec, name, tuple(layers) if layers and _is_scanned(name) else None)
       for key, name in theirs.items()
   }
 
 
 class _Key(NamedTuple):
-  """What two variables must have in common to be one another's, with the path below the place that is taken or put."""
+  """What two variables must have in common to be one another's, with the path below the one that is taken or put."""
 
   kind: str  # "params" or "state"
   collection: str  # of `state`

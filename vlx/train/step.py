@@ -120,7 +120,7 @@ def _gradients(loss: Loss, params, state, batch: Batch, rng, parts: int):
 def make(system: System, who: Roles, players: Mapping[str, Player], *, steps: int, seed: int, accumulate: int = 1):
   """train_step(state, frozen, batch) → (state, metrics).
 
-  The key of step s is fold_in(seed, s); of several players each folds its place into it. They act one after another
+  The key of step s is fold_in(seed, s); of several players each folds its index into it. They act one after another
   on the same batch, each with what the one before left, and a turn moves its own player's parameters and state alone.
   A loss that is not finite, or gradients that are not, leave everything as it was and set `state.finite` to False,
   for good.
@@ -172,8 +172,8 @@ def make(system: System, who: Roles, players: Mapping[str, Player], *, steps: in
   def train_step(state: TrainState, frozen: Variables, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
     new, metrics, finite = state, {}, state.finite
-    for place, (name, player) in enumerate(players.items()):
-      key = rng if name == ALL else jax.random.fold_in(rng, place)
+    for index, (name, player) in enumerate(players.items()):
+      key = rng if name == ALL else jax.random.fold_in(rng, index)
       new, measured, well = turn(name, player, new, frozen, batch, key)
       finite &= well
       metrics |= measured if name == ALL else {f"{name}/{k}": v for k, v in measured.items()}

@@ -1,6 +1,6 @@
 """Gated layers above a public CLIP's tower, between those of a public LLaMA; both frozen."""
 
-from vlx.core.config import finish
+from vlx.core.config import finalize
 from vlx.data.transforms.ops import is_random
 from vlx.train import defaults
 
@@ -31,8 +31,8 @@ def get_config(clip: str, llama: str):
       source="scenes:64?size=16&held_out=16", batch_size=16, image_transform="decode|resize(16)|normalize",
       preprocess=f'decode|resize(16)|normalize|{TEXT}|keep("image", "text", "text_mask", "target_mask")',
   ))
-  config.tokenizer = dict(kind="public", place=llama, vocab_size=200, fields=("caption",))
+  config.tokenizer = dict(kind="public", path=llama, vocab_size=200, fields=("caption",))
   frozen = (r"(tower|language_model)/.*", dict(frozen=True, dtype="bfloat16"))
   config.optim.update(dict(lr=1e-2, schedule="constant", rules=(frozen,)))
   config.evaluators = dict(loss=dict(type="vlx.evaluate.tasks.loss.HeldOutLoss", splits=("val",), ops=TEXT))
-  return finish(config)
+  return finalize(config)

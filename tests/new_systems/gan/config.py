@@ -1,6 +1,6 @@
 """The GAN on emoji; its players learn by rates of their own, and of the generator alone an average is kept."""
 
-from vlx.core.config import finish
+from vlx.core.config import finalize
 from vlx.train import defaults
 
 
@@ -23,4 +23,4 @@ def get_config():
           sampler=dict(truncation=0.8),
       ),
   )
-  return finish(config)
+  return finalize(config)

@@ -1,6 +1,6 @@
 """The autoencoder, then the diffusion above a run of it and a public BERT, whose tokenizer reads the captions."""
 
-from vlx.core.config import finish
+from vlx.core.config import finalize
 from vlx.train import defaults
 
 TOKENIZE = 'tokenize("caption", 12)'
@@ -20,13 +20,13 @@ def _emoji(system: str, keep: str):
 def autoencoder():
   config = _emoji("Autoencoder", 'keep("image")')
   config.steps = 3
-  return finish(config)
+  return finalize(config)
 
 
 def get_config(autoencoder: str, text_encoder: str):
   config = _emoji("LatentDiffusion", f'{TOKENIZE}|keep("image", "text", "text_mask")')
   config.model = dict(autoencoder=dict(source=autoencoder), text_encoder=dict(source=text_encoder), text_dim=16)
-  config.tokenizer = dict(kind="public", place=text_encoder, vocab_size=40, fields=("caption",))
+  config.tokenizer = dict(kind="public", path=text_encoder, vocab_size=40, fields=("caption",))
   config.optim.update(dict(ema_decay=0.9, rules=((r"text_encoder/.*", dict(frozen=True, dtype="bfloat16")),)))
   config.evaluators = dict(
       generation=dict(
@@ -35,4 +35,4 @@ def get_config(autoencoder: str, text_encoder: str):
       ),
       loss=dict(type="vlx.evaluate.tasks.loss.HeldOutLoss", splits=("combo",), ops=TOKENIZE),
   )
-  return finish(config)
+  return finalize(config)

@@ -1,6 +1,6 @@
 """Two stages: the projector alone above a public CLIP and a public LLaMA, then all but the tower."""
 
-from vlx.core.config import finish
+from vlx.core.config import finalize
 from vlx.data.transforms.ops import is_random
 from vlx.train import defaults
 
@@ -32,7 +32,7 @@ def get_config(clip: str, llama: str, first: str = ""):
       source="scenes:64?size=16&held_out=16", batch_size=16, image_transform="decode|resize(16)|normalize",
       preprocess=f'decode|resize(16)|normalize|{TEXT}|keep("image", "text", "text_mask", "target_mask")',
   ))
-  config.tokenizer = dict(kind="public", place=llama, vocab_size=200, fields=("caption",))
+  config.tokenizer = dict(kind="public", path=llama, vocab_size=200, fields=("caption",))
   half = (r"(tower|language_model)/.*", dict(frozen=True, dtype="bfloat16"))
   config.optim.update(dict(lr=2e-3, schedule="constant", rules=(half,)))
   if first:
@@ -41,4 +41,4 @@ def get_config(clip: str, llama: str, first: str = ""):
   config.evaluators = dict(
       loss=dict(type="vlx.evaluate.tasks.loss.HeldOutLoss", splits=("val",), ops=TEXT),
   )
-  return finish(config)
+  return finalize(config)

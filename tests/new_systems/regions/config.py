@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from vlx.core.capabilities import ScoresPairs
-from vlx.core.config import finish
+from vlx.core.config import finalize
 from vlx.data.datasets.scenes import sprites
 from vlx.evaluate import predict
 from vlx.evaluate.results import Results
@@ -67,4 +67,4 @@ def get_config():
   config.tokenizer = dict(kind="words", min_count=1, vocab_size=300, fields=("caption",))
   config.optim.update(dict(lr=1e-3, schedule="constant"))
   config.evaluators = dict(matching=dict(type="tests.new_systems.regions.config.Matching", splits=("val",), every=2))
-  return finish(config)
+  return finalize(config)

@@ -9,7 +9,7 @@
   conversations:PATH  LLaVA's and Alpaca's JSON                             (vlx.data.sources.text)
   scenes:COUNT        composed images of which everything is known          (vlx.data.datasets.scenes)
   mix:3*SPEC;1*SPEC   several, drawn from by weight
-  my.module.f:PLACE   anybody's: f(place, split)
+  my.module.f:PATH    anybody's: f(path, split)
 
 A record holds the encoded `image` (bytes), `caption` (str, or a tuple of them) and what else the
 source knows; nothing is decoded here. A source is opened without reading its images.
@@ -31,30 +31,30 @@ KINDS: dict[str, Callable[[str, str], Source]] = {
     "webdataset": webdataset.WebDatasetSource,
     "text": text.lines,
     "conversations": text.conversations,
-    "scenes": lambda place, split: _scenes(place, split),
-    "mix": lambda place, split: mix.MixSource(place, split, open_source),
+    "scenes": lambda path, split: _scenes(path, split),
+    "mix": lambda path, split: mix.MixSource(path, split, open_source),
 }
 
 
 def open_source(spec: str, split: str) -> Source:
-  """The source "KIND:PLACE" (see above).
+  """The source "KIND:PATH" (see above).
 
   Raises:
     UserError: for an unknown kind, split, folder, or one with nothing in it.
   """
-  kind, _, place = spec.partition(":")
+  kind, _, path = spec.partition(":")
   if kind not in KINDS and "." not in kind:
-    raise UserError(f"no data source {spec!r}: it is KIND:PLACE, {nearest(kind, KINDS)}")
-  source = (KINDS[kind] if kind in KINDS else import_path(kind))(place, split)
+    raise UserError(f"no data source {spec!r}: it is KIND:PATH, {nearest(kind, KINDS)}")
+  source = (KINDS[kind] if kind in KINDS else import_path(kind))(path, split)
   if not len(source):
     raise UserError(f"data source {spec!r} has no records in its split {split!r}")
   return source
 
 
-def _scenes(place: str, split: str) -> Source:
+def _scenes(path: str, split: str) -> Source:
   from vlx.data.datasets.scenes import source  # here: it draws by libraries that take a second to import
 
-  return source.ScenesSource(place, split)
+  return source.ScenesSource(path, split)
 
 
 def epoch_order(source: Source, seed: int, shuffle: bool = True):

@@ -112,14 +112,14 @@ class ImageFolder:
     return readable_texts(self.row, len(self), fields)
 
 
-def _existing_folder(place: str) -> pathlib.Path:
-  root = pathlib.Path(place).expanduser()
+def _existing_folder(path: str) -> pathlib.Path:
+  root = pathlib.Path(path).expanduser()
   if not root.is_dir():
     raise UserError(f"no folder {root}")
   return root
 
 
-def folder(place: str, split: str) -> ImageFolder:
+def folder(path: str, split: str) -> ImageFolder:
   """Images beside a `metadata.jsonl` or `metadata.csv` with `file_name` and `caption`.
 
   Without such a file, subfolders are classes: `label` is a subfolder's name, and the caption the same in words.
@@ -127,7 +127,7 @@ def folder(place: str, split: str) -> ImageFolder:
   A subfolder with the split's name is that split. Without subfolders every tenth file, by a hash of
   its name, is in "val" and the rest in "train".
   """
-  root = _existing_folder(place)
+  root = _existing_folder(path)
   own = root / split if (root / split).is_dir() else root
   source = _with_metadata(own)
   if own != root:
@@ -185,7 +185,7 @@ def _classes(root: pathlib.Path) -> list[dict]:
   ]
 
 
-def coco(place: str, split: str) -> ImageFolder:
+def coco(path: str, split: str) -> ImageFolder:
   """COCO captions (Chen et al., 2015): `annotations/captions_SPLIT2017.json` or another year's.
 
   The images lie in `SPLIT2017/`, in `images/`, or beside `annotations/`. A record has all of a
@@ -194,7 +194,7 @@ def coco(place: str, split: str) -> ImageFolder:
   With `dataset_coco.json` the splits are Karpathy's, and the images lie in `train2014/` and `val2014/`
   of the folder or of its `images/`, or all together in one of these two.
   """
-  root = _existing_folder(place)
+  root = _existing_folder(path)
   if (file := root / "dataset_coco.json").is_file():
     return _karpathy(root, file, split, ("images", "."))
   found = sorted((root / "annotations").glob(f"captions_{split}*.json"))
@@ -215,7 +215,7 @@ def coco(place: str, split: str) -> ImageFolder:
   return ImageFolder.of(_folder_of(root, (year, "images", "."), rows), rows)
 
 
-def flickr(place: str, split: str) -> ImageFolder:
+def flickr(path: str, split: str) -> ImageFolder:
   """Flickr8k (Hodosh et al., 2013) and Flickr30k (Young et al., 2014), as they are given out.
 
   `Flickr8k.token.txt` or `results_20130124.token`: lines of "NAME.jpg#0", a tab, a caption. The
@@ -223,7 +223,7 @@ def flickr(place: str, split: str) -> ImageFolder:
   "val". A record has all of an image's captions. With `dataset_flickr8k.json` or
   `dataset_flickr30k.json` captions and splits are Karpathy's.
   """
-  root = _existing_folder(place)
+  root = _existing_folder(path)
   folders = ("Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "images", ".")
   for name in ("dataset_flickr8k.json", "dataset_flickr30k.json"):
     if (root / name).is_file():

@@ -12,16 +12,16 @@ from vlx.data.records import Source
 class MixSource:
   """Several sources, one after another; `epoch_order` draws from them by weight."""
 
-  def __init__(self, place: str, split: str, opened: Callable[[str, str], Source]):
+  def __init__(self, specs: str, split: str, opened: Callable[[str, str], Source]):
     self.parts, self.weights = [], []
-    for part in place.split(";"):
+    for part in specs.split(";"):
       weight, star, spec = part.strip().partition("*")
       try:
         self.weights.append(float(weight))
       except ValueError:
         star = ""
       if not star or not self.weights[-1] > 0:
-        raise UserError(f"a mix is WEIGHT*KIND:PLACE;WEIGHT*KIND:PLACE…, weights above 0, not {place!r}")
+        raise UserError(f"a mix is WEIGHT*KIND:PATH;WEIGHT*KIND:PATH…, weights above 0, not {specs!r}")
       self.parts.append(opened(spec, split))
     self.starts = np.cumsum([0, *map(len, self.parts)])
 

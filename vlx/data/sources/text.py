@@ -47,12 +47,12 @@ class Rows:
     return readable_texts(self.row, len(self), fields)
 
 
-def lines(place: str, split: str) -> Rows:
+def lines(path: str, split: str) -> Rows:
   """`text` of each line of a .txt file, or of each object of a .jsonl; of a folder, of its file SPLIT.txt or SPLIT.jsonl.
 
   Blank lines are no records. Of a single file every tenth line, by its hash, is "val" and the rest "train".
   """
-  file, own = _file(place, split, (".txt", ".jsonl"))
+  file, own = _file(path, split, (".txt", ".jsonl"))
   # Not splitlines(): some characters inside of a text count as ends of lines there.
   found = [line for line in file.read_text("utf-8").split("\n") if line.strip()]
   if file.suffix == ".txt":
@@ -60,17 +60,17 @@ def lines(place: str, split: str) -> Rows:
   return Rows(str(file), found if own else _of_split(found, split))
 
 
-def conversations(place: str, split: str) -> Rows:
+def conversations(path: str, split: str) -> Rows:
   """LLaVA's JSON: a list of {"id", "image"?, "conversations": [{"from", "value"}, …]}; `?images=FOLDER` has the images.
 
   Alpaca's {"instruction", "input", "output"} become conversations of two turns. Without a folder the images lie beside
   the file. Of a folder, its file SPLIT.json; of a single file every tenth, by its hash, is "val" and the rest "train".
   """
-  path, _, query = place.partition("?")
+  file_path, _, query = path.partition("?")
   options = dict(urllib.parse.parse_qsl(query))
   if unknown := sorted(set(options) - {"images"}):
-    raise UserError(f"conversations:{place}: no option {unknown[0]!r}, only images")
-  file, own = _file(path, split, (".json",))
+    raise UserError(f"conversations:{path}: no option {unknown[0]!r}, only images")
+  file, own = _file(file_path, split, (".json",))
   try:
     content = json.loads(file.read_bytes())
   except (ValueError, RecursionError) as e:
@@ -90,16 +90,16 @@ def _conversation(row):
   return row
 
 
-def _file(place: str, split: str, suffixes: tuple[str, ...]) -> tuple[pathlib.Path, bool]:
+def _file(path: str, split: str, suffixes: tuple[str, ...]) -> tuple[pathlib.Path, bool]:
   """(the file, whether it is this split's own)."""
-  path = pathlib.Path(place).expanduser()
-  if path.is_file():
+  root = pathlib.Path(path).expanduser()
+  if root.is_file():
     if split not in ("train", "val"):
-      raise UserError(f"{path} is one file: its splits are 'train' and 'val', no {split!r}")
-    return path, False
-  found = [path / f"{split}{suffix}" for suffix in suffixes if (path / f"{split}{suffix}").is_file()]
+      raise UserError(f"{root} is one file: its splits are 'train' and 'val', no {split!r}")
+    return root, False
+  found = [root / f"{split}{suffix}" for suffix in suffixes if (root / f"{split}{suffix}").is_file()]
   if not found:
-    raise UserError(f"no file {path}, and no {' or '.join(f'{split}{s}' for s in suffixes)} in it")
+    raise UserError(f"no file {root}, and no {' or '.join(f'{split}{s}' for s in suffixes)} in it")
   return found[0], True
 
 

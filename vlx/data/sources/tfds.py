@@ -15,22 +15,22 @@ class TfdsSource:
   (else ~/tensorflow_datasets).
   """
 
-  def __init__(self, place: str, split: str):
+  def __init__(self, name: str, split: str):
     import tensorflow_datasets as tfds
 
 
     tfds.disable_progress_bar()
     try:
-      builder = tfds.builder(place, file_format="array_record")
+      builder = tfds.builder(name, file_format="array_record")
     except tfds.core.DatasetNotFoundError as e:
-      raise UserError(f"TFDS knows no data set {place!r}") from e
+      raise UserError(f"TFDS knows no data set {name!r}") from e
     # One process of a machine prepares, the others wait.
     lock = cache_dir() / "locks" / f"{builder.name}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(lock):
       builder.download_and_prepare()
     if split not in builder.info.splits:
-      raise UserError(f"no split {split!r} in {place}: {nearest(split, builder.info.splits)}")
+      raise UserError(f"no split {split!r} in {name}: {nearest(split, builder.info.splits)}")
     skip = {
         name: tfds.decode.SkipDecoding()
         for name, feature in builder.info.features.items()
@@ -48,7 +48,7 @@ class TfdsSource:
             and isinstance(feature.feature, tfds.features.Text))
     }
     self._records = builder.as_data_source(split, decoders=skip)
-    self._label = f"{place}/{split}"
+    self._label = f"{name}/{split}"
 
   def __len__(self):
     return len(self._records)

@@ -1,7 +1,7 @@
 """WebDataset: tars in which the files of a sample share a name up to the first dot.
 
 `000017.jpg`, `000017.txt`, `000017.json`: what img2dataset writes. A tar is read through once, and
-where its samples lie is kept in vlx's cache; a record is then read from its place.
+where its samples lie is kept in vlx's cache; a record is then read from there.
 """
 
 import hashlib
@@ -33,10 +33,10 @@ class WebDatasetSource:
   `PATH/{00000..01243}.tar`. Where no subfolders tell, every tenth sample, by its name's hash, is "val".
   """
 
-  def __init__(self, place: str, split: str):
-    self._tars, own = _find_tars(place, split)
+  def __init__(self, path: str, split: str):
+    self._tars, own = _find_tars(path, split)
     if not own and split not in ("train", "val"):
-      raise UserError(f"webdataset:{place} has no subfolder {split!r}; without one there are 'train' and 'val'")
+      raise UserError(f"webdataset:{path} has no subfolder {split!r}; without one there are 'train' and 'val'")
     indices = [_index(tar) for tar in self._tars]
     spans = np.concatenate([index["spans"] for index in indices])
     tars = np.repeat(np.arange(len(indices), dtype=np.int32), [len(i["spans"]) for i in indices])
@@ -78,26 +78,26 @@ class WebDatasetSource:
     return row
 
 
-def _find_tars(place: str, split: str) -> tuple[list[pathlib.Path], bool]:
+def _find_tars(path: str, split: str) -> tuple[list[pathlib.Path], bool]:
   """(the tars in order, whether they are this split's own)."""
-  path = pathlib.Path(place).expanduser()
-  if path.is_dir():
-    own = (path / split).is_dir()
-    tars = sorted((path / split if own else path).glob("*.tar"))
+  root = pathlib.Path(path).expanduser()
+  if root.is_dir():
+    own = (root / split).is_dir()
+    tars = sorted((root / split if own else root).glob("*.tar"))
   else:
-    own, braces = False, re.search(r"\{(\d+)\.\.(\d+)\}", place)
+    own, braces = False, re.search(r"\{(\d+)\.\.(\d+)\}", path)
     if not braces:
-      raise UserError(f"webdataset:{place} is neither a folder nor a pattern like {{00000..00099}}.tar")
+      raise UserError(f"webdataset:{path} is neither a folder nor a pattern like {{00000..00099}}.tar")
     first, last = braces.groups()
     numbers = range(int(first), int(last) + 1)
     tars = [
-        pathlib.Path(f"{place[: braces.start()]}{n:0{len(first)}d}{place[braces.end() :]}").expanduser()
+        pathlib.Path(f"{path[: braces.start()]}{n:0{len(first)}d}{path[braces.end() :]}").expanduser()
         for n in numbers
     ]
     if missing := [tar for tar in tars if not tar.is_file()]:
       raise UserError(f"{len(missing)} of {len(tars)} tars are not there, {missing[0]} among them")
   if not tars:
-    raise UserError(f"no tars in {path / split if own else path}")
+    raise UserError(f"no tars in {root / split if own else root}")
   return tars, own
 
 

@@ -65,7 +65,7 @@ def make(section: Mapping[str, Any], texts: Callable[[], Iterable[str]]) -> Toke
 
   `kind` is "bpe", learned from texts, or CLIP's where `vocabulary` names its file or folder; "words", the frequent ones
   of texts; "labels", whole texts, the names
-  of classes; "public", of the folder or file of a public checkpoint, in `place`; or the import path of a function
+  of classes; "public", of the folder or file of a public checkpoint, in `path`; or the import path of a function
   (section, texts) → `Tokenizer`.
 
   Args:
@@ -83,7 +83,7 @@ def make(section: Mapping[str, Any], texts: Callable[[], Iterable[str]]) -> Toke
       ),
       "words": lambda: trained.words(texts(), section["vocab_size"], section["min_count"]),
       "labels": lambda: trained.labels(texts(), section["vocab_size"]),
-      "public": lambda: _public(section["place"]),
+      "public": lambda: _public(section["path"]),
   }
   if "." in kind:
     return import_path(kind)(section, texts)
@@ -92,8 +92,8 @@ def make(section: Mapping[str, Any], texts: Callable[[], Iterable[str]]) -> Toke
   return kinds[kind]()
 
 
-def _public(place: str) -> Tokenizer:
-  found = public.load(pathlib.Path(place).expanduser())
+def _public(path: str) -> Tokenizer:
+  found = public.load(pathlib.Path(path).expanduser())
   if found is None:
-    raise UserError(f"tokenizer.place: {place} has no tokenizer that vlx reads")
+    raise UserError(f"tokenizer.path: {path} has no tokenizer that vlx reads")
   return found

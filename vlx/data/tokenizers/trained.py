@@ -107,9 +107,9 @@ class Tokenizer:
     one, two = shortened(self._tokens(first), self._tokens(second), length - 3)
     ids = np.zeros(length, np.int32)
     ids[: len(one) + len(two) + 3] = [self.start_id, *one, self.end_id, *two, self.end_id]
-    place = np.arange(length)
-    mask = place < len(one) + len(two) + 3
-    return ids, mask, (mask & (place >= len(one) + 2)).astype(np.int32)
+    position = np.arange(length)
+    mask = position < len(one) + len(two) + 3
+    return ids, mask, (mask & (position >= len(one) + 2)).astype(np.int32)
 
   def encode_batch(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
     """(ids `[N, length]`, mask `[N, length]`)."""

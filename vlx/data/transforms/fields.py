@@ -40,7 +40,7 @@ def keep(*names: str) -> Op:
 
 @op
 def label(*names: str, field: str = "label") -> Op:
-  """`label` i32 of a text: its place among the names."""
+  """`label` i32 of a text: its index among the names."""
   places = {name: i for i, name in enumerate(names)}
 
   def apply(example, rng):
@@ -53,7 +53,7 @@ def label(*names: str, field: str = "label") -> Op:
 
 @op
 def label_id(tokenizer: Tokenizer, field: str = "label") -> Op:
-  """`label` i32 of a text: its place in the run's tokenizer of the kind "labels"."""
+  """`label` i32 of a text: its index in the run's tokenizer of the kind "labels"."""
 
   def apply(example, rng):
     found = tokenizer.tokens_of(str(example[field]).strip())

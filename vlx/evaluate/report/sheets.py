@@ -87,7 +87,7 @@ def attention_sheet(
 def words_sheet(
     image: np.ndarray, words: list[str], maps: np.ndarray, columns: int = 8
 ) -> Figure:
-  """An image once for each word, lit where attention was: above all of it, below its likeliest place alone.
+  """An image once for each word, lit where attention was: above all of it, below its likeliest cell alone.
 
   Xu et al., 2015, Figures 2 and 6-11.
 
@@ -104,7 +104,7 @@ def words_sheet(
   for axis in axes.flat:
     axis.axis("off")
   _show(axes[0, 0], image)
-  axes[1, 0].text(0.5, 0.5, "above: attention\nbelow: its\nlikeliest place", ha="center", va="center", fontsize=8)
+  axes[1, 0].text(0.5, 0.5, "above: attention\nbelow: its\nlikeliest cell", ha="center", va="center", fontsize=8)
   for i, (word, weights) in enumerate(zip(words, maps), start=1):
     above, below = axes[2 * (i // columns) : 2 * (i // columns) + 2, i % columns]
     above.set_title(word, fontsize=9)

@@ -17,7 +17,7 @@ class PointingGame:
   """Attention at each noun of the first caption of a scene, the caption given word by word.
 
   Measures `SPLIT/inside`, the percentage of attention in the boxes of the objects of that name, `SPLIT/pointing_accuracy`, how
-  often the likeliest place is there, and `SPLIT/uniform`, what a look at anywhere would have of both.
+  often the likeliest cell is there, and `SPLIT/uniform`, what a look at anywhere would have of both.
   """
 
   splits: tuple[str, ...]
@@ -48,7 +48,7 @@ class PointingGame:
 
 
 def _looks(words, maps, objects) -> list[tuple[float, float, float]]:
-  """(mass inside, share of the likeliest place inside, share of all places inside) for each noun."""
+  """(mass inside, share of the likeliest cell inside, share of all cells inside) for each noun."""
   looks = []
   for word, weights in zip(words, maps):
     boxes = [o["box"] for o in objects if word in (o["name"], plural(o["name"]))]

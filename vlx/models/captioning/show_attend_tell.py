@@ -77,7 +77,7 @@ class ShowAttendTellNetwork(nn.Module):
     normal = nn.initializers.normal
     if self.initialization == "released":  # arctic-captions, norm_weight
       kernel_init, score_init = normal(0.01), normal(0.01)
-    else:  # as large going out as coming in: attention differs from place to place from the first step on
+    else:  # as large going out as coming in: attention differs from cell to cell from the first step on
       kernel_init, score_init = nn.initializers.lecun_normal(), normal(self.attention_dim**-0.5)
     dense = lambda width, **kwargs: nn.Dense(
         width, kernel_init=kernel_init, dot_general=flat_dot_general, **kwargs
@@ -123,7 +123,7 @@ class ShowAttendTellNetwork(nn.Module):
     return jnp.where((tokens == self.start_id)[..., None], 0, embedded) if self.zero_start else embedded
 
   def scores(self, keys: Array, hidden: Array) -> Array:
-    """e of each place, for hidden `[…, features]` and keys `[…, places, features]`."""
+    """e of each annotation, for hidden `[…, features]` and keys `[…, places, features]`."""
     if self.attention == "mlp":
       return _additive_scores(keys, self.query(hidden), self.score)
     return (keys @ hidden[..., None])[..., 0]
@@ -225,7 +225,7 @@ class ShowAttendTell(Captioner):
   expected_share: float = 0.5  # how often the expectation stands in for a draw
   expected_for: str = "image"  # or "batch": which of them share that decision
   initialization: str = "released"  # or "lecun": kernels by their inputs
-  decode_attention: str = "expected"  # or "argmax": the likeliest place alone
+  decode_attention: str = "expected"  # or "argmax": the likeliest cell alone
   start_id: int = 0
   end_id: int = 1
   text_length: int = 32  # tokens of the longest caption, start and end among them
@@ -283,7 +283,7 @@ class ShowAttendTell(Captioner):
     )
 
   def _penalty(self, weights, mask):
-    """The term of Σ_i (1 − Σ_t α_ti)²: every place is to be looked at about once in a caption."""
+    """The term of Σ_i (1 − Σ_t α_ti)²: every cell is to be looked at about once in a caption."""
     total = jnp.where(mask[..., None], weights, 0.0).sum(axis=1)
     squares = (1 - total) ** 2
     captions, places = squares.shape

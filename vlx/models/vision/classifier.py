@@ -76,7 +76,7 @@ class Classifier:
 def encode_places(
     tower, variables, name: str, image: Float[Array, "batch height width 3"], layer: int
 ) -> Float[Array, "batch places features"]:
-  """What a tower has at each place: its last map, row by row, its tokens, or those of another layer.
+  """What a tower has at each position: its last map, row by row, its tokens, or those of another layer.
 
   Args:
     tower: the network.

@@ -2,7 +2,7 @@
 
 A pickle is a program for a small stack machine, and Python's own runs whatever it names. This one knows numbers,
 strings and containers. All else goes through `call`, to which the reader of a format gives a meaning for the few
-names that it admits; the first other name ends the reading.
+names that it knows; any other is rejected by name.
 """
 
 import pickletools

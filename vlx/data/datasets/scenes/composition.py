@@ -121,17 +121,17 @@ def _things(split, rng) -> list[tuple[str, str, str, int]]:
 
 def _place(things, rng) -> tuple[Object, ...] | None:
   """Boxes that lie apart, the big ones placed first; None where there is no room."""
-  sprites = []
+  drawn = []
   for name, color, size, number in things:
     style, side = rng.choice(sprites.STYLES), rng.uniform(*SIZES[size])
     aspect = sprites.aspect(style, name)
     width, height = (side, side / aspect) if aspect > 1 else (side * aspect, side)
-    sprites += [(name, color, size, style, width, height)] * number
-  if len(sprites) > MOST_SPRITES:
+    drawn += [(name, color, size, style, width, height)] * number
+  if len(drawn) > MOST_SPRITES:
     return None
   boxes: dict[int, tuple[float, ...]] = {}
-  for i in sorted(range(len(sprites)), key=lambda i: -max(sprites[i][4:])):
-    width, height = sprites[i][4:]
+  for i in sorted(range(len(drawn)), key=lambda i: -max(drawn[i][4:])):
+    width, height = drawn[i][4:]
     for _ in range(40):
       x, y = (round(rng.uniform(MARGIN, 1 - MARGIN - side), 4) for side in (width, height))
       box = (x, y, round(x + width, 4), round(y + height, 4))
@@ -140,7 +140,7 @@ def _place(things, rng) -> tuple[Object, ...] | None:
         break
     else:
       return None
-  return tuple(Object(*sprite[:4], boxes[i]) for i, sprite in enumerate(sprites))
+  return tuple(Object(*sprite[:4], boxes[i]) for i, sprite in enumerate(drawn))
 
 
 def _apart(a, b) -> bool:

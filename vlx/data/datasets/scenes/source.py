@@ -46,10 +46,10 @@ TEXTS = {"caption": language.captions, "questions": language.questions}
 class ScenesSource:
   """`scenes:COUNT?size=…&held_out=…` (see the module)."""
 
-  def __init__(self, place: str, split: str):
+  def __init__(self, spec: str, split: str):
     if split not in SPLITS:
       raise UserError(f"no split {split!r} in scenes: {nearest(split, SPLITS)}")
-    count, _, options = place.partition("?")
+    count, _, options = spec.partition("?")
     numbers = {"size": "128", "held_out": "1000"}
     for name, value in urllib.parse.parse_qsl(options, keep_blank_values=True):
       if name not in numbers:
