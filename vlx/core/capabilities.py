@@ -6,7 +6,7 @@ Images are f32 `[B, H, W, 3]` as the run's `data.image_transform` makes them, th
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vlx.core.errors import UserError
 from vlx.core.system import Variables
 
+C = TypeVar("C")
 Inputs = Mapping[str, jax.Array]
 Image = Float[Array, "batch height width 3"]
 
@@ -89,6 +90,7 @@ class TokenizesImages(Protocol):
   @property
   def grid(self) -> tuple[int, int]:
     """Rows and columns of the codes of an image of `image_size`."""
+    ...
 
   def image_to_tokens(self, v: Variables, image: Image) -> Int[Array, "batch rows columns"]: ...
 
@@ -120,6 +122,7 @@ class GeneratesImages(Protocol):
 
   def sample_inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
     """One example of what is sampled from, without a batch axis; empty where nothing is asked for."""
+    ...
 
   def sample_images(self, v: Variables, inputs: Inputs, seeds: Int[Array, " batch"], sampler: Any) -> Image: ...
 
@@ -168,12 +171,15 @@ class GeneratesText(Protocol):
 
   def for_decoding(self, v: Variables) -> tuple["GeneratesText", Variables]:
     """The same model in the form that decodes fastest."""
+    ...
 
   def empty_cache(self, batch: int, slots: int) -> Any:
     """For `batch` texts of up to `slots` positions; its `lengths` are those that it holds of each."""
+    ...
 
   def extend_cache(self, v: Variables, inputs: Inputs, cache: Any) -> tuple[Float[Array, "batch vocab"], Any]:
     """Reads `text` and `text_mask` (and images, where it sees): logits of what comes after each row, the cache."""
+    ...
 
 
 @runtime_checkable
@@ -208,9 +214,9 @@ ALL = (
 )
 
 
-def has(system: Any, *capabilities: type) -> bool:
-  """Whether a system can do all of this."""
-  return all(isinstance(system, c) for c in capabilities)
+def has(system: Any, capability: type[C]) -> TypeGuard[C]:
+  """Whether a system can do this."""
+  return isinstance(system, capability)
 
 
 def of(system: Any) -> list[str]:
@@ -228,7 +234,8 @@ def require(system: Any, *capabilities: type, what: str = "") -> None:
   """
   lacking = [c for c in capabilities if not isinstance(system, c)]
   if lacking:
-    said = "; ".join(f"{c.__name__} ({inspect.cleandoc(c.__doc__).splitlines()[0]})" for c in lacking)
+    purpose = lambda c: inspect.cleandoc(c.__doc__ or "").partition("\n")[0]
+    said = "; ".join(f"{c.__name__} ({purpose(c)})" for c in lacking)
     raise UserError(
         f"{f'{what}: ' if what else ''}{type(system).__name__} lacks {said} It has: "
         f"{', '.join(of(system)) or 'none of the capabilities of vlx.core.capabilities'}"

@@ -108,7 +108,9 @@ def restore_latest(
   return _newest(manager, read, quarantine_corrupt)
 
 
-def _newest(manager: ocp.CheckpointManager, read: Callable[[int], Any], quarantine_corrupt: bool = False):
+def _newest(
+    manager: ocp.CheckpointManager, read: Callable[[int], Any], quarantine_corrupt: bool = False
+) -> tuple[int, Any] | None:
   """(step, read(step)) of the newest checkpoint that all processes can read."""
   failures = {}
   for step in sorted(manager.all_steps(), reverse=True):
@@ -258,5 +260,6 @@ class RunVariables:
         found = _read(manager, step, {where[n]: s for n, s in moving.items()})
         return {n: found[where[n]] for n in moving}
 
-      _, found = _newest(manager, of_step)
+      newest = _newest(manager, of_step)
+    found: dict[str, jax.Array] = newest[1] if newest else {}
     return {**found, **read_frozen(self._workdir, {n: s for n, s in wanted.items() if n not in found})}

@@ -13,14 +13,20 @@ import pathlib
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import flax.linen as nn
-import ml_collections
 
 from vlx.core import capabilities, files, schema1
 from vlx.core.errors import UserError
 from vlx.core.system import System
+
+if TYPE_CHECKING:
+
+  class ConfigDict(Any):  # by its own stubs each field may be of any kind
+    ...
+else:
+  from ml_collections import ConfigDict
 
 SCHEMA = 2  # of config.json
 
@@ -119,7 +125,7 @@ def part_of(system: System) -> dict[str, Any]:
   return {"system": f"{kind.__module__}.{kind.__qualname__}", **section_of(system)}
 
 
-def _is_system(value: Any) -> bool:
+def _is_system(value: Any) -> TypeGuard[System]:
   return isinstance(value, System) and not isinstance(value, nn.Module)
 
 
@@ -128,7 +134,7 @@ def with_defaults(cls: type, section: Mapping[str, Any]) -> dict[str, Any]:
   hints = typing.get_type_hints(cls)
   complete = dict(section)
   for name, field in _fields(cls).items():
-    value = complete.get(name)
+    value: Any = complete.get(name)
     if is_part(value):
       if "system" in value:
         fields = {k: v for k, v in value.items() if k not in ("system", "source")}
@@ -159,7 +165,7 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 
 def _dataclasses(hint: Any) -> list[type]:
-  return [m for m in _members(hint) if dataclasses.is_dataclass(m)]
+  return [m for m in _members(hint) if isinstance(m, type) and dataclasses.is_dataclass(m)]
 
 
 def _protocols(hint: Any) -> list[type]:
@@ -175,7 +181,7 @@ def _choose(kinds: list[type], section: Mapping[str, Any]) -> type:
   return fits[0] if fits else max(kinds, key=lambda k: len(set(section) & set(_fields(k))))
 
 
-def finalize(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def finalize(config: ConfigDict) -> ConfigDict:
   """Writes out the defaults of the model and the evaluators, so that each can be set and is kept with a run; locks."""
   config.model = with_defaults(import_path(config.system), config.model.to_dict())
   for name, section in config.get("evaluators", {}).items():
@@ -184,12 +190,12 @@ def finalize(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return config.lock()
 
 
-def build_system(config: ml_collections.ConfigDict) -> System:
+def build_system(config: ConfigDict) -> System:
   """The system that `config.system` names, with the fields of `config.model`, whose parts are resolved."""
   return build(import_path(config.system), config.model.to_dict(), "model")
 
 
-def load_config(path: str) -> ml_collections.ConfigDict:
+def load_config(path: str) -> ConfigDict:
   """The config of "configs/clip.py:emoji".
 
   Raises:
@@ -198,7 +204,7 @@ def load_config(path: str) -> ml_collections.ConfigDict:
   file, _, variant = path.partition(":")
   if not pathlib.Path(file).is_file():
     raise UserError(f"no config file {file}")
-  spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
+  spec: Any = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config(variant) if variant else module.get_config()
@@ -210,19 +216,19 @@ def part_from(path: str) -> dict[str, Any]:
   return {"system": config.system, **config.model.to_dict()}
 
 
-def to_json(config: ml_collections.ConfigDict) -> str:
+def to_json(config: ConfigDict) -> str:
   return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def from_json(text: str) -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict(json.loads(text)).lock()
+def from_json(text: str) -> ConfigDict:
+  return ConfigDict(json.loads(text)).lock()
 
 
 class Kept(NamedTuple):
   """A run's config.json."""
 
-  requested: ml_collections.ConfigDict  # as the command gave it
-  resolved: ml_collections.ConfigDict  # with the class and the fields of every part: it needs no other folder
+  requested: ConfigDict  # as the command gave it
+  resolved: ConfigDict  # with the class and the fields of every part: it needs no other folder
   schema: int = SCHEMA
 
 
@@ -255,9 +261,9 @@ def read(folder: pathlib.Path) -> Kept:
   return Kept(requested, resolved, content["schema"])
 
 
-def _with_all_fields(content: dict[str, Any]) -> ml_collections.ConfigDict:
+def _with_all_fields(content: dict[str, Any]) -> ConfigDict:
   """Fields that a class has got since are at their defaults."""
-  return finalize(ml_collections.ConfigDict(content))
+  return finalize(ConfigDict(content))
 
 
 def _part_of_schema1(path: str) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def match(rules: Rules, params: Any, what: str) -> Any:
   return matched
 
 
-def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
   """A mesh with axes `data`, `fsdp`, `tensor`; one size may be -1: all the devices that are left."""
   devices = jax.devices() if devices is None else devices
   sizes = dict(sizes)

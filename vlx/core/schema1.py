@@ -87,7 +87,7 @@ def _evaluators(sections: Mapping[str, Any], every: int, image_transform: str) -
       new |= {"sampler": sampler}
     if kind == "Generation":
       new.pop("batch_size", None)
-      tokenize = re.search(r"tokenize\([^)]*\)", section["preprocess"])[0]
+      tokenize = next(iter(re.findall(r"tokenize\([^)]*\)", section["preprocess"])))
       found["loss"] = {"type": f"{TASKS}.loss.HeldOutLoss", "splits": section["splits"], "ops": tokenize}
     found[name] = new
   return found

@@ -53,6 +53,7 @@ class System(Protocol):
 
   def init(self, rng: jax.Array) -> Variables:
     """Fresh variables of its own, without those of its parts; works under `jax.eval_shape`."""
+    ...
 
 
 @runtime_checkable
@@ -66,14 +67,17 @@ class Trains(System, Protocol):
 
   def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
     """One training example, without a batch axis."""
+    ...
 
   def loss(
       self, variables: Variables, batch: Batch, rng: jax.Array, *, step: jax.Array, train: bool, frozen: Frozen
   ) -> tuple[Terms, Aux]:
     """The terms of a (global) batch's loss, a pure function of its arguments."""
+    ...
 
   def accumulates(self) -> str:
     """"" where the parts of a batch make up the whole, else the reason why they do not."""
+    ...
 
 
 @runtime_checkable
@@ -89,6 +93,7 @@ class Prepares(Trains, Protocol):
 
   def prepare(self, variables: Variables, batches: Any, rng: jax.Array) -> Variables:
     """New variables; `batches[i]` is batch i of training, on the devices."""
+    ...
 
 
 def image_input(height: int, width: int | None = None) -> jax.ShapeDtypeStruct:
@@ -109,10 +114,10 @@ def batch_shapes(inputs: Mapping[str, jax.ShapeDtypeStruct], size: int) -> dict[
 
 def total(terms: Terms) -> jax.Array:
   """Σ weight · sum / count."""
-  return sum(term.weight * term.mean for term in terms.values())
+  return sum((term.weight * term.mean for term in terms.values()), start=jnp.zeros(()))
 
 
-def parts(system: System) -> dict[str, System]:
+def parts(system: Any) -> dict[str, System]:
   """Field → the system in it."""
   values = {f.name: getattr(system, f.name) for f in dataclasses.fields(system)}
   # A Linen module has an `init` too, of another kind.

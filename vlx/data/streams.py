@@ -19,10 +19,9 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
-import ml_collections
 import numpy as np
 
-from vlx.core.config import nearest
+from vlx.core.config import ConfigDict, nearest
 from vlx.core.errors import UserError
 from vlx.data import sources
 from vlx.data.batches import Batches, ByStep, HostBatch
@@ -55,7 +54,7 @@ class Streams:
   nested: bool  # whether a batch holds one of every stream
 
   @classmethod
-  def of(cls, data: ml_collections.ConfigDict) -> "Streams":
+  def of(cls, data: ConfigDict) -> "Streams":
     if data.mixture not in MIXTURES:
       raise UserError(f"data.mixture is {data.mixture!r}, {nearest(data.mixture, MIXTURES)}")
     common = {name: data[name] for name in FIELDS}

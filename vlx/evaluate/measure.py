@@ -35,7 +35,7 @@ def measure_on(model: Model, spec: str, split: str, say=lambda text: None) -> di
     record = source[0]
   except (BadRecord, OSError) as e:
     raise UserError(f"{source.name(0)}: {e}") from e
-  found, can = {}, lambda *wanted: capabilities.has(model.system, *wanted)
+  found, can = {}, lambda *wanted: all(capabilities.has(model.system, one) for one in wanted)
   if can(EmbedsImages, EmbedsText):
     model.encode_texts(["a"], 8)  # says what is wrong with the tokenizer
     found["retrieval"] = Retrieval(splits=(split,), gallery=(split,))

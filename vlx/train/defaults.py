@@ -1,6 +1,8 @@
 """What every config starts from; a config file changes what is its own."""
 
-import ml_collections
+from ml_collections.config_dict import placeholder
+
+from vlx.core.config import ConfigDict
 
 # The kernels of scanned blocks (leading axis: depth), split over `fsdp` and `tensor`; the rest is small.
 TRANSFORMER_PARTITION = (
@@ -12,19 +14,19 @@ TRANSFORMER_PARTITION = (
 )
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config() -> ConfigDict:
   """All sections with their defaults. Fill in `system`, `model`, `data`, `steps`, `optim.lr`."""
-  config = ml_collections.ConfigDict()
-  config.system = ml_collections.config_dict.placeholder(str)  # import path of a System
-  config.model = ml_collections.ConfigDict()  # the System's fields
+  config = ConfigDict()
+  config.system = placeholder(str)  # import path of a System
+  config.model = ConfigDict()  # the System's fields
   # Where variables start, dict(source=…, take=…, put=…, without=…, layers=…) each (vlx.train.initialize).
   config.init = ()
   config.seed = 0
-  config.steps = ml_collections.config_dict.placeholder(int)
+  config.steps = placeholder(int)
   config.log_every = 20
 
   config.data = dict(
-      source=ml_collections.config_dict.placeholder(str),  # KIND:PLACE (vlx.data.sources)
+      source=placeholder(str),  # KIND:PLACE (vlx.data.sources)
       split="train",
       batch_size=256,
       preprocess="",  # ops that make a record an example of training (vlx.data.transforms)
@@ -39,7 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.optim = dict(
       name="adamw",
-      lr=ml_collections.config_dict.placeholder(float),
+      lr=placeholder(float),
       schedule="cosine",
       warmup_steps=0,
       final_lr_ratio=0.0,
@@ -65,6 +67,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.partition = ((".*", ()),)
 
   config.checkpoint = dict(every=1000, keep=1, best="")
-  config.evaluators = ml_collections.ConfigDict()  # name → type (import path) and fields
-  config.baselines = ml_collections.ConfigDict()  # "evaluator/split/measure" → number to beat
+  config.evaluators = ConfigDict()  # name → type (import path) and fields
+  config.baselines = ConfigDict()  # "evaluator/split/measure" → number to beat
   return config

@@ -4,11 +4,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import ml_collections
 
 from vlx.core import config as configs
 from vlx.core import distributed
-from vlx.core.config import Kept
+from vlx.core.config import ConfigDict, Kept
 from vlx.core.errors import UserError
 
 # By their dotted names, sections or values.
@@ -21,8 +20,8 @@ ENDLESS = ("constant", "step")
 
 
 def config(
-    kept: Kept, requested: ml_collections.ConfigDict, workdir: pathlib.Path
-) -> ml_collections.ConfigDict:
+    kept: Kept, requested: ConfigDict, workdir: pathlib.Path
+) -> ConfigDict:
   """The resolved config with which a folder's run goes on; no source is opened again.
 
   Args:
@@ -33,7 +32,7 @@ def config(
   Raises:
     UserError: where the mathematics would be another; every difference is named.
   """
-  ours, theirs = (ml_collections.ConfigDict(c.to_dict()) for c in (_plain(requested), kept.requested))
+  ours, theirs = (ConfigDict(c.to_dict()) for c in (_plain(requested), kept.requested))
   # A folder of schema 1 does not say in today's words how its parameters learn and where they started.
   free = (*FREE, "optim.rules", "init") if kept.schema == 1 else FREE
   if ours.optim.decay_steps or ours.optim.schedule in ENDLESS:
@@ -47,20 +46,20 @@ def config(
         f"{workdir} holds a run with another config ({'; '.join(lines)}{hint}); name another --workdir, or remove"
         " this one"
     )
-  resolved = ml_collections.ConfigDict(kept.resolved.to_dict())
+  resolved = ConfigDict(kept.resolved.to_dict())
   for name in free:
     section, _, field = name.rpartition(".")
     (resolved[section] if section else resolved)[field] = (ours[section] if section else ours)[field]
   return resolved.lock()
 
 
-def keep(run_requested: ml_collections.ConfigDict, resolved: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+def keep(run_requested: ConfigDict, resolved: ConfigDict, workdir: pathlib.Path) -> None:
   """Writes the folder's config.json."""
   if distributed.is_first():
     configs.write(workdir, Kept(run_requested, resolved))
 
 
-def _plain(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def _plain(config: ConfigDict) -> ConfigDict:
   """As it comes back from a file: tuples are lists."""
   return configs.from_json(configs.to_json(config))
 

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from vlx import pretrained
+from vlx.core.config import ConfigDict
 from vlx.core import config as configs
 from vlx.core import system as systems
 from vlx.core.errors import UserError
@@ -34,14 +34,14 @@ from vlx.pretrained import Checkpoint
 ENTRY = {"take": "", "put": "", "without": (), "layers": None}
 
 
-def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def resolve(config: ConfigDict) -> ConfigDict:
   """The config with the class and all fields of every part, read where the part's source is.
 
   Raises:
     UserError: where a source is missing or is of another system than the config says.
   """
   model = _resolve_parts(config.model.to_dict(), "model")
-  resolved = ml_collections.ConfigDict({**config.to_dict(), "model": model})
+  resolved = ConfigDict({**config.to_dict(), "model": model})
   return configs.finalize(resolved)
 
 
@@ -57,7 +57,7 @@ def _resolve_parts(section: Mapping[str, Any], where: str) -> dict[str, Any]:
   return found
 
 
-def entries(config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
+def entries(config: ConfigDict) -> list[dict[str, Any]]:
   """All entries of a resolved config, those of its parts first.
 
   Raises:
@@ -92,7 +92,7 @@ class _Filling(NamedTuple):
 
 
 def variables(
-    system: System, config: ml_collections.ConfigDict, wanted: Mapping[str, jax.ShapeDtypeStruct], rng: jax.Array
+    system: System, config: ConfigDict, wanted: Mapping[str, jax.ShapeDtypeStruct], rng: jax.Array
 ) -> dict[str, jax.Array]:
   """Name → array of all variables, each where it lives; where two are one tensor of a source, one array.
 
@@ -117,6 +117,9 @@ def variables(
   return arrays
 
 
+_NO_SYSTEM: Any = None  # of an array file
+
+
 def _open(spec: str) -> Checkpoint:
   if not spec.endswith(".npy"):
     return pretrained.open_checkpoint(spec)
@@ -129,7 +132,7 @@ def _open(spec: str) -> Checkpoint:
     return {n: jax.device_put(array.astype(s.dtype), s.sharding) for n, s in wanted.items()}
 
   shape = jax.ShapeDtypeStruct(array.shape, array.dtype)
-  return Checkpoint(None, {"params/": shape}, read, lambda: None, "")
+  return Checkpoint(_NO_SYSTEM, {"params/": shape}, read, lambda: None, "")
 
 
 def _fit(
@@ -165,7 +168,7 @@ class _Key(NamedTuple):
 
 
 def _below(
-    names: Mapping[str, Any], root: str, system: System | None, without: tuple[str, ...]
+    names: Mapping[str, Any], root: str, system: Any, without: tuple[str, ...]
 ) -> dict[_Key, str]:
   """The names of what stands below a path."""
   found = {}
@@ -191,7 +194,7 @@ def _grids(path: str, there: tuple[int, ...], here: tuple[int, ...]) -> tuple[in
   for cls in (1, 0):
     sides = tuple(math.isqrt(shape[1] - cls) for shape in (there, here))
     if all(side**2 + cls == shape[1] for side, shape in zip(sides, (there, here))):
-      return sides
+      return sides[0], sides[1]
   return None
 
 
@@ -234,7 +237,7 @@ def _fill(
   return arrays
 
 
-def _replicated(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+def _replicated(sharding: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:
   return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
 
 
@@ -245,6 +248,8 @@ def _adapt(filling: _Filling, array: jax.Array, shape: tuple[int, ...], sharding
     return jax.jit(lambda x: x[first:last], out_shardings=sharding)(array)
   if array.shape == shape:
     return array
-  old, new = _grids(filling.name, array.shape, shape)
+  grids = _grids(filling.name, array.shape, shape)
+  assert grids  # `_fit` saw them
+  old, new = grids
   resample = lambda x: resample_positions(x.astype(jnp.float32), (old, old), (new, new)).astype(x.dtype)
   return jax.jit(resample, out_shardings=sharding)(array)

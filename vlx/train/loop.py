@@ -31,15 +31,19 @@ class OnEvaluate(Protocol):
 
   def due(self, step: int, last: int) -> bool:
     """Whether anything is to be evaluated at a step."""
+    ...
 
   def __call__(self, step: int, variables: Variables, log: MetricsLog) -> dict[str, float]:
     """Evaluates, and gives measures "evaluator/split/measure"."""
+    ...
 
   def is_higher_better(self, measure: str) -> bool:
     """Of a measure that `checkpoint.best` names."""
+    ...
 
   def write_report(self) -> None:
     """From what the folder holds."""
+    ...
 
 
 class _Nothing:
@@ -159,6 +163,11 @@ def compile_step(run: Run):
   )
 
 
+def _is_ready(array: Any) -> bool:
+  """Whether the devices are done with it (JAX's stubs do not have this method)."""
+  return array.is_ready()
+
+
 class _Pending:
   """A step that may still be running."""
 
@@ -221,7 +230,7 @@ class _Loop:
     """(a batch on the devices, its examples' indices, by stream where there are several)."""
     asked = time.monotonic()
     batch, host = batches.split_host(next(data))
-    if not pending or pending.metrics["finite"].is_ready():  # else the devices had work meanwhile
+    if not pending or _is_ready(pending.metrics["finite"]):  # else the devices had work meanwhile
       self._log.waited(time.monotonic() - asked)
     ids = {name: array.tolist() for name, array in host.items() if name.endswith("example_id")}
     return self._run.on_devices(batch), ids

@@ -15,10 +15,9 @@ from typing import Any
 
 import jax
 import optax
-from ml_collections import ConfigDict
 
 from vlx.core import capabilities
-from vlx.core.config import nearest
+from vlx.core.config import ConfigDict, nearest
 from vlx.core.errors import UserError
 from vlx.core.system import Frozen, System, Trains, flatten, parts
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 import optax
 
+from vlx.core.config import ConfigDict
 from vlx.core import capabilities
 from vlx.core import config as configs
 from vlx.core import checkpoint, partition, system as systems
@@ -29,11 +29,11 @@ from vlx.train.step import Player
 class Run:
   """A run's folder and what was asked for, and what follows from them; no array is made until `fresh`."""
 
-  requested: ml_collections.ConfigDict
+  requested: ConfigDict
   workdir: pathlib.Path
 
   @functools.cached_property
-  def config(self) -> ml_collections.ConfigDict:
+  def config(self) -> ConfigDict:
     """Resolved: from the folder where it holds this run already, else from the sources of its parts."""
     if (self.workdir / "config.json").is_file():
       return going_on.config(configs.read(self.workdir), self.requested, self.workdir)
@@ -41,7 +41,7 @@ class Run:
 
   @functools.cached_property
   def system(self) -> Trains:
-    system = configs.build_system(self.config)
+    system: Any = configs.build_system(self.config)
     if self.config.steps:  # with none, a run only puts parts together
       capabilities.require(system, Trains)
     return system
@@ -198,7 +198,10 @@ class Run:
     average = {
         n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[n]) for n, s in flatten(shapes.average).items()
     }
-    scalar = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=replicated)
+
+    def scalar(s) -> Any:
+      return jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=replicated)
+
     return TrainState(
         step=scalar(shapes.step), variables=moving, average=systems.unflatten(average), finite=scalar(shapes.finite),
         optimizer={name: mirrored(name, o) for name, o in shapes.optimizer.items()},
@@ -215,8 +218,9 @@ class Run:
     rng = jax.random.key(self.config.seed)
     flat = initialize.variables(self.system, self.config, self.variable_shapes, rng)
     variables = jax.tree.map(flat.__getitem__, self.roles.names)
-    if capabilities.has(self.system, Prepares):
-      variables = self.system.prepare(variables, _OnDevices(self), jax.random.fold_in(rng, 1))
+    system = self.system
+    if capabilities.has(system, Prepares):
+      variables = system.prepare(variables, _OnDevices(self), jax.random.fold_in(rng, 1))
       flat = flatten(variables)
       variables = jax.tree.map(
           lambda name: jax.device_put(flat[name], self.variable_shapes[name].sharding), self.roles.names

@@ -16,8 +16,7 @@ KINDS = ("params", "state")
 ALL = "all"  # the one player of a system without players
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
   """A pytree; all of it is in a checkpoint, and with the config and what is frozen it determines the rest of the run.
 
   Attributes:
@@ -53,10 +52,8 @@ class Roles(NamedTuple):
   def split(self, variables: Variables) -> tuple[Variables, Variables]:
     """(what training moves, what is frozen), each as nested dicts without the other's leaves."""
     flat = flatten(variables)
-    return tuple(
-        {k: {} for k in KINDS} | unflatten({n: x for n, x in flat.items() if (n in self.frozen) == wanted})
-        for wanted in (False, True)
-    )
+    of = lambda names: {k: {} for k in KINDS} | unflatten({n: flat[n] for n in flat if n in names})
+    return of(flat.keys() - self.frozen), of(self.frozen)
 
   def merge(self, moving: Variables, frozen: Variables) -> Variables:
     """The whole tree again."""

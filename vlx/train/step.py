@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from einops import rearrange
-from ml_collections import ConfigDict
 
+from vlx.core.config import ConfigDict
 from vlx.core import capabilities
 from vlx.core import system as systems
-from vlx.core.system import Aux, Batch, HasPlayers, System, Term, Variables, flatten, unflatten
+from vlx.core.system import Aux, Batch, HasPlayers, System, Term, Trains, Variables, flatten, unflatten
 from vlx.train import optimizer as optimizers
 from vlx.train import state as states
 from vlx.train.state import ALL, Roles, TrainState
@@ -42,7 +42,7 @@ def players(
   return found
 
 
-def begin(system: System, optim: ConfigDict, *, steps: int = 1000, seed: int = 0):
+def begin(system: Trains, optim: ConfigDict, *, steps: int = 1000, seed: int = 0):
   """(state, what is frozen, jitted step) of a system by itself: without data, folder and mesh.
 
   What learns is drawn; `train_step(state, frozen, batch) -> (state, metrics)` gives its state away.
@@ -117,7 +117,7 @@ def _gradients(loss: Loss, params, state, batch: Batch, rng, parts: int):
   return terms, jax.tree.map(lambda x: x / parts, metrics), state, grads
 
 
-def make(system: System, who: Roles, players: Mapping[str, Player], *, steps: int, seed: int, accumulate: int = 1):
+def make(system: Trains, who: Roles, players: Mapping[str, Player], *, steps: int, seed: int, accumulate: int = 1):
   """train_step(state, frozen, batch) → (state, metrics).
 
   The key of step s is fold_in(seed, s); of several players each folds its index into it. They act one after another
