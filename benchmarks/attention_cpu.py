@@ -2,7 +2,8 @@
 
   python -m benchmarks.attention_cpu
 
-Forward, and with the gradients of queries, keys and values. The two take turns; medians of `--repeats` calls.
+Forward, and with the gradients of queries, keys and values. The two take turns; medians of
+`--repeats` calls.
 """
 
 import statistics
@@ -17,8 +18,11 @@ from vlx.ops.masks import Causal, Full
 REPEATS = flags.DEFINE_integer("repeats", 15, "Calls of each to time.")
 # (batch, length, heads, head_dim), causal: CLIP's demo, ViT-B/16's 197 tokens, a decoder.
 SIZES = [
-    ((128, 65, 4, 64), False), ((16, 197, 8, 64), False), ((16, 197, 8, 64), True), ((2, 1024, 8, 64), False),
-    ((2, 1024, 8, 64), True),
+  ((128, 65, 4, 64), False),
+  ((16, 197, 8, 64), False),
+  ((16, 197, 8, 64), True),
+  ((2, 1024, 8, 64), False),
+  ((2, 1024, 8, 64), True),
 ]
 
 

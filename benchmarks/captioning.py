@@ -1,10 +1,12 @@
-"""Milliseconds of Show, Attend and Tell's decoder on this machine: a training step, and beam search.
+"""Milliseconds of Show, Attend and Tell's decoder on this machine: a training step, and beam
+search.
 
   python -m benchmarks.captioning
   python benchmarks/captioning_torch.py
 
-Annotations of 196 x 512 are given; LSTM, words and attention of 512, vocabulary 5,000, 20 words. A step is of
-64 captions with dropout and Adam; the search is of 16 images with 20 beams. Prints medians.
+Annotations of 196 x 512 are given; LSTM, words and attention of 512, vocabulary 5,000, 20 words. A
+step is of 64 captions with dropout and Adam; the search is of 16 images with 20 beams. Prints
+medians.
 """
 
 import dataclasses
@@ -19,9 +21,10 @@ from absl import app, flags
 
 from vlx import cli
 from vlx.core.system import text_inputs
-from vlx.models.captioning.show_attend_tell import ShowAttendTell
 from vlx.inference.decoding import Search
-from vlx.train import defaults, step as steps
+from vlx.models.captioning.show_attend_tell import ShowAttendTell
+from vlx.train import defaults
+from vlx.train import step as steps
 
 STEPS = flags.DEFINE_integer("steps", 10, "Runs of each to time.")
 
@@ -59,11 +62,13 @@ def main(_):
   system = OfFeatures(Features(), vocab_size=5000)
   rng = np.random.default_rng(0)
   rows = 64
-  batch = jax.device_put({
+  batch = jax.device_put(
+    {
       "image": rng.random((rows, 14, 14, 512), np.float32),
       "text": rng.integers(2, 5000, (rows, 21)).astype(np.int32),
       "text_mask": np.ones((rows, 21), bool),
-  })
+    }
+  )
   optim = defaults.get_config().optim
   optim.update(dict(lr=4e-4, clip_norm=0.0))
   state, frozen, train_step = steps.begin(system, optim)
@@ -76,8 +81,12 @@ def main(_):
   (state, metrics), seconds = timed(step, count=STEPS.value)
   print(f"training step {1000 * seconds:.0f} ms, loss {metrics['loss']:.2f}")
   search = jax.jit(functools.partial(system.caption, search=Search(20, 20)))
-  (ids, _), seconds = timed(search, state.variables, {"image": batch["image"][:16]}, count=max(STEPS.value // 2, 1))
-  print(f"beam search {1000 * seconds:.0f} ms, {(np.asarray(ids[:, 0]) > 0).sum(axis=1).mean():.1f} words")
+  (ids, _), seconds = timed(
+    search, state.variables, {"image": batch["image"][:16]}, count=max(STEPS.value // 2, 1)
+  )
+  print(
+    f"beam search {1000 * seconds:.0f} ms, {(np.asarray(ids[:, 0]) > 0).sum(axis=1).mean():.1f} words"
+  )
 
 
 if __name__ == "__main__":

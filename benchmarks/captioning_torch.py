@@ -1,7 +1,8 @@
-"""The same as `benchmarks.captioning` in plain PyTorch: `python benchmarks/captioning_torch.py [RUNS]`.
+"""The same as `benchmarks.captioning` in plain PyTorch: `python benchmarks/captioning_torch.py
+[RUNS]`.
 
-Written for this comparison, the way public implementations are: a loop over words in Python, modules of
-torch.nn, all beams of all images as one batch.
+Written for this comparison, the way public implementations are: a loop over words in Python,
+modules of torch.nn, all beams of all images as one batch.
 """
 
 import statistics
@@ -66,7 +67,9 @@ def beam_search(decoder, features, beams, length):
   """(ids, log-probabilities) of the best of each image; ended beams stay among the others."""
   batch = len(features)
   keys, (hidden, cell) = decoder.begin(features)
-  features, keys, hidden, cell = (x.repeat_interleave(beams, dim=0) for x in (features, keys, hidden, cell))
+  features, keys, hidden, cell = (
+    x.repeat_interleave(beams, dim=0) for x in (features, keys, hidden, cell)
+  )
   tokens = torch.full((batch * beams,), START)
   ids = torch.zeros(batch, beams, 0, dtype=torch.long)
   totals = torch.full((batch, beams), -torch.inf)
@@ -117,7 +120,9 @@ def main():
   loss, seconds = timed(step, count)
   print(f"training step {1000 * seconds:.0f} ms, loss {loss:.2f}")
   decoder.eval()
-  (ids, _), seconds = timed(lambda: beam_search(decoder, features[:16], 20, WORDS), max(count // 2, 1))
+  (ids, _), seconds = timed(
+    lambda: beam_search(decoder, features[:16], 20, WORDS), max(count // 2, 1)
+  )
   print(f"beam search {1000 * seconds:.0f} ms, {ids.shape[1]} words")
 
 

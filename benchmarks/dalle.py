@@ -1,11 +1,12 @@
-"""DALL-E's transformer on this machine: milliseconds of a training step, codes a second of sampling.
+"""DALL-E's transformer on this machine: milliseconds of a training step, codes a second of
+sampling.
 
   python -m benchmarks.dalle
   python benchmarks/dalle_torch.py
 
-8 layers of width 256 and 4 heads, full masks, MLPs of 1,536; 64 text tokens out of 4,000, 16 x 16 codes out of
-1,024, f32. Codes are given; a step is of 8 pairs with AdamW; 8 images are sampled at once, of the likelier half
-of the codes. Prints medians.
+8 layers of width 256 and 4 heads, full masks, MLPs of 1,536; 64 text tokens out of 4,000, 16 x 16
+codes out of 1,024, f32. Codes are given; a step is of 8 pairs with AdamW; 8 images are sampled at
+once, of the likelier half of the codes. Prints medians.
 """
 
 import dataclasses
@@ -20,7 +21,8 @@ from absl import app, flags
 
 from vlx import cli
 from vlx.models.generation.dalle import DALLE
-from vlx.train import defaults, step as steps
+from vlx.train import defaults
+from vlx.train import step as steps
 
 STEPS = flags.DEFINE_integer("steps", 5, "Runs of each to time.")
 TEXT, SIDE, ROWS, CODES, WORDS = 64, 16, 8, 1024, 4000
@@ -60,16 +62,26 @@ def timed(function, count):
 def main(_):
   cli.keep_freed_memory()  # as every vlx command does
   system = DALLE(
-      Given(), vocab_size=WORDS, context_length=TEXT, width=256, depth=8, num_heads=4, mlp_dim=1536,
-      pattern=("full",), last_mask="full", unroll=8,
+    Given(),
+    vocab_size=WORDS,
+    context_length=TEXT,
+    width=256,
+    depth=8,
+    num_heads=4,
+    mlp_dim=1536,
+    pattern=("full",),
+    last_mask="full",
+    unroll=8,
   )
   rng = np.random.default_rng(0)
   codes = rng.integers(0, CODES, (ROWS, SIDE, SIDE, 1))
-  batch = jax.device_put({
+  batch = jax.device_put(
+    {
       "image": np.repeat(codes, 3, axis=-1).astype(np.float32),
       "text": rng.integers(2, WORDS, (ROWS, TEXT)).astype(np.int32),
       "text_mask": np.ones((ROWS, TEXT), bool),
-  })
+    }
+  )
   optim = defaults.get_config().optim
   optim.update(dict(lr=4.5e-4, clip_norm=0.0))
   state, frozen, train_step = steps.begin(system, optim)
@@ -81,7 +93,9 @@ def main(_):
 
   (state, metrics), seconds = timed(step, STEPS.value)
   print(f"training step {1000 * seconds:.0f} ms, loss {metrics['loss']:.2f}", flush=True)
-  generate = jax.jit(functools.partial(system.sample_tokens, sampler=DALLE.Sampler(top_k=CODES // 2)))
+  generate = jax.jit(
+    functools.partial(system.sample_tokens, sampler=DALLE.Sampler(top_k=CODES // 2))
+  )
   variables = {kind: {**tree, "tokenizer": {}} for kind, tree in state.variables.items()}
   inputs = variables, {n: batch[n] for n in ("text", "text_mask")}, jnp.arange(ROWS)
   ids, seconds = timed(lambda: generate(*inputs), STEPS.value)

@@ -1,10 +1,11 @@
-"""The same as `benchmarks.dalle` by dalle-pytorch, cached: `python benchmarks/dalle_torch.py [RUNS]`.
+"""The same as `benchmarks.dalle` by dalle-pytorch, cached: `python benchmarks/dalle_torch.py
+[RUNS]`.
 
     pip install torch==2.13.0 einops axial-positional-embedding==0.3.12 rotary-embedding-torch==0.9.1
     pip install --no-deps dalle-pytorch==1.6.6
 
-Learned positions and full attention, with which it is quickest: its other masks have no cache. Its MLP is gated,
-of 1,024, and so has as many weights as an ungated one of 1,536.
+Learned positions and full attention, with which it is quickest: its other masks have no cache. Its
+MLP is gated, of 1,024, and so has as many weights as an ungated one of 1,536.
 """
 
 import importlib.util
@@ -41,11 +42,21 @@ def main():
   count = int(sys.argv[1]) if len(sys.argv) > 1 else 5
   torch.manual_seed(0)
   module = dalle_module()
-  vae = module.DiscreteVAE(image_size=4 * SIDE, num_layers=2, num_tokens=CODES, codebook_dim=8, hidden_dim=8)
+  vae = module.DiscreteVAE(
+    image_size=4 * SIDE, num_layers=2, num_tokens=CODES, codebook_dim=8, hidden_dim=8
+  )
   vae.decode = lambda ids: ids
   model = module.DALLE(
-      dim=256, vae=vae, num_text_tokens=WORDS, text_seq_len=TEXT, depth=8, heads=4, dim_head=64,
-      attn_types=("full",), shift_tokens=False, rotary_emb=False,
+    dim=256,
+    vae=vae,
+    num_text_tokens=WORDS,
+    text_seq_len=TEXT,
+    depth=8,
+    heads=4,
+    dim_head=64,
+    attn_types=("full",),
+    shift_tokens=False,
+    rotary_emb=False,
   )
   text, codes = torch.randint(2, WORDS, (ROWS, TEXT)), torch.randint(0, CODES, (ROWS, SIDE**2))
   optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 4.5e-4)
@@ -61,7 +72,9 @@ def main():
   print(f"training step {1000 * seconds:.0f} ms, loss {loss:.2f}", flush=True)
   # The likelier half of the codes, with the few text tokens that its share of all tokens leaves.
   share = 1 - CODES / 2 / model.total_tokens
-  ids, seconds = timed(lambda: model.generate_images(text, filter_thres=share, use_cache=True), count)
+  ids, seconds = timed(
+    lambda: model.generate_images(text, filter_thres=share, use_cache=True), count
+  )
   print(f"sampling {ids.numel() / seconds:.0f} codes/s", flush=True)
 
 

@@ -3,9 +3,10 @@
   python -m benchmarks.input_pipeline --images=FOLDER                 # vlx, two workers
   python benchmarks/input_pipeline.py --images=FOLDER --side=torch    # torch DataLoader, two workers
 
-The first makes the folder of 72x72 PNGs with captions (emoji's training split) where it is not there; the
-second needs torch, torchvision, pillow and tokenizers, not vlx. Both make batches of 256 for `--seconds`, the
-tokenizer (the first's tokenizer.json) and the ops alike, and print the median rate of five parts.
+The first makes the folder of 72x72 PNGs with captions (emoji's training split) where it is not
+there; the second needs torch, torchvision, pillow and tokenizers, not vlx. Both make batches of 256
+for `--seconds`, the tokenizer (the first's tokenizer.json) and the ops alike, and print the median
+rate of five parts.
 """
 
 import argparse
@@ -22,9 +23,9 @@ def vlx_batches(folder: pathlib.Path, workers: int, threads: int):
   from absl import flags
 
   from vlx.data import sources
-  from vlx.data.transforms import preprocess
-  from vlx.data.tokenizers import trained as tokenizers
   from vlx.data.batches import Batches, Examples, iterate
+  from vlx.data.tokenizers import trained as tokenizers
+  from vlx.data.transforms import preprocess
 
   flags.FLAGS.mark_as_parsed()
   if not (folder / "metadata.jsonl").exists():
@@ -36,8 +37,9 @@ def vlx_batches(folder: pathlib.Path, workers: int, threads: int):
         f.write(json.dumps({"file_name": f"{i}.png", "caption": emoji[i]["caption"]}) + "\n")
     tokenizers.train(emoji.texts(("caption",)), 6000).save(folder / "tokenizer.json")
   ops = preprocess.parse(
-      f'decode|resize({SIZE})|random_crop({CROP})|flip_lr|normalize|tokenize("caption", {LENGTH})|'
-      'keep("image", "text", "text_mask")', tokenizers.load(folder / "tokenizer.json"),
+    f'decode|resize({SIZE})|random_crop({CROP})|flip_lr|normalize|tokenize("caption", {LENGTH})|'
+    'keep("image", "text", "text_mask")',
+    tokenizers.load(folder / "tokenizer.json"),
   )
   data = Batches(Examples(sources.open_source(f"folder:{folder}", "train"), ops), BATCH, 0)
   return iterate(data, 0, 10**6, workers=workers, threads=threads, prefetch=4)
@@ -54,11 +56,15 @@ def torch_batches(folder: pathlib.Path, workers: int):
     def __init__(self):
       self.rows = [json.loads(line) for line in open(folder / "metadata.jsonl")]
       self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-      self.transform = transforms.Compose([
+      self.transform = transforms.Compose(
+        [
           transforms.Resize((SIZE, SIZE), transforms.InterpolationMode.BICUBIC),
-          transforms.RandomCrop(CROP), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+          transforms.RandomCrop(CROP),
+          transforms.RandomHorizontalFlip(),
+          transforms.ToTensor(),
           transforms.Normalize([0.5] * 3, [0.5] * 3),
-      ])
+        ]
+      )
 
     def __len__(self):
       return len(self.rows)
@@ -75,7 +81,7 @@ def torch_batches(folder: pathlib.Path, workers: int):
       return self.transform(white.convert("RGB")), torch.from_numpy(ids)
 
   loader = torch.utils.data.DataLoader(
-      Pictures(), BATCH, shuffle=True, num_workers=workers, persistent_workers=True, drop_last=True
+    Pictures(), BATCH, shuffle=True, num_workers=workers, persistent_workers=True, drop_last=True
   )
   while True:
     yield from loader
@@ -103,8 +109,9 @@ def main():
       count += BATCH
     rates.append(count / (time.perf_counter() - start))
   print(
-      f"{arguments.side}, {arguments.workers} workers: {statistics.median(rates):.0f} pictures/s"
-      f" ({min(rates):.0f} to {max(rates):.0f})", flush=True,
+    f"{arguments.side}, {arguments.workers} workers: {statistics.median(rates):.0f} pictures/s"
+    f" ({min(rates):.0f} to {max(rates):.0f})",
+    flush=True,
   )
 
 

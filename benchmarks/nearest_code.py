@@ -1,10 +1,11 @@
-"""What the real compilers make of `nearest_code`, 32,768 rows × 8,192 codes × 256, f32, without the hardware.
+"""What the real compilers make of `nearest_code`, 32,768 rows × 8,192 codes × 256, f32, without the
+hardware.
 
   python -m benchmarks.nearest_code
 
-Prints the bytes of temporaries on a v5e and an h100, by XLA's plain argmin and by vlx, and on the v5e the
-matrix unit's bundles: a tile's, from its first to its last matrix instruction, times the tiles. `make
-test-all` installs the compilers.
+Prints the bytes of temporaries on a v5e and an h100, by XLA's plain argmin and by vlx, and on the
+v5e the matrix unit's bundles: a tile's, from its first to its last matrix instruction, times the
+tiles. `make test-all` installs the compilers.
 """
 
 import json
@@ -30,16 +31,23 @@ def compile_for(chip: str, way: str) -> tuple[int, int | None]:
   topology = topologies.parse(TOPOLOGIES[chip])
   with tempfile.TemporaryDirectory() as dump:
     # The compilers read their flags once, so each program is a process of its own.
-    environment = os.environ | topologies.environment(topology) | {
-        "LIBTPU_INIT_ARGS": bundles.DUMP_FLAGS.format(dump), "TPU_STDERR_LOG_LEVEL": "3",
-        # XLA's own products by Triton, which this program compiles without a device: by cuBLAS they bring a
-        # workspace of 4 MB, in all three ways.
+    environment = (
+      os.environ
+      | topologies.environment(topology)
+      | {
+        "LIBTPU_INIT_ARGS": bundles.DUMP_FLAGS.format(dump),
+        "TPU_STDERR_LOG_LEVEL": "3",
+        # XLA's own products by Triton, which this program compiles without a device: by cuBLAS they
+        # bring a workspace of 4 MB, in all three ways.
         "XLA_FLAGS": "",
-    }
+      }
+    )
     call = f"nearest_code.report({topology.name!r}, {way!r})"
     child = subprocess.run(
-        [sys.executable, "-c", f"from benchmarks import nearest_code; {call}"],
-        env=environment, capture_output=True, text=True,
+      [sys.executable, "-c", f"from benchmarks import nearest_code; {call}"],
+      env=environment,
+      capture_output=True,
+      text=True,
     )
     if child.returncode:
       raise RuntimeError(f"{call} failed:\n{child.stderr[-3000:]}")
@@ -71,7 +79,7 @@ def _bundles(dump, text: str, way: str) -> int:
   if way == "plain":
     # XLA says into how many steps it cut the fusion that has the product.
     name, bounds = re.search(
-        r'%(fusion[\w.]*) = [^\n]*kind=kOutput[^\n]*"iteration_bounds":\[([^\]]*)\]', text
+      r'%(fusion[\w.]*) = [^\n]*kind=kOutput[^\n]*"iteration_bounds":\[([^\]]*)\]', text
     ).groups()
     tiles = math.prod(map(int, re.findall(r"\d+", bounds)))
   else:

@@ -1,10 +1,11 @@
-"""500 MB of safetensors placed on 8 virtual devices with fsdp = 8: the most that a device holds at any moment.
+"""500 MB of safetensors placed on 8 virtual devices with fsdp = 8: the most that a device holds at
+any moment.
 
   python -m benchmarks.placing
 
-Makes the LLaMA folder of `benchmarks.load` and takes a run's variables from it. Meanwhile a thread sums, every
-millisecond, the bytes of all arrays' shards on each device. Prints the most beside what a device has at the end, its
-shard, and the largest tensor.
+Makes the LLaMA folder of `benchmarks.load` and takes a run's variables from it. Meanwhile a thread
+sums, every millisecond, the bytes of all arrays' shards on each device. Prints the most beside what
+a device has at the end, its shard, and the largest tensor.
 """
 
 import os
@@ -28,7 +29,9 @@ from vlx.train import defaults, initialize
 
 
 def held() -> collections.Counter:
-  """Device → bytes of its shards of all arrays; a shard that was looked at is an array too, of the same buffer."""
+  """Device → bytes of its shards of all arrays; a shard that was looked at is an array too, of
+  the same buffer.
+  """
   buffers = {}
   for array in jax.live_arrays():
     for shard in array.addressable_shards:
@@ -64,8 +67,10 @@ def main(_):
     over.set()
     watcher.join()
   shard, largest = max(held().values()), max(x.nbytes for x in arrays.values())
-  print(f"{sum(x.nbytes for x in arrays.values()) / 1e6:.0f} MB in all, {shard / 1e6:.1f} MB on a device at the end; at most "
-        f"{max(most.values()) / 1e6:.1f} MB at any moment; the largest tensor has {largest / 1e6:.1f} MB")
+  print(
+    f"{sum(x.nbytes for x in arrays.values()) / 1e6:.0f} MB in all, {shard / 1e6:.1f} MB on a device at the end; at most "
+    f"{max(most.values()) / 1e6:.1f} MB at any moment; the largest tensor has {largest / 1e6:.1f} MB"
+  )
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@
 
 import ml_collections
 
-from vlx.core.config import finalize, select_variant
 from configs.common import captioning
+from vlx.core.config import finalize, select_variant
 
 
 def get_config(variant: str = "scenes") -> ml_collections.ConfigDict:
@@ -19,7 +19,7 @@ def _model(config, encoder, **fields):
   config.system = "vlx.models.captioning.show_and_tell.ShowAndTell"
   text_length = config.evaluators.captions.max_length + 1
   config.model = dict(
-      encoder=encoder, vocab_size=config.tokenizer.vocab_size, text_length=text_length, **fields
+    encoder=encoder, vocab_size=config.tokenizer.vocab_size, text_length=text_length, **fields
   )
   return config
 
@@ -27,9 +27,11 @@ def _model(config, encoder, **fields):
 def smoke() -> ml_collections.ConfigDict:
   """Seconds; the tests use it."""
   config = _model(
-      captioning.small_emoji(),
-      dict(captioning.SMALL_ENCODER, stem=(8, 16), width=32, depth=1, mlp_dim=64),
-      embed_dim=32, hidden_dim=32, dropout=0.0,
+    captioning.small_emoji(),
+    dict(captioning.SMALL_ENCODER, stem=(8, 16), width=32, depth=1, mlp_dim=64),
+    embed_dim=32,
+    hidden_dim=32,
+    dropout=0.0,
   )
   config.steps = 100
   config.data.batch_size = 32
@@ -40,16 +42,28 @@ def smoke() -> ml_collections.ConfigDict:
 
 def emoji() -> ml_collections.ConfigDict:
   config = _model(
-      captioning.emoji(), captioning.SMALL_ENCODER, embed_dim=128, hidden_dim=256, dropout=0.0, init_range=0.2
+    captioning.emoji(),
+    captioning.SMALL_ENCODER,
+    embed_dim=128,
+    hidden_dim=256,
+    dropout=0.0,
+    init_range=0.2,
   )
   config.optim.update(dict(lr=5e-3, weight_decay=0.0))
   return config
 
 
 def scenes() -> ml_collections.ConfigDict:
-  """Above the frozen image tower of a run of configs/clip.py:scenes: what is pooled tells images apart."""
+  """Above the frozen image tower of a run of configs/clip.py:scenes: what is pooled tells images
+  apart.
+  """
   config = _model(
-      captioning.scenes(), captioning.SCENES_ENCODER, embed_dim=128, hidden_dim=256, dropout=0.0, init_range=0.2
+    captioning.scenes(),
+    captioning.SCENES_ENCODER,
+    embed_dim=128,
+    hidden_dim=256,
+    dropout=0.0,
+    init_range=0.2,
   )
   config.init = (dict(source="runs/clip_scenes", take="image", put="encoder"),)
   config.steps = 3000
@@ -61,7 +75,7 @@ def language_model() -> ml_collections.ConfigDict:
   """What can be said of a scene without seeing it: the baseline of `scenes`."""
   config = scenes()
   config.model.encoder = dict(
-      captioning.SMALL_ENCODER, image_size=64, stem=(8, 8, 8), width=16, depth=1, mlp_dim=16
+    captioning.SMALL_ENCODER, image_size=64, stem=(8, 8, 8), width=16, depth=1, mlp_dim=16
   )
   config.init = ()
   for name in ("preprocess", "image_transform"):
@@ -83,23 +97,28 @@ def beams() -> ml_collections.ConfigDict:
   config = ablation()
   for beam_size in (1, 20):
     config.evaluators[f"captions_{beam_size}"] = {
-        **config.evaluators.captions.to_dict(), "beam_size": beam_size, "splits": ("val",),
+      **config.evaluators.captions.to_dict(),
+      "beam_size": beam_size,
+      "splits": ("val",),
     }
   return config
 
 
 def _paper(source: str, vocab_size: int, min_count: int) -> ml_collections.ConfigDict:
-  """GoogLeNet, frozen; SGD as in im2txt's configuration.py: learning rate 2, gradients clipped at 5.
+  """GoogLeNet, frozen; SGD as in im2txt's configuration.py: learning rate 2, gradients clipped at
+  5.
 
   Start the tower at a classifier's:
   `--config.init='({"source": "googlenet.pth", "take": "tower", "put": "encoder"},)'`.
   """
   config = _model(
-      captioning.photographs(source, vocab_size, min_count, "random_crop(224)|flip_lr"),
-      dict(batch_norm=True),
+    captioning.photographs(source, vocab_size, min_count, "random_crop(224)|flip_lr"),
+    dict(batch_norm=True),
   )
   config.data.batch_size = 32
-  config.optim.update(dict(name="sgd", lr=2.0, b1=0.0, schedule="step", clip_norm=5.0, rules=(captioning.FREEZE,)))
+  config.optim.update(
+    dict(name="sgd", lr=2.0, b1=0.0, schedule="step", clip_norm=5.0, rules=(captioning.FREEZE,))
+  )
   return config
 
 
@@ -131,11 +150,25 @@ def flickr8k() -> ml_collections.ConfigDict:
 def folder() -> ml_collections.ConfigDict:
   """Your own images: --config.data.source=folder:PATH, or another of vlx.data.sources."""
   return _model(
-      captioning.folder(), captioning.FOLDER_ENCODER, embed_dim=128, hidden_dim=256, dropout=0.1, init_range=0.2
+    captioning.folder(),
+    captioning.FOLDER_ENCODER,
+    embed_dim=128,
+    hidden_dim=256,
+    dropout=0.1,
+    init_range=0.2,
   )
 
 
 VARIANTS = dict(
-    smoke=smoke, emoji=emoji, scenes=scenes, language_model=language_model, ablation=ablation, beams=beams,
-    folder=folder, flickr8k=flickr8k, coco=coco, finetune=finetune, paper=coco,
+  smoke=smoke,
+  emoji=emoji,
+  scenes=scenes,
+  language_model=language_model,
+  ablation=ablation,
+  beams=beams,
+  folder=folder,
+  flickr8k=flickr8k,
+  coco=coco,
+  finetune=finetune,
+  paper=coco,
 )

@@ -2,17 +2,18 @@
 
   python -m vlx.train --config=configs/show_attend_tell.py:VARIANT --workdir=runs/show_attend_tell
 
-`hard` is scenes by hard attention, `ablation` what experiments/ vary, `finetune` coco with the tower trained along,
-which the paper did not do.
+`hard` is scenes by hard attention, `ablation` what experiments/ vary, `finetune` coco with the
+tower trained along, which the paper did not do.
 """
 
 import ml_collections
 
+from configs.common import captioning
 from vlx.core.config import finalize, select_variant
 from vlx.models.vision.vgg import CONVOLUTIONS
-from configs.common import captioning
 
-# One draw at a word says little: the penalty on where the expectation was is soft attention's alone.
+# One draw at a word says little: the penalty on where the expectation was is soft attention's
+# alone.
 HARD = dict(selection="hard", doubly_stochastic=0.0)
 
 
@@ -24,24 +25,29 @@ def _model(config, encoder, **fields):
   config.system = "vlx.models.captioning.show_attend_tell.ShowAttendTell"
   text_length = config.evaluators.captions.max_length + 1
   config.model = dict(
-      encoder=encoder, vocab_size=config.tokenizer.vocab_size, text_length=text_length, **fields
+    encoder=encoder, vocab_size=config.tokenizer.vocab_size, text_length=text_length, **fields
   )
   return config
 
 
 def _small(config, encoder, **fields):
   return _model(
-      config, encoder, initialization="lecun",
-      **{**dict(embed_dim=128, hidden_dim=256, attention_dim=128, dropout=0.1), **fields},
+    config,
+    encoder,
+    initialization="lecun",
+    **{**dict(embed_dim=128, hidden_dim=256, attention_dim=128, dropout=0.1), **fields},
   )
 
 
 def smoke() -> ml_collections.ConfigDict:
   """Seconds; the tests use it."""
   config = _small(
-      captioning.small_emoji(),
-      dict(captioning.SMALL_ENCODER, stem=(8, 16), width=32, depth=1, mlp_dim=64),
-      embed_dim=32, hidden_dim=32, attention_dim=16, dropout=0.0,
+    captioning.small_emoji(),
+    dict(captioning.SMALL_ENCODER, stem=(8, 16), width=32, depth=1, mlp_dim=64),
+    embed_dim=32,
+    hidden_dim=32,
+    attention_dim=16,
+    dropout=0.0,
   )
   config.steps = 100
   config.data.batch_size = 32
@@ -57,7 +63,7 @@ def emoji() -> ml_collections.ConfigDict:
 def scenes() -> ml_collections.ConfigDict:
   config = _small(captioning.scenes(), captioning.SCENES_ENCODER, doubly_stochastic=0.0)
   config.evaluators.pointing_game = dict(
-      type="vlx.evaluate.tasks.pointing_game.PointingGame", splits=("val", "combo", "concept"),
+    type="vlx.evaluate.tasks.pointing_game.PointingGame", splits=("val", "combo", "concept")
   )
   config.steps = 3000
   config.optim.lr = 4e-3
@@ -77,13 +83,19 @@ def ablation() -> ml_collections.ConfigDict:
 def _paper(source: str, vocab_size: int, min_count: int) -> ml_collections.ConfigDict:
   """VGG-19's conv5_4, frozen; sizes of the released code's evaluate_coco.py, patience aside.
 
-  Start the tower at a classifier's: `--config.init='({"source": "vgg19.pth", "take": "tower", "put": "encoder"},)'`.
+  Start the tower at a classifier's: `--config.init='({"source": "vgg19.pth", "take": "tower",
+  "put": "encoder"},)'`.
   """
   config = _model(
-      captioning.photographs(source, vocab_size, min_count, "central_crop(224)"),
-      dict(convolutions=CONVOLUTIONS[19]),
-      embed_dim=512, hidden_dim=1800, attention_dim=512, annotation_layers=2, init_layers=2,
-      deep_output_tanh=True, zero_start=True,
+    captioning.photographs(source, vocab_size, min_count, "central_crop(224)"),
+    dict(convolutions=CONVOLUTIONS[19]),
+    embed_dim=512,
+    hidden_dim=1800,
+    attention_dim=512,
+    annotation_layers=2,
+    init_layers=2,
+    deep_output_tanh=True,
+    zero_start=True,
   )
   config.data.batch_size = 64
   config.optim.update(dict(lr=2e-4, schedule="constant", clip_norm=0.0, rules=(captioning.FREEZE,)))
@@ -91,7 +103,9 @@ def _paper(source: str, vocab_size: int, min_count: int) -> ml_collections.Confi
 
 
 def coco() -> ml_collections.ConfigDict:
-  """Adam at 2e-4, batches of 64 (§4.3); the code stops by BLEU, here after 30 epochs of 414,113 captions."""
+  """Adam at 2e-4, batches of 64 (§4.3); the code stops by BLEU, here after 30 epochs of 414,113
+  captions.
+  """
   config = _paper("coco:.", vocab_size=10_000, min_count=1)
   config.steps = 30 * 414_113 // 64
   return config
@@ -112,7 +126,9 @@ def finetune() -> ml_collections.ConfigDict:
 
 
 def flickr8k() -> ml_collections.ConfigDict:
-  """RMSProp (§4.3), with the released code's constants (optimizers.py); 50 epochs of 30,000 captions."""
+  """RMSProp (§4.3), with the released code's constants (optimizers.py); 50 epochs of 30,000
+  captions.
+  """
   config = _paper("flickr:.", vocab_size=10_000, min_count=1)
   config.steps = 50 * 30_000 // 64
   config.optim.update(dict(name="rmsprop", lr=1e-4, b1=0.9, b2=0.95, eps=1e-4))
@@ -125,6 +141,15 @@ def folder() -> ml_collections.ConfigDict:
 
 
 VARIANTS = dict(
-    smoke=smoke, emoji=emoji, scenes=scenes, hard=hard, ablation=ablation, folder=folder, flickr8k=flickr8k,
-    coco=coco, coco_hard=coco_hard, finetune=finetune, paper=coco,
+  smoke=smoke,
+  emoji=emoji,
+  scenes=scenes,
+  hard=hard,
+  ablation=ablation,
+  folder=folder,
+  flickr8k=flickr8k,
+  coco=coco,
+  coco_hard=coco_hard,
+  finetune=finetune,
+  paper=coco,
 )

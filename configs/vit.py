@@ -2,12 +2,13 @@
 
   python -m vlx.train --config=configs/vit.py:VARIANT --workdir=runs/vit
 
-`emoji_cnn` is a residual network trained as `emoji`; `groups` and `tones` tell an emoji's group and its skin tone, to
-judge what configs/dalle.py draws; `objects` tells single objects of scenes and their colors, for the tower of a
-captioner, and `nouns` the objects alone, for that of a CLIP; the paper's are on ImageNet.
+`emoji_cnn` is a residual network trained as `emoji`; `groups` and `tones` tell an emoji's group and
+its skin tone, to judge what configs/dalle.py draws; `objects` tells single objects of scenes and
+their colors, for the tower of a captioner, and `nouns` the objects alone, for that of a CLIP; the
+paper's are on ImageNet.
 
-Emoji into Unicode's ten groups, 600 steps of 128, accuracy in percent (one seed; 6 to 9 minutes on two
-CPU cores that had other work too):
+Emoji into Unicode's ten groups, 600 steps of 128, accuracy in percent (one seed; 6 to 9 minutes on
+two CPU cores that had other work too):
 
               parameters   concept   style
   emoji          824,202      67.8    63.2
@@ -19,11 +20,11 @@ transformer on a hand never seen.
 
 import ml_collections
 
-from vlx.core.config import finalize, select_variant
-from vlx.data.datasets.scenes import sprites
-from vlx.data.datasets.emoji import GROUPS
-from vlx.models.vision import vit
 from configs.common import captioning
+from vlx.core.config import finalize, select_variant
+from vlx.data.datasets.emoji import GROUPS
+from vlx.data.datasets.scenes import sprites
+from vlx.models.vision import vit
 from vlx.train import defaults
 
 
@@ -37,12 +38,14 @@ def _emoji(size: int) -> ml_collections.ConfigDict:
   config.data.source = "tfds:emoji"
   config.data.batch_size = 128
   config.data.preprocess = (
-      f'decode("RGBA")|resize({size * 5 // 4})|cache|random_affine({size}, 0.8, 1.2)|background|'
-      'color_jitter(0.5)|grayscale(0.1)|normalize|keep("image", "label")'
+    f'decode("RGBA")|resize({size * 5 // 4})|cache|random_affine({size}, 0.8, 1.2)|background|'
+    'color_jitter(0.5)|grayscale(0.1)|normalize|keep("image", "label")'
   )
   config.data.image_transform = f"decode|resize({size})|normalize"
   config.evaluators = dict(
-      classification=dict(type="vlx.evaluate.tasks.classification.Classification", splits=("concept", "style")),
+    classification=dict(
+      type="vlx.evaluate.tasks.classification.Classification", splits=("concept", "style")
+    )
   )
   config.steps = 600
   config.optim.lr = 1e-3
@@ -55,13 +58,12 @@ def emoji() -> ml_collections.ConfigDict:
   config = _emoji(size=48)
   config.system = "vlx.models.vision.vit.ViT"
   config.model = dict(
-      tower=dict(
-          image_size=48, patch_size=8, width=128, depth=4, num_heads=4, mlp_dim=512, unroll=4
-      ),
-      num_classes=len(GROUPS), label_smoothing=0.1,
+    tower=dict(image_size=48, patch_size=8, width=128, depth=4, num_heads=4, mlp_dim=512, unroll=4),
+    num_classes=len(GROUPS),
+    label_smoothing=0.1,
   )
   config.evaluators.attention = dict(
-      type="vlx.evaluate.tasks.attention.Attention", splits=("concept",),
+    type="vlx.evaluate.tasks.attention.Attention", splits=("concept",)
   )
   return config
 
@@ -70,8 +72,9 @@ def emoji_cnn() -> ml_collections.ConfigDict:
   config = _emoji(size=48)
   config.system = "vlx.models.vision.resnet.ResNet"
   config.model = dict(
-      tower=dict(stage_sizes=(2, 2, 2), bottleneck=False, width=48, image_size=48),
-      num_classes=len(GROUPS), label_smoothing=0.1,
+    tower=dict(stage_sizes=(2, 2, 2), bottleneck=False, width=48, image_size=48),
+    num_classes=len(GROUPS),
+    label_smoothing=0.1,
   )
   return config
 
@@ -86,7 +89,9 @@ def objects() -> ml_collections.ConfigDict:
 
 
 def nouns() -> ml_collections.ConfigDict:
-  """`objects` without their colors, for configs/clip.py:scenes: 99.4 % right on `val`, 98.7 on `combo`."""
+  """`objects` without their colors, for configs/clip.py:scenes: 99.4 % right on `val`, 98.7 on
+  `combo`.
+  """
   config = _cut_objects("cut_object(32, color=False)", len(sprites.ALL_NOUNS))
   config.steps = 1000
   config.optim.lr = 2e-3
@@ -102,10 +107,11 @@ def _cut_objects(cut: str, num_classes: int) -> ml_collections.ConfigDict:
   config.data.preprocess = f'decode|cache|{cut}|normalize|keep("image", "label")'
   config.data.image_transform = "decode|resize(32)|normalize"
   config.evaluators = dict(
-      classification=dict(
-          type="vlx.evaluate.tasks.classification.Classification", splits=("val", "combo"),
-          image_transform=f"decode|{cut}|normalize",
-      ),
+    classification=dict(
+      type="vlx.evaluate.tasks.classification.Classification",
+      splits=("val", "combo"),
+      image_transform=f"decode|{cut}|normalize",
+    )
   )
   config.optim.update(dict(warmup_steps=50, weight_decay=0.05))
   return config
@@ -127,8 +133,8 @@ def tones() -> ml_collections.ConfigDict:
   config.model.num_classes = 7
   # Colors are what it is about, so they stay.
   config.data.preprocess = (
-      'decode("RGBA")|skin_tone|resize(60)|cache|random_affine(48, 0.8, 1.2)|background|normalize|'
-      'keep("image", "label")'
+    'decode("RGBA")|skin_tone|resize(60)|cache|random_affine(48, 0.8, 1.2)|background|normalize|'
+    'keep("image", "label")'
   )
   config.evaluators.classification.image_transform = "decode|skin_tone|resize(48)|normalize"
   return config
@@ -145,18 +151,22 @@ def smoke() -> ml_collections.ConfigDict:
 
 
 def paper(name: str) -> ml_collections.ConfigDict:
-  """From scratch on ImageNet-1k as in Table 3: 300 epochs, batch 4096, Adam, dropout 0.1, wd 0.3."""
+  """From scratch on ImageNet-1k as in Table 3: 300 epochs, batch 4096, Adam, dropout 0.1, wd
+  0.3.
+  """
   config = defaults.get_config()
   config.system = "vlx.models.vision.vit.ViT"
   config.model = dict(
-      tower=dict(image_size=224, dropout=0.1, remat=True, dtype="bfloat16", **vit.published_size(name)),
-      num_classes=1000,
+    tower=dict(
+      image_size=224, dropout=0.1, remat=True, dtype="bfloat16", **vit.published_size(name)
+    ),
+    num_classes=1000,
   )
   config.model.representation_size = config.model.tower.width
   config.data.source = "tfds:imagenet2012"
   config.data.batch_size = 4096
   config.data.preprocess = (
-      'decode|random_resized_crop(224, 0.05)|flip_lr|normalize|keep("image", "label")'
+    'decode|random_resized_crop(224, 0.05)|flip_lr|normalize|keep("image", "label")'
   )
   config.data.image_transform = "decode|resize_small(256)|central_crop(224)|normalize"
   config.data.update(threads=32, prefetch=16)
@@ -165,15 +175,19 @@ def paper(name: str) -> ml_collections.ConfigDict:
   config.mesh.update(dict(data=-1, fsdp=4))
   config.partition = defaults.TRANSFORMER_PARTITION
   config.evaluators = dict(
-      classification=dict(
-          type="vlx.evaluate.tasks.classification.Classification", splits=("validation",), batch_size=1024,
-      ),
+    classification=dict(
+      type="vlx.evaluate.tasks.classification.Classification",
+      splits=("validation",),
+      batch_size=1024,
+    )
   )
   return config
 
 
 def folder() -> ml_collections.ConfigDict:
-  """Your own images: --config.data.source=folder:PATH; classes are subfolders, or a `label` beside each file name."""
+  """Your own images: --config.data.source=folder:PATH; classes are subfolders, or a `label`
+  beside each file name.
+  """
   config = emoji()
   size, most = 64, 1000
   config.model.tower.update(dict(image_size=size))
@@ -182,20 +196,27 @@ def folder() -> ml_collections.ConfigDict:
   config.data.source = "folder:."
   config.data.batch_size = 64
   config.data.image_transform = f"decode|resize_small({size})|central_crop({size})|normalize"
-  config.data.preprocess = (
-      f'decode|random_resized_crop({size}, 0.5)|flip_lr|color_jitter(0.5)|normalize|label_id|keep("image", "label")'
-  )
+  config.data.preprocess = f'decode|random_resized_crop({size}, 0.5)|flip_lr|color_jitter(0.5)|normalize|label_id|keep("image", "label")'
   config.evaluators = dict(
-      classification=dict(
-          type="vlx.evaluate.tasks.classification.Classification", splits=("val",), ops="label_id"
-      ),
+    classification=dict(
+      type="vlx.evaluate.tasks.classification.Classification", splits=("val",), ops="label_id"
+    )
   )
   config.steps = 1500
   return config
 
 
 VARIANTS = dict(
-    smoke=smoke, emoji=emoji, emoji_cnn=emoji_cnn, groups=groups, tones=tones, objects=objects, nouns=nouns,
-    folder=folder, paper=lambda: paper("B/16"), b16=lambda: paper("B/16"), l16=lambda: paper("L/16"),
-    h14=lambda: paper("H/14"),
+  smoke=smoke,
+  emoji=emoji,
+  emoji_cnn=emoji_cnn,
+  groups=groups,
+  tones=tones,
+  objects=objects,
+  nouns=nouns,
+  folder=folder,
+  paper=lambda: paper("B/16"),
+  b16=lambda: paper("B/16"),
+  l16=lambda: paper("L/16"),
+  h14=lambda: paper("H/14"),
 )

@@ -1,13 +1,14 @@
 """Should the LSTM see the image once, or at every word?
 
-Vinyals et al., 2015, §3.1: "We empirically verified that feeding the image at each time step as an extra input
-yields inferior results, as the network can explicitly exploit noise in the image and overfits more easily."
-Without figures. Here both on scenes, above the tower of a finished run of configs/show_and_tell.py:scenes,
-frozen as theirs was.
+Vinyals et al., 2015, §3.1: "We empirically verified that feeding the image at each time step as an
+extra input yields inferior results, as the network can explicitly exploit noise in the image and
+overfits more easily." Without figures. Here both on scenes, above the tower of a finished run of
+configs/show_and_tell.py:scenes, frozen as theirs was.
 
-600 steps, 3 seeds, `val`: BLEU-4 11.0 ± 0.4 where it is seen once, 15.6 ± 0.8 at every word; CIDEr-D 14.2 ± 1.2, 41.3 ± 1.2;
-things named right 3.5 ± 1.0, 16.0 ± 0.7 percent; on `combo` the same order. In so short a run the claim does not hold: what
-is seen once has to be remembered first, and there is nothing to overfit to yet.
+600 steps, 3 seeds, `val`: BLEU-4 11.0 ± 0.4 where it is seen once, 15.6 ± 0.8 at every word;
+CIDEr-D 14.2 ± 1.2, 41.3 ± 1.2; things named right 3.5 ± 1.0, 16.0 ± 0.7 percent; on `combo` the
+same order. In so short a run the claim does not hold: what is seen once has to be remembered first,
+and there is nothing to overfit to yet.
 
 (python -m vlx.ablate --experiment=experiments/caption_image_input.py --workdir=runs/ablations)
 """
@@ -15,11 +16,15 @@ is seen once has to be remembered first, and there is nothing to overfit to yet.
 from vlx.ablate.experiment import Experiment
 
 EXPERIMENT = Experiment(
-    claim="An image that is seen once is described better than one that is seen at every word.",
-    config="configs/show_and_tell.py:ablation",
-    arms={"once": {"model.image_input": "first"}, "every": {"model.image_input": "every"}},
-    measures=(
-        "captions/val/bleu4", "captions/val/cider_d", "captions/val/objects_right", "captions/val/exact",
-        "captions/combo/bleu4", "captions/combo/objects_right",
-    ),
+  claim="An image that is seen once is described better than one that is seen at every word.",
+  config="configs/show_and_tell.py:ablation",
+  arms={"once": {"model.image_input": "first"}, "every": {"model.image_input": "every"}},
+  measures=(
+    "captions/val/bleu4",
+    "captions/val/cider_d",
+    "captions/val/objects_right",
+    "captions/val/exact",
+    "captions/combo/bleu4",
+    "captions/combo/objects_right",
+  ),
 )

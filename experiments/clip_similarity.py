@@ -11,24 +11,26 @@ same training with the plain inner product and with the negative Euclidean dista
   inner_product  3.1 ± 0.5  13.7 ± 0.7    0.4 ± 0.1  2.0 ± 0.4   1.2 ± 0.2  4.0 ± 0.2
   negative_l2    8.3 ± 1.6  30.8 ± 4.8    0.4 ± 0.2  2.1 ± 0.3   1.5 ± 0.0  5.8 ± 0.5
 
-Verdict: half right. The cosine beats the inner product; beside the negative L2 distance it is no better
+Verdict: half right. The cosine beats the inner product; beside the negative L2 distance it is no
+  better
 on `combo` and within the spread of the seeds on the rest.
 """
 
 from vlx.ablate.experiment import Experiment
 
 EXPERIMENT = Experiment(
-    claim="Cosine similarity beats the inner product and the negative L2 distance.",
-    config="configs/clip.py:demo",
-    common={"steps": 150, "optim.ema_decay": 0.9},
-    arms={
-        "cosine": {"model.similarity_type": "cosine"},
-        # Without normalisation the embeddings' own length is a temperature: start the scale at 1.
-        "inner_product": {"model.similarity_type": "inner_product", "model.init_scale": 1.0},
-        "negative_l2": {"model.similarity_type": "negative_l2", "model.init_scale": 1.0},
-    },
-    measures=tuple(
-        f"retrieval/{split}/image_to_text_r{k}"
-        for split in ("combo", "concept", "style") for k in (1, 5)
-    ),
+  claim="Cosine similarity beats the inner product and the negative L2 distance.",
+  config="configs/clip.py:demo",
+  common={"steps": 150, "optim.ema_decay": 0.9},
+  arms={
+    "cosine": {"model.similarity_type": "cosine"},
+    # Without normalisation the embeddings' own length is a temperature: start the scale at 1.
+    "inner_product": {"model.similarity_type": "inner_product", "model.init_scale": 1.0},
+    "negative_l2": {"model.similarity_type": "negative_l2", "model.init_scale": 1.0},
+  },
+  measures=tuple(
+    f"retrieval/{split}/image_to_text_r{k}"
+    for split in ("combo", "concept", "style")
+    for k in (1, 5)
+  ),
 )

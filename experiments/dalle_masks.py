@@ -1,11 +1,13 @@
 """What is lost where most layers attend to a row or a column alone?
 
-Ramesh et al., 2021, appendix B.1 take the sparse masks for speed, after Child et al., 2019 ("Generating Long
-Sequences with Sparse Transformers", Table 1), who found no loss in likelihood, even a gain. Here on emoji, above
-the tokenizer of configs/vqvae.py:ablation, where 64 codes would need no sparsity.
+Ramesh et al., 2021, appendix B.1 take the sparse masks for speed, after Child et al., 2019
+("Generating Long Sequences with Sparse Transformers", Table 1), who found no loss in likelihood,
+even a gain. Here on emoji, above the tokenizer of configs/vqvae.py:ablation, where 64 codes would
+need no sparsity.
 
-300 steps, 3 seeds, nats a code on `train`, `combo`, `concept`: sparse 3.12 ± 0.03, 3.10 ± 0.03, 3.18 ± 0.02; full
-3.23 ± 0.01, 3.22 ± 0.02, 3.27 ± 0.01. The claim holds: sparse masks are even ahead, as Child et al. found.
+300 steps, 3 seeds, nats a code on `train`, `combo`, `concept`: sparse 3.12 ± 0.03, 3.10 ± 0.03,
+3.18 ± 0.02; full 3.23 ± 0.01, 3.22 ± 0.02, 3.27 ± 0.01. The claim holds: sparse masks are even
+ahead, as Child et al. found.
 
 (python -m vlx.ablate --experiment=experiments/dalle_masks.py --workdir=runs/ablations)
 """
@@ -13,8 +15,8 @@ the tokenizer of configs/vqvae.py:ablation, where 64 codes would need no sparsit
 from vlx.ablate.experiment import Experiment
 
 EXPERIMENT = Experiment(
-    claim="Sparse masks (row, column, conv) model the codes as well as full attention does.",
-    config="configs/dalle.py:ablation",
-    arms={"sparse": {}, "full": {"model.pattern": ("full",), "model.last_mask": "full"}},
-    measures=tuple(f"loss/{split}/image" for split in ("train", "combo", "concept")),
+  claim="Sparse masks (row, column, conv) model the codes as well as full attention does.",
+  config="configs/dalle.py:ablation",
+  arms={"sparse": {}, "full": {"model.pattern": ("full",), "model.last_mask": "full"}},
+  measures=tuple(f"loss/{split}/image" for split in ("train", "combo", "concept")),
 )

@@ -1,12 +1,12 @@
 """Does the text's loss help or hurt the images?
 
-Ramesh et al., 2021, §2.2: "we multiply the cross-entropy losses of the text by 1/8 and of the image by 7/8", for
-images are what they care about; without figures. Here weights of 0, 1/8 and 1/2 on emoji, above the tokenizer of
-configs/vqvae.py:ablation.
+Ramesh et al., 2021, §2.2: "we multiply the cross-entropy losses of the text by 1/8 and of the image
+by 7/8", for images are what they care about; without figures. Here weights of 0, 1/8 and 1/2 on
+emoji, above the tokenizer of configs/vqvae.py:ablation.
 
-300 steps, 3 seeds, nats a code on `train`, `combo`, `concept`: weight 0 has 3.12 ± 0.03, 3.09 ± 0.03, 3.18 ± 0.03; 1/8
-3.12 ± 0.03, 3.10 ± 0.03, 3.18 ± 0.02; 1/2 3.36 ± 0.02, 3.33 ± 0.02, 3.35 ± 0.02. The claim holds; at 1/8 the text costs
-the images nothing, and helps them no more.
+300 steps, 3 seeds, nats a code on `train`, `combo`, `concept`: weight 0 has 3.12 ± 0.03, 3.09 ±
+0.03, 3.18 ± 0.03; 1/8 3.12 ± 0.03, 3.10 ± 0.03, 3.18 ± 0.02; 1/2 3.36 ± 0.02, 3.33 ± 0.02, 3.35 ±
+0.02. The claim holds; at 1/8 the text costs the images nothing, and helps them no more.
 
 (python -m vlx.ablate --experiment=experiments/dalle_text_weight.py --workdir=runs/ablations)
 """
@@ -14,8 +14,8 @@ the images nothing, and helps them no more.
 from vlx.ablate.experiment import Experiment
 
 EXPERIMENT = Experiment(
-    claim="A text weight of 1/8 models the codes better than equal weights do.",
-    config="configs/dalle.py:ablation",
-    arms={"0": {"model.text_weight": 0.0}, "1/8": {}, "1/2": {"model.text_weight": 0.5}},
-    measures=tuple(f"loss/{split}/image" for split in ("train", "combo", "concept")),
+  claim="A text weight of 1/8 models the codes better than equal weights do.",
+  config="configs/dalle.py:ablation",
+  arms={"0": {"model.text_weight": 0.0}, "1/8": {}, "1/2": {"model.text_weight": 0.5}},
+  measures=tuple(f"loss/{split}/image" for split in ("train", "combo", "concept")),
 )

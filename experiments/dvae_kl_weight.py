@@ -1,10 +1,12 @@
 """Does a larger weight of the KL term put more codes to use?
 
-Ramesh et al., 2021, appendix A.2: β is raised to 6.6; "this promotes better codebook usage and ultimately leads to
-a *smaller* reconstruction error at the end of training". Here weights of 0, 1 and 6.6 on emoji.
+Ramesh et al., 2021, appendix A.2: β is raised to 6.6; "this promotes better codebook usage and
+ultimately leads to a *smaller* reconstruction error at the end of training". Here weights of 0, 1
+and 6.6 on emoji.
 
-500 steps, 3 seeds, `combo`: of the codes 3.1 ± 0.4, 9.5 ± 3.2 and 55.1 ± 9.1 percent are used; PSNR 14.9 ± 0.4, 14.5 ± 0.5,
-14.7 ± 0.2 dB. That more codes are used holds by far; that images are given back better does not, in so short a run.
+500 steps, 3 seeds, `combo`: of the codes 3.1 ± 0.4, 9.5 ± 3.2 and 55.1 ± 9.1 percent are used; PSNR
+14.9 ± 0.4, 14.5 ± 0.5, 14.7 ± 0.2 dB. That more codes are used holds by far; that images are given
+back better does not, in so short a run.
 
 (python -m vlx.ablate --experiment=experiments/dvae_kl_weight.py --workdir=runs/ablations)
 """
@@ -12,11 +14,12 @@ a *smaller* reconstruction error at the end of training". Here weights of 0, 1 a
 from vlx.ablate.experiment import Experiment
 
 EXPERIMENT = Experiment(
-    claim="With β = 6.6 more codes are used, and images are given back better, than with smaller β.",
-    config="configs/dvae.py:ablation",
-    arms={str(beta): {"model.beta": beta} for beta in (0.0, 1.0, 6.6)},
-    measures=tuple(
-        f"reconstruction/{split}/{measure}"
-        for split in ("combo", "concept") for measure in ("psnr", "codes_used", "perplexity")
-    ),
+  claim="With β = 6.6 more codes are used, and images are given back better, than with smaller β.",
+  config="configs/dvae.py:ablation",
+  arms={str(beta): {"model.beta": beta} for beta in (0.0, 1.0, 6.6)},
+  measures=tuple(
+    f"reconstruction/{split}/{measure}"
+    for split in ("combo", "concept")
+    for measure in ("psnr", "codes_used", "perplexity")
+  ),
 )

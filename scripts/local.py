@@ -2,8 +2,8 @@
 
   python scripts/local.py 2 -m vlx.train --config=configs/clip.py:smoke --workdir=runs/two
 
-What the processes print is marked with their number. When one ends badly, it is named and the others are
-ended. SIGTERM and ctrl-C reach them all.
+What the processes print is marked with their number. When one ends badly, it is named and the
+others are ended. SIGTERM and ctrl-C reach them all.
 """
 
 import argparse
@@ -36,12 +36,20 @@ def main() -> int:
   arguments = parser.parse_args()
   address = f"127.0.0.1:{free_port()}"
   processes = [
-      subprocess.Popen(
-          [sys.executable, *arguments.command, f"--coordinator={address}",
-           f"--num_processes={arguments.processes}", f"--process_id={i}"],
-          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-      )
-      for i in range(arguments.processes)
+    subprocess.Popen(
+      [
+        sys.executable,
+        *arguments.command,
+        f"--coordinator={address}",
+        f"--num_processes={arguments.processes}",
+        f"--process_id={i}",
+      ],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+      errors="replace",
+    )
+    for i in range(arguments.processes)
   ]
   relays = [threading.Thread(target=relay, args=(i, p.stdout)) for i, p in enumerate(processes)]
   for thread in relays:

@@ -1,24 +1,33 @@
-"""Eight virtual devices; shapes and types in the rooms of array functions are checked as they run."""
+"""Eight virtual devices; shapes and types in the rooms of array functions are checked as they
+run.
+"""
 
 import importlib.metadata
 import os
 
-# Tests compile much and compute little: by XLA's quickest ways to code they take half the time. XLA ends the process at
-# a flag that it does not know; the last one went with JAX 0.11.
+# Tests compile much and compute little: by XLA's quickest ways to code they take half the time. XLA
+# ends the process at a flag that it does not know; the last one went with JAX 0.11.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 if importlib.metadata.version("jax").startswith("0.10."):
   QUICK += " --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK}"
+os.environ["XLA_FLAGS"] = (
+  f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK}"
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
-
 import jaxtyping
 import pytest
 
 jaxtyping.install_import_hook(
-    ["vlx.models", "vlx.losses.contrastive", "vlx.evaluate.tasks.retrieval", "vlx.ops.attention", "vlx.ops.nearest_code"],
-    "beartype.beartype",
+  [
+    "vlx.models",
+    "vlx.losses.contrastive",
+    "vlx.evaluate.tasks.retrieval",
+    "vlx.ops.attention",
+    "vlx.ops.nearest_code",
+  ],
+  "beartype.beartype",
 )
 
 from absl import flags
@@ -28,10 +37,14 @@ from vlx import cli
 flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for their flags
 
 cli.use_compile_cache()
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)  # a run that goes on, and the other worker, need it again
+jax.config.update(
+  "jax_persistent_cache_min_compile_time_secs", 0.2
+)  # a run that goes on, and the other worker, need it again
 
 
 @pytest.fixture
 def unchecked(monkeypatch):
-  """Shapes and types are not checked, as outside of tests: for what functions say of them themselves."""
+  """Shapes and types are not checked, as outside of tests: for what functions say of them
+  themselves.
+  """
   monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

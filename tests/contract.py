@@ -20,7 +20,9 @@ def shapes(system):
 def loss(system, variables, batch, rng, *, step, train, frozen=frozenset()):
   """(Σ weight · sum / count, the rest, with the terms' means among its metrics)."""
   terms, aux = system.loss(variables, batch, rng, step=step, train=train, frozen=frozen)
-  return systems.total(terms), Aux({**{n: t.mean for n, t in terms.items()}, **aux.metrics}, aux.state)
+  return systems.total(terms), Aux(
+    {**{n: t.mean for n, t in terms.items()}, **aux.metrics}, aux.state
+  )
 
 
 def model(run, variables=None):

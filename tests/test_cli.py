@@ -14,23 +14,50 @@ def command(*args):
 SMOKE = "--config=configs/clip.py:smoke"
 
 
-@pytest.mark.parametrize("args,message", [
+@pytest.mark.parametrize(
+  "args,message",
+  [
     (("vlx.train", SMOKE), "give --config=FILE:VARIANT and --workdir=DIR"),
     (("vlx.train", SMOKE, "--workdir={}/run", "--config.optim.lrr=1"), "did you mean 'lr'?"),
     (("vlx.train", "--config=configs/clip.py:smok", "--workdir={}/run"), "did you mean 'smoke'?"),
-    (("vlx.train", "--config=configs/clap.py", "--workdir={}/run"), "no config file configs/clap.py"),
+    (
+      ("vlx.train", "--config=configs/clap.py", "--workdir={}/run"),
+      "no config file configs/clap.py",
+    ),
     (("vlx.train", SMOKE, "--workdir={}/run", "--config.steps=many"), "steps"),
-    (("vlx.train", SMOKE, "--workdir={}/run", "--config.model.image.dept=3"), "did you mean 'depth'?"),
-    (("vlx.train", SMOKE, "--workdir={}/run", "--config.data.preprocess=decod"), "did you mean 'decode'?"),
-    (("vlx.train", SMOKE, "--workdir={}/run", "--config.data.source=folder:{}"), "neither metadata.jsonl"),
+    (
+      ("vlx.train", SMOKE, "--workdir={}/run", "--config.model.image.dept=3"),
+      "did you mean 'depth'?",
+    ),
+    (
+      ("vlx.train", SMOKE, "--workdir={}/run", "--config.data.preprocess=decod"),
+      "did you mean 'decode'?",
+    ),
+    (
+      ("vlx.train", SMOKE, "--workdir={}/run", "--config.data.source=folder:{}"),
+      "neither metadata.jsonl",
+    ),
     (("vlx.train", SMOKE, "--workdr=x"), "workdr"),
     (("vlx.train", "smoke"), "unexpected argument 'smoke'"),
-    (("vlx.train", SMOKE, "--workdir={}/run", "--num_processes=2"), "give --coordinator, --num_processes"),
-    (("vlx.train", SMOKE, "--workdir={}/run", "--coordinator=localhost:1", "--num_processes=2", "--process_id=2"),
-     "process_id"),
+    (
+      ("vlx.train", SMOKE, "--workdir={}/run", "--num_processes=2"),
+      "give --coordinator, --num_processes",
+    ),
+    (
+      (
+        "vlx.train",
+        SMOKE,
+        "--workdir={}/run",
+        "--coordinator=localhost:1",
+        "--num_processes=2",
+        "--process_id=2",
+      ),
+      "process_id",
+    ),
     (("vlx.evaluate", "--workdir={}"), "holds no run"),
     (("vlx.ablate", "--experiment={}/x.py", "--workdir={}"), "no experiment file"),
-])
+  ],
+)
 def test_a_mistake_is_one_line_and_exit_code_2(args, message, tmp_path):
   code, stderr = command(*(a.format(tmp_path) for a in args))
   assert code == 2, stderr

@@ -22,12 +22,20 @@ def test_training_on_a_folder(tmp_path):
     rows.append({"file_name": f"{i}.jpg", "caption": f"a {name} picture, number {i}"})
   (images / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
   done = subprocess.run(
-      [
-          sys.executable, "-m", "vlx.train", "--config=configs/clip.py:folder",
-          f"--config.data.source=folder:{images}", f"--workdir={tmp_path}/run", "--config.steps=6",
-          "--config.data.batch_size=16", "--config.log_every=2",
-      ],
-      capture_output=True, text=True, timeout=400,
+    [
+      sys.executable,
+      "-m",
+      "vlx.train",
+      "--config=configs/clip.py:folder",
+      f"--config.data.source=folder:{images}",
+      f"--workdir={tmp_path}/run",
+      "--config.steps=6",
+      "--config.data.batch_size=16",
+      "--config.log_every=2",
+    ],
+    capture_output=True,
+    text=True,
+    timeout=400,
   )
   assert done.returncode == 0, done.stderr
   assert "7.jpg" in done.stderr and "bad record 1 of at most" in done.stderr

@@ -1,4 +1,6 @@
-"""vlx: the systems from Show and Tell to LLaVA in one JAX codebase. `vlx.load(source)` gives a `vlx.model.Model`."""
+"""vlx: the systems from Show and Tell to LLaVA in one JAX codebase. `vlx.load(source)` gives a
+`vlx.model.Model`.
+"""
 
 
 def __getattr__(name: str):

@@ -62,12 +62,14 @@ def _parse_flags(argv: list[str]) -> list[str]:
     return flags.FLAGS(argv)
   except (UserError, flags.Error) as e:
     fail(e)
-  except (AttributeError, KeyError, TypeError, ValueError, IOError) as e:
+  except (OSError, AttributeError, KeyError, TypeError, ValueError) as e:
     fail(_explain_override(argv, e))
 
 
 def _explain_override(argv: list[str], error: Exception) -> str:
-  """A line for a `--config…` flag that did not fit: the nearest valid name where one was mistyped."""
+  """A line for a `--config…` flag that did not fit: the nearest valid name where one was
+  mistyped.
+  """
   config_path = _config_path(argv)
   if config_path is None:
     return str(error)
@@ -88,7 +90,9 @@ def _explain_override(argv: list[str], error: Exception) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-  """Parses flags and calls `main()`; what the user can mend is one line on stderr and exit code 2."""
+  """Parses flags and calls `main()`; what the user can mend is one line on stderr and exit code
+  2.
+  """
 
   def guarded(argv):
     if not flags.FLAGS["verbosity"].present:
@@ -106,7 +110,9 @@ def run(main: Callable[[], None]) -> None:
     except Exception as e:
       if not _is_full_disk(e):
         raise
-      fail("the disk is full; make room, and the same command goes on from the last whole checkpoint")
+      fail(
+        "the disk is full; make room, and the same command goes on from the last whole checkpoint"
+      )
 
   use_compile_cache()
   keep_freed_memory()
@@ -124,6 +130,8 @@ def _is_full_disk(error: BaseException | None) -> bool:
 
 def define_config_flag() -> flags.FlagHolder:
   return config_flags.DEFINE_config_file(
-      "config", None, "File and variant, e.g. configs/clip.py:emoji; --config.NAME=VALUE changes it.",
-      lock_config=True,
+    "config",
+    None,
+    "File and variant, e.g. configs/clip.py:emoji; --config.NAME=VALUE changes it.",
+    lock_config=True,
   )

@@ -1,11 +1,12 @@
 """python -m vlx.convert --source=DIR_OR_FILE_OR_NAME --output=DIR
 
-A public checkpoint (whatever `vlx.pretrained.load` reads) becomes a folder of vlx; a folder of vlx, converted or
-trained, becomes one of Hugging Face's that transformers' `from_pretrained` loads.
+A public checkpoint (whatever `vlx.pretrained.load` reads) becomes a folder of vlx; a folder of vlx,
+converted or trained, becomes one of Hugging Face's that transformers' `from_pretrained` loads.
 
-A folder of vlx that was converted is the part of a run's folder that says what the model is: `config.json` with
-`system`, `model` and `data.image_transform`; `checkpoints/0` with the variables, without an optimizer's
-state; and the tokenizer's files as they were. `vlx.pretrained.load` reads it, and a config can start from it.
+A folder of vlx that was converted is the part of a run's folder that says what the model is:
+`config.json` with `system`, `model` and `data.image_transform`; `checkpoints/0` with the variables,
+without an optimizer's state; and the tokenizer's files as they were. `vlx.pretrained.load` reads
+it, and a config can start from it.
 """
 
 import pathlib
@@ -15,23 +16,34 @@ import ml_collections
 from absl import flags
 
 from vlx import cli
+from vlx.core import checkpoint, files
 from vlx.core import config as configs
-from vlx.core import files
 from vlx.core.errors import UserError
 from vlx.core.system import System, Variables
-from vlx.pretrained import load as load_public, tables
+from vlx.pretrained import load as load_public
+from vlx.pretrained import tables
 from vlx.pretrained.formats.safetensors import write_safetensors
 from vlx.pretrained.load import CLIP_VOCABULARY, FAMILIES, family_of, is_vlx, locate, module
-from vlx.core import checkpoint
 
-SOURCE = flags.DEFINE_string("source", None, "A public checkpoint or its name on the hub, or a folder of vlx.")
+SOURCE = flags.DEFINE_string(
+  "source", None, "A public checkpoint or its name on the hub, or a folder of vlx."
+)
 OUTPUT = flags.DEFINE_string("output", None, "A folder that is not there yet.")
 
 # What stands beside the weights and is taken along.
 COMPANIONS = (
-    "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
-    CLIP_VOCABULARY,
+  "preprocessor_config.json",
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "vocab.json",
+  "merges.txt",
+  "vocab.txt",
+  "tokenizer.model",
+  "chat_template.jinja",
+  "generation_config.json",
+  CLIP_VOCABULARY,
 )
 
 
@@ -42,14 +54,18 @@ def to_vlx(source: pathlib.Path, output: pathlib.Path) -> None:
   _copy_companions(source, output)
 
 
-def save_vlx(folder: pathlib.Path, system: System, variables: Variables, image_transform: str) -> None:
-  """Writes what `vlx.pretrained.load` reads; the config last, so that a folder with one is whole."""
+def save_vlx(
+  folder: pathlib.Path, system: System, variables: Variables, image_transform: str
+) -> None:
+  """Writes what `vlx.pretrained.load` reads; the config last, so that a folder with one is
+  whole.
+  """
   with checkpoint.open_manager(folder / "checkpoints") as manager:
     checkpoint.save(manager, 0, {"variables": variables, "average": {}})
   section = configs.part_of(system)
   name = section.pop("system")
   config = ml_collections.ConfigDict(
-      dict(system=name, model=section, data=dict(image_transform=image_transform))
+    dict(system=name, model=section, data=dict(image_transform=image_transform))
   )
   configs.write(folder, configs.Kept(config, config))
 
@@ -71,7 +87,9 @@ def to_hugging_face(source: pathlib.Path, output: pathlib.Path) -> None:
   config, layout = module(family).to_hugging_face(found.system, **ends)
   output.mkdir(parents=True, exist_ok=True)
   shapes = tables.public_shapes(layout.rows, found.variables)
-  write_safetensors(output / "model.safetensors", shapes, tables.export(layout.rows, found.variables))
+  write_safetensors(
+    output / "model.safetensors", shapes, tables.export(layout.rows, found.variables)
+  )
   _copy_companions(source, output)
   files.write(output / "config.json", configs.to_json(ml_collections.ConfigDict(config)))
 

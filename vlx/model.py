@@ -4,8 +4,8 @@
   model.embed_images([PIL.Image.open("a.png"), "b.jpg"])
   model.caption("photo.jpg");  model.generate_images("a red apple", num=8);  model.chat("What is this?", "photo.jpg")
 
-Images are PIL's, arrays uint8 `[H, W, 3 or 4]` or f32 `[H, W, 3]` in [-1, 1], encoded bytes, or paths of files. A method
-that the system has no capability for says what the system can do.
+Images are PIL's, arrays uint8 `[H, W, 3 or 4]` or f32 `[H, W, 3]` in [-1, 1], encoded bytes, or
+paths of files. A method that the system has no capability for says what the system can do.
 """
 
 import dataclasses
@@ -25,8 +25,17 @@ from PIL import Image
 from vlx import pretrained
 from vlx.core import capabilities, partition
 from vlx.core.capabilities import (
-    CaptionsImages, Classifies, ComparesEmbeddings, EmbedsImages, EmbedsText, GeneratesImages, GeneratesText,
-    Reconstructs, SeesImages, ShowsAttention, TokenizesImages,
+  CaptionsImages,
+  Classifies,
+  ComparesEmbeddings,
+  EmbedsImages,
+  EmbedsText,
+  GeneratesImages,
+  GeneratesText,
+  Reconstructs,
+  SeesImages,
+  ShowsAttention,
+  TokenizesImages,
 )
 from vlx.core.config import nearest
 from vlx.core.errors import UserError
@@ -46,7 +55,9 @@ ROWS = 64  # of a batch
 
 @functools.partial(jax.jit, static_argnames=("system", "method", "options"))
 def call(system, method: str, variables, *inputs, options: tuple[tuple[str, Any], ...] = ()):
-  """`system.method(variables, *inputs, **options)`, compiled once; the result is on every device."""
+  """`system.method(variables, *inputs, **options)`, compiled once; the result is on every
+  device.
+  """
   result = getattr(system, method)(variables, *inputs, **dict(options))
   if jax.sharding.get_abstract_mesh().empty:
     return result
@@ -80,7 +91,9 @@ class Model:
       UserError: where a file is no image, or the model does not say how images become its input.
     """
     if not self.image_transform:
-      raise UserError("cannot infer image preprocessing: the model's config has no data.image_transform")
+      raise UserError(
+        "cannot infer image preprocessing: the model's config has no data.image_transform"
+      )
     ops = preprocess.parse(self.image_transform)
     return np.stack([_prepared(ops, image) for image in images])
 
@@ -91,26 +104,36 @@ class Model:
       UserError: where there is no tokenizer, or another model's.
     """
     if self.tokenizer is None:
-      raise UserError("the model comes without a tokenizer: vocab.json with merges.txt, tokenizer.json or the like")
+      raise UserError(
+        "the model comes without a tokenizer: vocab.json with merges.txt, tokenizer.json or the like"
+      )
     if self.tokenizer.vocab_size > self.system.vocab_size:
       raise UserError(
-          f"the tokenizer is another model's: it has {self.tokenizer.vocab_size} tokens, the model"
-          f" {self.system.vocab_size}"
+        f"the tokenizer is another model's: it has {self.tokenizer.vocab_size} tokens, the model"
+        f" {self.system.vocab_size}"
       )
     ids, mask = self.tokenizer.encode_batch(list(texts), length)
     longest = mask.sum(axis=1).max()
     return ids[:, :longest], mask[:, :longest]
 
   def map(self, method: str, *inputs: Any, batch_size: int = ROWS, **options: Any) -> Any:
-    """A method of the system applied to arrays (or dicts of them) with N rows, in batches; NumPy arrays come back."""
+    """A method of the system applied to arrays (or dicts of them) with N rows, in batches; NumPy
+    arrays come back.
+    """
     count = len(jax.tree.leaves(inputs)[0])
     size = -(-min(batch_size, count) // self.mesh.size) * self.mesh.size
     made = []
     with jax.set_mesh(self.mesh):
       for first in range(0, count, size):
-        rows = np.minimum(first + np.arange(size), count - 1)  # the last batch is filled up with its last row
-        part = jax.tree.map(lambda x: jax.device_put(x[rows], partition.batch_sharding(self.mesh)), inputs)
-        found = call(self.system, method, self.variables, *part, options=tuple(sorted(options.items())))
+        rows = np.minimum(
+          first + np.arange(size), count - 1
+        )  # the last batch is filled up with its last row
+        part = jax.tree.map(
+          lambda x: jax.device_put(x[rows], partition.batch_sharding(self.mesh)), inputs
+        )
+        found = call(
+          self.system, method, self.variables, *part, options=tuple(sorted(options.items()))
+        )
         made.append(jax.tree.map(np.asarray, found))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *made)
 
@@ -129,7 +152,9 @@ class Model:
     self.require(EmbedsText)
     return self.map("embed_text", *self.encode_texts(texts, self.system.text_length))
 
-  def similarity(self, images: Sequence[AnyImage], texts: Sequence[str]) -> Float[np.ndarray, "images texts"]:
+  def similarity(
+    self, images: Sequence[AnyImage], texts: Sequence[str]
+  ) -> Float[np.ndarray, "images texts"]:
     """How well each image fits each text: the cosine, or what the system ranks by."""
     return np.asarray(similarity(self.system, self.embed_images(images), self.embed_texts(texts)))
 
@@ -139,13 +164,20 @@ class Model:
     logits = self.map("class_logits", self.prepare_images([image]))[0]
     probabilities = np.asarray(jax.nn.softmax(logits))
     name = (lambda i: self.tokenizer.decode([i])) if self.tokenizer else str
-    return [(name(int(i)), float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")[:top]]
+    return [
+      (name(int(i)), float(probabilities[i]))
+      for i in np.argsort(-probabilities, kind="stable")[:top]
+    ]
 
-  def caption(self, image: AnyImage, search: Search = Search(max_length=30), count: int = 5) -> list[tuple[str, float]]:
+  def caption(
+    self, image: AnyImage, search: Search = Search(max_length=30), count: int = 5
+  ) -> list[tuple[str, float]]:
     """The likeliest captions and their scores, best first."""
     self.require(CaptionsImages)
     ids, scores = self.map("caption", {"image": self.prepare_images([image])}, search=search)
-    found = [(self.tokenizer.decode(i), float(s)) for i, s in zip(ids[0], scores[0]) if np.isfinite(s)]
+    found = [
+      (self.tokenizer.decode(i), float(s)) for i, s in zip(ids[0], scores[0]) if np.isfinite(s)
+    ]
     return found[:count]
 
   def attention(self, image: AnyImage, text: str = "") -> Float[np.ndarray, "*tokens rows columns"]:
@@ -178,11 +210,19 @@ class Model:
     self.require(GeneratesImages)
     names = [f.name for f in dataclasses.fields(self.system.Sampler)]
     if unknown := sorted(set(fields) - set(names)):
-      raise UserError(f"{type(self.system).__name__}'s sampler has no {unknown[0]!r}: {nearest(unknown[0], names)}")
+      raise UserError(
+        f"{type(self.system).__name__}'s sampler has no {unknown[0]!r}: {nearest(unknown[0], names)}"
+      )
     return self.system.Sampler(**fields)
 
   def generate_images(
-      self, prompt: str = "", num: int = 8, *, seed: int = 0, image: AnyImage | None = None, **sampler: Any
+    self,
+    prompt: str = "",
+    num: int = 8,
+    *,
+    seed: int = 0,
+    image: AnyImage | None = None,
+    **sampler: Any,
   ) -> np.ndarray:
     """Samples of a prompt, uint8 `[num, H, W, 3]`, of the seeds `seed`, `seed` + 1, …
 
@@ -215,7 +255,9 @@ class Model:
       raise UserError("the prompt is empty")
     length = wanted["text"].shape[0]
     if len(self.tokenizer.tokens(prompt)) > length:
-      raise UserError(f"the prompt is too long: this model reads {length} tokens, start and end among them")
+      raise UserError(
+        f"the prompt is too long: this model reads {length} tokens, start and end among them"
+      )
     ids, mask = self.tokenizer.encode(prompt, length)
     return {"text": ids, "text_mask": mask}
 
@@ -232,7 +274,7 @@ class Model:
     return text
 
   def chat(
-      self, message: str, image: AnyImage | None = None, history: "Chat | None" = None, **how: Any
+    self, message: str, image: AnyImage | None = None, history: "Chat | None" = None, **how: Any
   ) -> tuple[str, "Chat"]:
     """(the answer to a message, the conversation so far, for the next one).
 
@@ -247,14 +289,18 @@ class Model:
     """
     self.require(*((SeesImages,) if image is not None else (GeneratesText,)))
     if self.tokenizer is None or not self.tokenizer.has_chat:
-      raise UserError("this model has no chat template: continue a text instead (complete, --nochat)")
+      raise UserError(
+        "this model has no chat template: continue a text instead (complete, --nochat)"
+      )
     history = history or Chat([], [], None)
     content = f"{IMAGE}\n{message}" if image is not None else message
     messages = [*history.messages, {"role": "user", "content": content}]
     ids = self._with_image_tokens(self.tokenizer.chat_ids(messages, answering=True))
     inputs = {"image": self.prepare_images([image])} if image is not None else {}
     held = history.ids
-    if history.cache is None or ids[: len(held)] != held:  # a template may say old turns in another way
+    if (
+      history.cache is None or ids[: len(held)] != held
+    ):  # a template may say old turns in another way
       held, history = [], history._replace(cache=None)
     text, (answer, cache) = self._continue(ids[len(held) :], inputs, history.cache, **how)
     # The cache lacks the last token that was drawn: the next turn reads it.
@@ -268,27 +314,46 @@ class Model:
     return expand_images(ids, marker, self.system.image_id, self.system.image_tokens)
 
   def _continue(
-      self, ids: list[int], inputs: Mapping[str, np.ndarray], cache: Any, *, max_tokens: int = 256,
-      sampling: Sampling = Sampling(), seed: int = 0, show: Callable[[str], None] = lambda piece: None, chunk: int = 8,
+    self,
+    ids: list[int],
+    inputs: Mapping[str, np.ndarray],
+    cache: Any,
+    *,
+    max_tokens: int = 256,
+    sampling: Sampling = Sampling(),
+    seed: int = 0,
+    show: Callable[[str], None] = lambda piece: None,
+    chunk: int = 8,
   ) -> tuple[str, tuple[list[int], Any]]:
     system, variables = self._decoding
     if self.tokenizer.vocab_size > system.vocab_size:
       raise UserError(
-          f"the tokenizer has {self.tokenizer.vocab_size} words and the model {system.vocab_size}: it is another model's"
+        f"the tokenizer has {self.tokenizer.vocab_size} words and the model {system.vocab_size}: it is another model's"
       )
     so_far, shown = [], ""
 
     def on_tokens(new):
       nonlocal shown
       so_far.extend(new[0])
-      text = self.tokenizer.decode(so_far).rstrip("\ufffd")  # a character of which bytes are still to come
+      text = self.tokenizer.decode(so_far).rstrip(
+        "\ufffd"
+      )  # a character of which bytes are still to come
       show(text[len(shown) :])
       shown = text
 
     (found,), cache = autoregressive.generate(
-        system, variables, [ids], max_tokens=max_tokens, sampling=sampling, seeds=seed,
-        stop_ids=self.tokenizer.stop_ids, chunk=chunk, on_tokens=on_tokens, inputs=inputs, cache=cache,
-        slots=system.context_length,
+      system,
+      variables,
+      [ids],
+      max_tokens=max_tokens,
+      sampling=sampling,
+      seeds=seed,
+      stop_ids=self.tokenizer.stop_ids,
+      chunk=chunk,
+      on_tokens=on_tokens,
+      inputs=inputs,
+      cache=cache,
+      slots=system.context_length,
     )
     return self.tokenizer.decode(found), (found, cache)
 

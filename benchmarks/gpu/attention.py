@@ -1,10 +1,12 @@
-"""Attention on a GPU beside cuDNN, JAX's Pallas kernels and PyTorch: milliseconds and TFLOP/s, bf16.
+"""Attention on a GPU beside cuDNN, JAX's Pallas kernels and PyTorch: milliseconds and TFLOP/s,
+bf16.
 
   python -m benchmarks.gpu.attention [--masks=causal,window] [--lengths=1024,4096]
 
-FLOPs are those of the pairs that the mask leaves: 4 · head_dim a pair forward, 2.5 times that backward (five products
-for two); "both" is a forward with its backward pass. All masks at 4,096; causal at the other lengths. cuDNN knows causal and window masks of its own ("cudnn"); all others it is given as an array ("cudnn,
-explicit"). 16,384 tokens in all, 2,048 channels.
+FLOPs are those of the pairs that the mask leaves: 4 · head_dim a pair forward, 2.5 times that
+backward (five products for two); "both" is a forward with its backward pass. All masks at 4,096;
+causal at the other lengths. cuDNN knows causal and window masks of its own ("cudnn"); all others it
+is given as an array ("cudnn, explicit"). 16,384 tokens in all, 2,048 channels.
 """
 
 import concurrent.futures
@@ -21,7 +23,9 @@ from vlx.ops.attention import attention
 
 LENGTHS = flags.DEFINE_list("lengths", ["1024", "4096", "16384"], "Lengths.")
 HEAD_DIMS = flags.DEFINE_list("head_dims", ["64", "128"], "Head dims.")
-MASKS = flags.DEFINE_list("masks", ["full", "causal", "window", "segments", "row", "column", "conv"], "Masks.")
+MASKS = flags.DEFINE_list(
+  "masks", ["full", "causal", "window", "segments", "row", "column", "conv"], "Masks."
+)
 TOKENS, CHANNELS, WINDOW = 16384, 2048, 256
 
 
@@ -31,10 +35,16 @@ def mask_of(name: str, batch: int, length: int) -> masks.Mask:
   height = (length - text) // width
   if name == "segments":  # packed: eight texts of random lengths
     cuts = np.sort(np.random.default_rng(0).integers(0, length, (batch, 7)), axis=1)
-    return masks.Causal() & masks.Segments.of(jnp.asarray((np.arange(length) >= cuts[..., None]).sum(1)))
+    return masks.Causal() & masks.Segments.of(
+      jnp.asarray((np.arange(length) >= cuts[..., None]).sum(1))
+    )
   return {
-      "full": masks.Full(), "causal": masks.Causal(), "window": masks.Causal() & masks.Window(WINDOW, 0),
-      "row": masks.Row(text, width), "column": masks.Column(text, width, height, True), "conv": masks.Conv(text, width, 11),
+    "full": masks.Full(),
+    "causal": masks.Causal(),
+    "window": masks.Causal() & masks.Window(WINDOW, 0),
+    "row": masks.Row(text, width),
+    "column": masks.Column(text, width, height, True),
+    "conv": masks.Conv(text, width, 11),
   }[name]
 
 
@@ -49,19 +59,26 @@ def visible_pairs(mask: masks.Mask, batch: int, length: int) -> float:
     seen = mask.with_arrays(some, lambda x: x[:, None]).visible(queries, keys)
     return jnp.sum(jnp.broadcast_to(seen, (mask.batch_size or 1, step, length)), dtype=jnp.float32)
 
-  return sum(float(of_queries(mask, first)) for first in range(0, length, step)) * batch / (mask.batch_size or 1)
+  return (
+    sum(float(of_queries(mask, first)) for first in range(0, length, step))
+    * batch
+    / (mask.batch_size or 1)
+  )
 
 
 def inputs(batch, length, heads, head_dim):
   rng = np.random.default_rng(0)
-  return [jnp.asarray(rng.normal(size=(batch, length, heads, head_dim)), jnp.bfloat16) for _ in range(4)]
+  return [
+    jnp.asarray(rng.normal(size=(batch, length, heads, head_dim)), jnp.bfloat16) for _ in range(4)
+  ]
 
 
 def torch_sdpa(arrays, causal: bool, backward: bool) -> float:
   import torch
 
   q, k, v, d_out = (
-      torch.tensor(np.asarray(x, np.float32), device="cuda", dtype=torch.bfloat16).transpose(1, 2) for x in arrays
+    torch.tensor(np.asarray(x, np.float32), device="cuda", dtype=torch.bfloat16).transpose(1, 2)
+    for x in arrays
   )
   start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
@@ -70,7 +87,9 @@ def torch_sdpa(arrays, causal: bool, backward: bool) -> float:
       with torch.no_grad():
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
     one, other, third = (x.detach().requires_grad_() for x in (q, k, v))
-    torch.nn.functional.scaled_dot_product_attention(one, other, third, is_causal=causal).backward(d_out)
+    torch.nn.functional.scaled_dot_product_attention(one, other, third, is_causal=causal).backward(
+      d_out
+    )
 
   for _ in range(3):
     once()
@@ -87,10 +106,16 @@ def torch_sdpa(arrays, causal: bool, backward: bool) -> float:
 
 def programs(name: str, mask: masks.Mask, length: int):
   """Who → (attention of q, k, v and one more array, that array)."""
-  known = {"full": {}, "causal": dict(is_causal=True), "window": dict(is_causal=True, local_window_size=(WINDOW, 0))}
+  known = {
+    "full": {},
+    "causal": dict(is_causal=True),
+    "window": dict(is_causal=True, local_window_size=(WINDOW, 0)),
+  }
   cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
   none = jnp.zeros(())
-  found = {"vlx": (lambda q, k, v, _: attention(q, k, v, mask=mask, implementation="pallas_gpu"), none)}
+  found = {
+    "vlx": (lambda q, k, v, _: attention(q, k, v, mask=mask, implementation="pallas_gpu"), none)
+  }
   if TINY.value:
     return found
   if name in known:
@@ -99,6 +124,7 @@ def programs(name: str, mask: masks.Mask, length: int):
     seen = jax.jit(lambda mask: mask.dense(length, length)[:, None])(mask)
     found["cudnn, explicit"] = lambda q, k, v, seen: cudnn(q, k, v, mask=seen), seen
   if name in ("full", "causal"):
+
     def pallas(q, k, v, _):
       from jax.experimental.pallas.ops.gpu import attention as kernels
 
@@ -110,6 +136,7 @@ def programs(name: str, mask: masks.Mask, length: int):
 
 def compiled(function, arrays, more, backward: bool):
   """The program, of shapes alone."""
+
   def gradients(q, k, v, d_out, more):
     return jax.vjp(lambda *x: function(*x, more), q, k, v)[1](d_out)
 
@@ -137,17 +164,32 @@ def measure(rows: Rows, batch: int, length: int, heads: int, head_dim: int) -> N
     for who, (function, more) in programs(name, mask, length).items():
       cases += [(name, who, function, more, backward, flops) for backward in (False, True)]
   with concurrent.futures.ThreadPoolExecutor(12) as pool:
-    ready = list(pool.map(
-        lambda case: attempt(case[1], lambda: compiled(case[2], arrays, case[3], case[4])), cases))
+    ready = list(
+      pool.map(
+        lambda case: attempt(case[1], lambda: compiled(case[2], arrays, case[3], case[4])), cases
+      )
+    )
 
   def add(name, who, backward, flops, took):
     rate = flops * (3.5 if backward else 1) / took / 1e9 if isinstance(took, float) else 0.0
-    rows.add(length=length, head_dim=head_dim, mask=name, who=who, way="both" if backward else "forward", ms=took,
-             tflops=rate)
+    rows.add(
+      length=length,
+      head_dim=head_dim,
+      mask=name,
+      who=who,
+      way="both" if backward else "forward",
+      ms=took,
+      tflops=rate,
+    )
 
   for (name, who, _, more, backward, flops), program in zip(cases, ready):
-    took = program if isinstance(program, str) else attempt(
-        who, lambda program=program, more=more: milliseconds(lambda: program(*arrays, more)))
+    took = (
+      program
+      if isinstance(program, str)
+      else attempt(
+        who, lambda program=program, more=more: milliseconds(lambda: program(*arrays, more))
+      )
+    )
     add(name, who, backward, flops, took)
     if who == "vlx" and name in ("full", "causal") and not TINY.value:
       took = attempt("torch sdpa", lambda: torch_sdpa(arrays, name == "causal", backward))  # pylint: disable=cell-var-from-loop

@@ -1,6 +1,6 @@
 """CLIP's training step on a GPU: images a second, bf16, published sizes, rematerialised.
 
-  python -m benchmarks.gpu.clip
+python -m benchmarks.gpu.clip
 """
 
 import statistics
@@ -23,12 +23,15 @@ def milliseconds(variant: str, batch_size: int) -> float:
   system = configs.build_system(config)
   rng = np.random.default_rng(0)
   shape = system.inputs()["image"].shape
-  # Words drawn evenly: where all were the same, their gradients would wait for each other at one row.
-  batch = jax.device_put({
+  # Words drawn evenly: where all were the same, their gradients would wait for each other at one
+  # row.
+  batch = jax.device_put(
+    {
       "image": rng.normal(size=(batch_size, *shape)).astype(np.float32),
       "text": rng.integers(1, system.vocab_size, (batch_size, system.text_length), np.int32),
       "text_mask": np.ones((batch_size, system.text_length), bool),
-  })
+    }
+  )
   config.optim.accumulate = 1
   state, frozen, train_step = steps.begin(system, config.optim)
   times = []

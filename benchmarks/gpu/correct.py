@@ -2,8 +2,9 @@
 
   python -m benchmarks.gpu.correct
 
-200 random cases of attention: masks of every kind and their pairs, groups, head dims, lengths of no power of two,
-f32 and bf16. 40 of nearest codes: what makes the choice hard, both distances. Each failure is told with its case.
+200 random cases of attention: masks of every kind and their pairs, groups, head dims, lengths of no
+power of two, f32 and bf16. 40 of nearest codes: what makes the choice hard, both distances. Each
+failure is told with its case.
 """
 
 import concurrent.futures
@@ -26,12 +27,17 @@ def random_mask(rng: np.random.Generator, batch: int, length: int, keys: int) ->
   ids = lambda size, high=4: jnp.asarray(rng.integers(0, high, (batch, size)))
   runs = lambda size: jnp.sort(ids(size), axis=1)
   simple = (
-      masks.Full, lambda: masks.Causal(int(rng.integers(-5, 6))), lambda: masks.PrefixCausal(int(rng.integers(length))),
-      lambda: masks.Window(int(rng.integers(50)), int(rng.integers(9))),
-      lambda: masks.Keys(int(rng.integers(1, keys + 1))), lambda: masks.Row(3, side), lambda: masks.Conv(3, side, 3),
-      lambda: masks.Column(3, side, side, bool(rng.integers(2))),
-      lambda: masks.Segments(ids(length), ids(keys)), lambda: masks.Segments(runs(length), runs(keys)),
-      lambda: masks.KeyPadding(ids(keys, 2)),
+    masks.Full,
+    lambda: masks.Causal(int(rng.integers(-5, 6))),
+    lambda: masks.PrefixCausal(int(rng.integers(length))),
+    lambda: masks.Window(int(rng.integers(50)), int(rng.integers(9))),
+    lambda: masks.Keys(int(rng.integers(1, keys + 1))),
+    lambda: masks.Row(3, side),
+    lambda: masks.Conv(3, side, 3),
+    lambda: masks.Column(3, side, side, bool(rng.integers(2))),
+    lambda: masks.Segments(ids(length), ids(keys)),
+    lambda: masks.Segments(runs(length), runs(keys)),
+    lambda: masks.KeyPadding(ids(keys, 2)),
   )
   one, other = (simple[rng.integers(len(simple))]() for _ in range(2))
   return (one, one & other, one | other)[rng.integers(3)]
@@ -48,7 +54,7 @@ def attention_case(seed: int, longest: int):
 
 
 def check_attention(seed: int, longest: int) -> str:
-  """"" or what is wrong."""
+  """ "" or what is wrong."""
   case = attention_case(seed, longest)
   try:
     test_attention.check(case, "pallas_gpu")
@@ -64,7 +70,9 @@ def check_nearest(seed: int, most: int) -> str:
   kind, distance = KINDS[seed % len(KINDS)], ("l2", "cosine")[seed // len(KINDS) % 2]
   x, codebook = test_nearest_code.vectors(rows, codes, dim, kind, seed)
   try:
-    ids = nearest_code(jnp.asarray(x), jnp.asarray(codebook), distance=distance, implementation="pallas_gpu")
+    ids = nearest_code(
+      jnp.asarray(x), jnp.asarray(codebook), distance=distance, implementation="pallas_gpu"
+    )
     test_nearest_code.assert_nearest(ids, x, codebook, distance)
   except Exception as e:  # pylint: disable=broad-exception-caught
     return f"seed {seed} {rows} rows, {codes} codes of {dim}, {kind}, {distance}: {type(e).__name__} {str(e).strip()[:300]}"
@@ -74,13 +82,17 @@ def check_nearest(seed: int, most: int) -> str:
 def main(_):
   rows = Rows("correct")
   parts = (
-      ("attention", check_attention, 4 if TINY.value else 200, 40 if TINY.value else 400),
-      ("nearest_code", check_nearest, 5 if TINY.value else 40, 30 if TINY.value else 1500),
+    ("attention", check_attention, 4 if TINY.value else 200, 40 if TINY.value else 400),
+    ("nearest_code", check_nearest, 5 if TINY.value else 40, 30 if TINY.value else 1500),
   )
   # Most of the time is compilation, which leaves the interpreter to others.
   with concurrent.futures.ThreadPoolExecutor(2 if TINY.value else 14) as pool:
     for name, check, count, size in parts:
-      wrong = [w for w in pool.map(lambda seed, check=check, size=size: check(seed, size), range(count)) if w]
+      wrong = [
+        w
+        for w in pool.map(lambda seed, check=check, size=size: check(seed, size), range(count))
+        if w
+      ]
       print(*wrong, sep="\n")
       rows.add(kernel=name, cases=count, wrong=len(wrong), failures=wrong)
 

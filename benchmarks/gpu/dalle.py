@@ -18,12 +18,13 @@ from absl import app
 from benchmarks.dalle import Given, timed
 from benchmarks.gpu.measured import TINY, Rows, attempt
 from vlx.models.generation.dalle import DALLE
-from vlx.train import defaults, step as steps
+from vlx.train import defaults
+from vlx.train import step as steps
 
 REPEATS = 5
 FULL = dict(vocab_size=16384, context_length=256, width=1024, depth=12, num_heads=16, mlp_dim=4096)
 SMALL = dict(
-    vocab_size=100, context_length=16, width=32, depth=3, num_heads=2, mlp_dim=64, conv_size=3,
+  vocab_size=100, context_length=16, width=32, depth=3, num_heads=2, mlp_dim=64, conv_size=3
 )
 # Images at once. 32 in a step do not fit 80 GB without rematerialisation.
 TRAIN_ROWS, SAMPLE_ROWS = (16,), (8, 64)
@@ -40,10 +41,13 @@ def inputs(system: DALLE, rows: int) -> dict[str, jax.Array]:
   rng, side = np.random.default_rng(0), system.tokenizer.image_size
   codes = rng.integers(0, system.tokenizer.num_codes, (rows, side, side, 1))
   text = rng.integers(2, system.vocab_size, (rows, system.context_length))
-  return jax.device_put({
-      "image": np.repeat(codes, 3, axis=-1).astype(np.float32), "text": text.astype(np.int32),
+  return jax.device_put(
+    {
+      "image": np.repeat(codes, 3, axis=-1).astype(np.float32),
+      "text": text.astype(np.int32),
       "text_mask": np.ones(text.shape, bool),
-  })
+    }
+  )
 
 
 def train_milliseconds(system: DALLE, rows: int) -> float:
@@ -76,7 +80,8 @@ def main(_):
   rows, system = Rows("dalle"), model()
   cells = system.tokenizer.image_size**2
   for what, measure, sizes in (
-      ("train", train_milliseconds, TRAIN_ROWS), ("sample", sample_milliseconds, SAMPLE_ROWS),
+    ("train", train_milliseconds, TRAIN_ROWS),
+    ("sample", sample_milliseconds, SAMPLE_ROWS),
   ):
     for size in (2,) if TINY.value else sizes:
       took = attempt(what, functools.partial(measure, system, size))

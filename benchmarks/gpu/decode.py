@@ -1,10 +1,12 @@
-"""Decoding on a GPU: tokens a second of a 7B-shaped and a SmolLM2-shaped LLaMA with random bf16 weights.
+"""Decoding on a GPU: tokens a second of a 7B-shaped and a SmolLM2-shaped LLaMA with random bf16
+weights.
 
   python -m benchmarks.gpu.decode
 
-Prompts of 32 tokens, 64 tokens drawn greedily in one compiled loop. `bandwidth` is the share of the GPU's memory
-bandwidth (3.35 TB/s, an H100 SXM's) that reading the weights once a step takes: at batch 1 nothing else is needed.
-The other side is transformers' `generate` with its static cache, where it is installed.
+Prompts of 32 tokens, 64 tokens drawn greedily in one compiled loop. `bandwidth` is the share of the
+GPU's memory bandwidth (3.35 TB/s, an H100 SXM's) that reading the weights once a step takes: at
+batch 1 nothing else is needed. The other side is transformers' `generate` with its static cache,
+where it is installed.
 """
 
 import statistics
@@ -24,11 +26,37 @@ from vlx.models.language import llama
 BANDWIDTH = 3.35e12
 PROMPT, NEW_TOKENS = 32, 64
 SIZES = {
-    "tiny": dict(vocab_size=100, width=32, depth=2, num_heads=4, num_groups=2, mlp_dim=48, context_length=128, epsilon=1e-5),
-    "smollm2": dict(vocab_size=49152, width=576, depth=30, num_heads=9, num_groups=3, mlp_dim=1536,
-                    context_length=2048, epsilon=1e-5, tie_embeddings=True),
-    "7b": dict(vocab_size=32000, width=4096, depth=32, num_heads=32, num_groups=32, mlp_dim=11008,
-               context_length=2048, epsilon=1e-5),
+  "tiny": dict(
+    vocab_size=100,
+    width=32,
+    depth=2,
+    num_heads=4,
+    num_groups=2,
+    mlp_dim=48,
+    context_length=128,
+    epsilon=1e-5,
+  ),
+  "smollm2": dict(
+    vocab_size=49152,
+    width=576,
+    depth=30,
+    num_heads=9,
+    num_groups=3,
+    mlp_dim=1536,
+    context_length=2048,
+    epsilon=1e-5,
+    tie_embeddings=True,
+  ),
+  "7b": dict(
+    vocab_size=32000,
+    width=4096,
+    depth=32,
+    num_heads=32,
+    num_groups=32,
+    mlp_dim=11008,
+    context_length=2048,
+    epsilon=1e-5,
+  ),
 }
 
 
@@ -41,7 +69,9 @@ def model(name: str):
   def drawn(rng):  # each tensor is made in bf16: 7B in f32 would be 27 GB beside it
     leaves, tree = jax.tree.flatten(shapes)
     keys = jax.random.split(rng, len(leaves))
-    return tree.unflatten([0.02 * jax.random.normal(k, s.shape, jnp.bfloat16) for k, s in zip(keys, leaves)])
+    return tree.unflatten(
+      [0.02 * jax.random.normal(k, s.shape, jnp.bfloat16) for k, s in zip(keys, leaves)]
+    )
 
   return system.for_decoding(drawn(jax.random.key(0)))
 
@@ -57,7 +87,9 @@ def vlx_milliseconds(system, variables, batch: int) -> float:
     state = autoregressive._prefill(system, Sampling(), variables, inputs, cache, seeds, stops)
     jax.block_until_ready(state)
     start = time.perf_counter()
-    out = autoregressive._decode(system, Sampling(), NEW_TOKENS, variables, state, NEW_TOKENS, seeds, stops)
+    out = autoregressive._decode(
+      system, Sampling(), NEW_TOKENS, variables, state, NEW_TOKENS, seeds, stops
+    )
     jax.block_until_ready(out)
     times.append(time.perf_counter() - start)
   return 1000 * statistics.median(times[1:]) / NEW_TOKENS
@@ -69,15 +101,22 @@ def transformers_milliseconds(name: str, batch: int) -> float:
 
   size = SIZES[name]
   config = transformers.LlamaConfig(
-      vocab_size=size["vocab_size"], hidden_size=size["width"], intermediate_size=size["mlp_dim"],
-      num_hidden_layers=size["depth"], num_attention_heads=size["num_heads"], num_key_value_heads=size["num_groups"],
-      max_position_embeddings=size["context_length"], tie_word_embeddings=size.get("tie_embeddings", False),
+    vocab_size=size["vocab_size"],
+    hidden_size=size["width"],
+    intermediate_size=size["mlp_dim"],
+    num_hidden_layers=size["depth"],
+    num_attention_heads=size["num_heads"],
+    num_key_value_heads=size["num_groups"],
+    max_position_embeddings=size["context_length"],
+    tie_word_embeddings=size.get("tie_embeddings", False),
   )
   with torch.device("cuda"):
     torch.set_default_dtype(torch.bfloat16)
     theirs = transformers.LlamaForCausalLM(config).eval()
   text = torch.randint(1, 100, (batch, PROMPT), device="cuda")
-  options = dict(attention_mask=torch.ones_like(text), do_sample=False, pad_token_id=0, eos_token_id=None)
+  options = dict(
+    attention_mask=torch.ones_like(text), do_sample=False, pad_token_id=0, eos_token_id=None
+  )
   times = {}
   for tokens in (1, 1 + NEW_TOKENS, 1, 1 + NEW_TOKENS):
     torch.cuda.synchronize()
@@ -98,14 +137,25 @@ def main(_):
     for batch in (1, 16):
       took = attempt("vlx", lambda: vlx_milliseconds(system, variables, batch))  # pylint: disable=cell-var-from-loop
       told = isinstance(took, float)
-      rows.add(model=name, who="vlx", batch=batch, ms=took, tokens_per_second=1000 * batch / took if told else 0.0,
-               bandwidth=size / (took / 1000) / BANDWIDTH if told else 0.0, bytes=size)
-    del variables
+      rows.add(
+        model=name,
+        who="vlx",
+        batch=batch,
+        ms=took,
+        tokens_per_second=1000 * batch / took if told else 0.0,
+        bandwidth=size / (took / 1000) / BANDWIDTH if told else 0.0,
+        bytes=size,
+      )
   for name in () if TINY.value else ("smollm2", "7b"):
     for batch in (1, 16):
       took = attempt("transformers", lambda: transformers_milliseconds(name, batch))  # pylint: disable=cell-var-from-loop
-      rows.add(model=name, who="transformers", batch=batch, ms=took,
-               tokens_per_second=1000 * batch / took if isinstance(took, float) else 0.0)
+      rows.add(
+        model=name,
+        who="transformers",
+        batch=batch,
+        ms=took,
+        tokens_per_second=1000 * batch / took if isinstance(took, float) else 0.0,
+      )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Nearest codes on a GPU beside XLA's argmin of distances at its highest precision: milliseconds, f32.
+"""Nearest codes on a GPU beside XLA's argmin of distances at its highest precision: milliseconds,
+f32.
 
   python -m benchmarks.gpu.nearest_code
 
@@ -37,16 +38,27 @@ def main(_):
     ours = jax.jit(lambda x, codebook: nearest_code(x, codebook, implementation="pallas_gpu"))
     reference = jax.jit(plain)
     ways = {
-        "vlx": ours, "vlx, XLA": jax.jit(lambda x, codebook: nearest_code(x, codebook, implementation="xla")),
-        "argmin, highest": reference,
+      "vlx": ours,
+      "vlx, XLA": jax.jit(lambda x, codebook: nearest_code(x, codebook, implementation="xla")),
+      "argmin, highest": reference,
     }
     for who, run in ways.items():
       took = attempt(who, lambda run=run: milliseconds(lambda: run(*arrays)))
       wrong = attempt(who, lambda run=run: farther(ours(*arrays), run(*arrays), *exact))
-      memory = attempt(who, lambda run=run: run.lower(*arrays).compile().memory_analysis().temp_size_in_bytes)
+      memory = attempt(
+        who, lambda run=run: run.lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+      )
       rate = 2 * np.prod(sizes, dtype=float) / took / 1e9 if isinstance(took, float) else 0.0
-      rows.add(rows=sizes[0], codes=sizes[1], dim=sizes[2], who=who, ms=took, tflops=float(rate), wrong=wrong,
-               temporaries=memory)
+      rows.add(
+        rows=sizes[0],
+        codes=sizes[1],
+        dim=sizes[2],
+        who=who,
+        ms=took,
+        tflops=float(rate),
+        wrong=wrong,
+        temporaries=memory,
+      )
 
 
 if __name__ == "__main__":

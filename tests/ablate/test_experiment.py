@@ -15,9 +15,12 @@ MEASURE = "retrieval/combo/image_to_text_r5"
 
 def small(**changes):
   fields = dict(
-      claim="A claim.", config="configs/clip.py:smoke", common={"steps": 2},
-      arms={"cosine": {}, "inner_product": {"model.similarity_type": "inner_product"}},
-      measures=(MEASURE,), seeds=(0, 1),
+    claim="A claim.",
+    config="configs/clip.py:smoke",
+    common={"steps": 2},
+    arms={"cosine": {}, "inner_product": {"model.similarity_type": "inner_product"}},
+    measures=(MEASURE,),
+    seeds=(0, 1),
   )
   return Experiment(**{**fields, **changes})
 

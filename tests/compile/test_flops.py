@@ -44,24 +44,30 @@ def test_a_scanned_stack_counts_by_its_depth_and_without_recomputation(wrap):
 
 def test_convolutions():
   def loss(params, x):
-    x = jax.lax.conv_general_dilated(x, params, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    x = jax.lax.conv_general_dilated(
+      x, params, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
     return x.sum()
 
   def grouped(params, x):
     x = jax.lax.conv_general_dilated(
-        x, params, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=4
+      x, params, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=4
     )
     return x.sum()
 
-  assert total(loss, array(3, 3, 6, 10), array(2, 8, 8, 6)) == 2 * (2 * (2 * 4 * 4 * 10) * 3 * 3 * 6)
-  assert total(grouped, array(3, 3, 2, 12), array(2, 8, 8, 8)) == 2 * (2 * (2 * 6 * 6 * 12) * 3 * 3 * 2)
+  assert total(loss, array(3, 3, 6, 10), array(2, 8, 8, 6)) == 2 * (
+    2 * (2 * 4 * 4 * 10) * 3 * 3 * 6
+  )
+  assert total(grouped, array(3, 3, 2, 12), array(2, 8, 8, 8)) == 2 * (
+    2 * (2 * 6 * 6 * 12) * 3 * 3 * 2
+  )
 
   def transposed(params, x):
     return jax.lax.conv_transpose(x, params, (2, 2), "VALID").sum()
 
   # Each input pixel is multiplied with the whole kernel, once.
   assert total(transposed, array(2, 2, 6, 10), array(1, 4, 4, 6)) == pytest.approx(
-      2 * 2 * (4 * 4) * (2 * 2) * 6 * 10, rel=0
+    2 * 2 * (4 * 4) * (2 * 2) * 6 * 10, rel=0
   )
 
 
@@ -95,10 +101,13 @@ def test_kernels_count_as_declared_or_by_body_and_grid(declared):
 
   estimate = declared and pl.CostEstimate(flops=declared, transcendentals=0, bytes_accessed=0)
   kernel = pl.pallas_call(
-      body, grid=(4,),
-      in_specs=[pl.BlockSpec((8, 16), lambda i: (i, 0)), pl.BlockSpec((16, 16), lambda i: (0, 0))],
-      out_specs=pl.BlockSpec((8, 16), lambda i: (i, 0)), out_shape=array(32, 16), cost_estimate=estimate,
-      name="product",
+    body,
+    grid=(4,),
+    in_specs=[pl.BlockSpec((8, 16), lambda i: (i, 0)), pl.BlockSpec((16, 16), lambda i: (0, 0))],
+    out_specs=pl.BlockSpec((8, 16), lambda i: (i, 0)),
+    out_shape=array(32, 16),
+    cost_estimate=estimate,
+    name="product",
   )
   counted = flops.count(lambda p, x: kernel(x, p).sum(), array(16, 16), array(32, 16))
   assert counted.kernels == {"product": 3 * (declared or 4 * 2 * 8 * 16 * 16)}

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from vlx.compile import hlo
 
@@ -11,7 +12,9 @@ from vlx.compile import hlo
 def compiled(per_device, shape):
   """Optimized HLO of per_device under shard_map over 4 devices, rows of f32 `shape` split."""
   mesh = jax.make_mesh((4,), ("x",), devices=jax.devices()[:4], axis_types=(AxisType.Auto,))
-  function = jax.shard_map(per_device, mesh=mesh, in_specs=P("x"), out_specs=P("x"), check_vma=False)
+  function = jax.shard_map(
+    per_device, mesh=mesh, in_specs=P("x"), out_specs=P("x"), check_vma=False
+  )
   argument = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, P("x")))
   return jax.jit(function).lower(argument).compile().as_text()
 
@@ -20,16 +23,21 @@ SHIFT = [(i, (i + 1) % 4) for i in range(4)]
 ROWS = 8 * 16 * 4  # bytes of one device's rows of f32 [32, 16]
 
 
-@pytest.mark.parametrize("kind,per_device,size", [
+@pytest.mark.parametrize(
+  "kind,per_device,size",
+  [
     ("all-reduce", lambda x: jax.lax.psum(x, "x"), ROWS),
     ("all-gather", lambda x: jax.lax.all_gather(x, "x", tiled=True), 4 * ROWS),
     ("reduce-scatter", lambda x: jax.lax.psum_scatter(x, "x", tiled=True), ROWS),
     ("all-to-all", lambda x: jax.lax.all_to_all(x, "x", 0, 1, tiled=True), ROWS),
     ("collective-permute", lambda x: jax.lax.ppermute(x, "x", SHIFT), ROWS),
-])
+  ],
+)
 def test_one_of_each_kind(kind, per_device, size):
   found = hlo.collectives(compiled(per_device, (32, 16)))
-  assert {k: (c.count, c.bytes, c.in_unknown_loops) for k, c in found.items()} == {kind: (1, size, 0)}
+  assert {k: (c.count, c.bytes, c.in_unknown_loops) for k, c in found.items()} == {
+    kind: (1, size, 0)
+  }
 
 
 def test_loops_are_multiplied_out():
@@ -112,9 +120,17 @@ def test_tpu_programs():
   assert hlo.kernels(TPU) == {("k.9",): 1, ("k.7", "k.8"): 2 * 12}
 
 
-@pytest.mark.parametrize("shape,size", [
-    ("f32[]", 4), ("pred[3]{0}", 3), ("(bf16[8,128]{1,0:T(8,128)(2,1)S(1)}, u32[])", 2052), ("s4[10]{0}", 5),
-    ("f8e4m3fn[7]{0}", 7), ("token[]", 0), ("()", 0),
-])
+@pytest.mark.parametrize(
+  "shape,size",
+  [
+    ("f32[]", 4),
+    ("pred[3]{0}", 3),
+    ("(bf16[8,128]{1,0:T(8,128)(2,1)S(1)}, u32[])", 2052),
+    ("s4[10]{0}", 5),
+    ("f8e4m3fn[7]{0}", 7),
+    ("token[]", 0),
+    ("()", 0),
+  ],
+)
 def test_bytes_of_shapes(shape, size):
   assert hlo.size(shape) == size

@@ -24,17 +24,26 @@ def smoke(name):
 
 
 SYSTEMS = {
-    "clip": (lambda: smoke("clip"), {
-        c.EmbedsImages, c.EmbedsText, c.ComparesEmbeddings, c.EncodesImages, c.EncodesText, c.ShowsAttention}),
-    "vit": (lambda: smoke("vit"), {c.Classifies, c.EmbedsImages, c.EncodesImages, c.ShowsAttention}),
-    "vqvae": (lambda: smoke("vqvae"), {c.TokenizesImages, c.Reconstructs}),
-    "dvae": (lambda: smoke("dvae"), {c.TokenizesImages, c.Reconstructs}),
-    "dalle": (lambda: smoke("dalle"), {c.GeneratesImages, c.Reconstructs}),
-    "show_and_tell": (lambda: smoke("show_and_tell"), {c.CaptionsImages}),
-    "show_attend_tell": (lambda: smoke("show_attend_tell"), {c.CaptionsImages, c.ShowsAttention}),
-    "bert": (lambda: MaskedLanguageModel(BERT(**TINY)), {c.EmbedsText, c.EncodesText}),
-    "bert alone": (lambda: BERTEncoder(BERT(**TINY)), {c.EmbedsText, c.EncodesText}),
-    "llama": (lambda: LanguageModel(LLaMA(**TINY, num_groups=1, epsilon=1e-5)), {c.GeneratesText}),
+  "clip": (
+    lambda: smoke("clip"),
+    {
+      c.EmbedsImages,
+      c.EmbedsText,
+      c.ComparesEmbeddings,
+      c.EncodesImages,
+      c.EncodesText,
+      c.ShowsAttention,
+    },
+  ),
+  "vit": (lambda: smoke("vit"), {c.Classifies, c.EmbedsImages, c.EncodesImages, c.ShowsAttention}),
+  "vqvae": (lambda: smoke("vqvae"), {c.TokenizesImages, c.Reconstructs}),
+  "dvae": (lambda: smoke("dvae"), {c.TokenizesImages, c.Reconstructs}),
+  "dalle": (lambda: smoke("dalle"), {c.GeneratesImages, c.Reconstructs}),
+  "show_and_tell": (lambda: smoke("show_and_tell"), {c.CaptionsImages}),
+  "show_attend_tell": (lambda: smoke("show_attend_tell"), {c.CaptionsImages, c.ShowsAttention}),
+  "bert": (lambda: MaskedLanguageModel(BERT(**TINY)), {c.EmbedsText, c.EncodesText}),
+  "bert alone": (lambda: BERTEncoder(BERT(**TINY)), {c.EmbedsText, c.EncodesText}),
+  "llama": (lambda: LanguageModel(LLaMA(**TINY, num_groups=1, epsilon=1e-5)), {c.GeneratesText}),
 }
 
 
@@ -47,13 +56,18 @@ def test_what_a_system_can_do(name):
   variables = contract.shapes(system)
   if c.has(system, Trains):
     batch = batch_shapes(system.inputs(), 3)
-    terms, aux = jax.eval_shape(lambda v, b, k: system.loss(
-        v, b, k, step=0, train=True, frozen=frozenset()), variables, batch, jax.random.key(0))
+    terms, aux = jax.eval_shape(
+      lambda v, b, k: system.loss(v, b, k, step=0, train=True, frozen=frozenset()),
+      variables,
+      batch,
+      jax.random.key(0),
+    )
     assert terms and all(term.sum.shape == () for term in terms.values())
     assert jax.tree.structure(aux.state) == jax.tree.structure(variables["state"])
     assert isinstance(system.accumulates(), str)
   of = lambda method, *inputs, **how: jax.eval_shape(
-      lambda v, *x: getattr(system, method)(v, *x, **how), variables, *inputs)
+    lambda v, *x: getattr(system, method)(v, *x, **how), variables, *inputs
+  )
   if c.has(system, c.EncodesImages):
     image = SHAPE((3, *system.inputs()["image"].shape), jnp.float32)
     batch, places, dim = of("encode_image", image).shape
@@ -70,7 +84,12 @@ def test_what_a_system_can_do(name):
     assert of("reconstruct", image).shape == image.shape
   if c.has(system, c.GeneratesImages):
     inputs = batch_shapes(system.sample_inputs(), 3)
-    assert of("sample_images", inputs, SHAPE((3,), jnp.int32), sampler=system.Sampler()).shape == (3, 16, 16, 3)
+    assert of("sample_images", inputs, SHAPE((3,), jnp.int32), sampler=system.Sampler()).shape == (
+      3,
+      16,
+      16,
+      3,
+    )
   if c.has(system, c.CaptionsImages):
     inputs = {"image": SHAPE((3, 32, 32, 3), jnp.float32)}
     ids, scores = of("caption", inputs, search=Search(2, 6))
@@ -86,8 +105,8 @@ def test_what_is_lacking_is_told_with_what_there_is():
   with pytest.raises(UserError) as error:
     c.require(smoke("vqvae"), c.CaptionsImages, c.Reconstructs, what="runs/x")
   assert str(error.value) == (
-      "runs/x: VQVAE lacks CaptionsImages (The likeliest captions of an image, best first, by a"
-      " `vlx.inference.decoding.Search`.) It has: TokenizesImages, Reconstructs"
+    "runs/x: VQVAE lacks CaptionsImages (The likeliest captions of an image, best first, by a"
+    " `vlx.inference.decoding.Search`.) It has: TokenizesImages, Reconstructs"
   )
 
 

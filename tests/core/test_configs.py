@@ -9,9 +9,8 @@ import jax
 import pytest
 
 from vlx.compile.plan import Plan
-from vlx.core import capabilities
+from vlx.core import capabilities, partition
 from vlx.core import config as configs
-from vlx.core import partition
 from vlx.core.config import load_config
 from vlx.core.errors import UserError
 from vlx.core.system import Trains, flatten
@@ -20,8 +19,9 @@ from vlx.models.contrastive.clip import CLIP
 
 FILES = sorted(path.stem for path in pathlib.Path("configs").glob("*.py"))
 VARIANTS = [
-    f"configs/{name}.py:{variant}" for name in FILES
-    for variant in importlib.import_module(f"configs.{name}").VARIANTS
+  f"configs/{name}.py:{variant}"
+  for name in FILES
+  for variant in importlib.import_module(f"configs.{name}").VARIANTS
 ]
 
 
@@ -65,17 +65,24 @@ def test_every_system_has_a_smoke_run_and_takes_peoples_own_folder(name):
 
 TOWER = dict(width=8, depth=1, num_heads=2, mlp_dim=8)
 SECTION = dict(
-    image=dict(image_size=8, patch_size=4, **TOWER),
-    text=dict(vocab_size=9, context_length=4, **TOWER), embed_dim=3,
+  image=dict(image_size=8, patch_size=4, **TOWER),
+  text=dict(vocab_size=9, context_length=4, **TOWER),
+  embed_dim=3,
 )
 
 
-@pytest.mark.parametrize("section,message", [
+@pytest.mark.parametrize(
+  "section,message",
+  [
     ({**SECTION, "embed_dims": 3}, "CLIP has no field model.embed_dims: did you mean 'embed_dim'"),
-    ({**SECTION, "text": {**SECTION["text"], "dept": 3}}, "no field model.text.dept: did you mean 'depth'"),
+    (
+      {**SECTION, "text": {**SECTION["text"], "dept": 3}},
+      "no field model.text.dept: did you mean 'depth'",
+    ),
     ({k: v for k, v in SECTION.items() if k != "embed_dim"}, "CLIP needs model.embed_dim"),
     ({**SECTION, "loss_type": "hinge"}, "loss_type is 'softmax' or 'sigmoid', not 'hinge'"),
-])
+  ],
+)
 def test_a_section_that_does_not_fit_is_told(section, message):
   with pytest.raises(UserError, match=message):
     configs.build(CLIP, section, "model")
@@ -100,36 +107,67 @@ def test_a_section_of_a_union_is_the_one_that_has_its_fields():
 
   kinds = configs._dataclasses(Encoder)
   for section, kind in (
-      (dict(stage_sizes=(1,), bottleneck=False), ResNetTower), (dict(convolutions=(1, 1)), VGGTower), ({}, GoogLeNetTower),
-      (dict(batch_norm=True), GoogLeNetTower),
+    (dict(stage_sizes=(1,), bottleneck=False), ResNetTower),
+    (dict(convolutions=(1, 1)), VGGTower),
+    ({}, GoogLeNetTower),
+    (dict(batch_norm=True), GoogLeNetTower),
   ):
     assert configs._choose(kinds, section) is kind
-  with pytest.raises(UserError, match="VGGTower has no field model.encoder.widht: did you mean 'width'"):
-    configs.build(type(configs.build_system(load_config("configs/show_and_tell.py:smoke"))), dict(
-        encoder=dict(convolutions=(1, 1), widht=3), vocab_size=9), "model")
+  with pytest.raises(
+    UserError, match="VGGTower has no field model.encoder.widht: did you mean 'width'"
+  ):
+    configs.build(
+      type(configs.build_system(load_config("configs/show_and_tell.py:smoke"))),
+      dict(encoder=dict(convolutions=(1, 1), widht=3), vocab_size=9),
+      "model",
+    )
 
 
 def test_a_folder_of_schema_1_says_the_same_in_todays_words(tmp_path):
   """What 4e68086 wrote for configs/vit.py:smoke."""
   old = {
-      "system": "vlx.models.vision.vit.ViT", "init_from": [], "eval_every": 2, "seed": 0, "steps": 4, "log_every": 20,
-      "model": {"num_classes": 10, "tower": dict(
-          image_size=48, patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=64)},
-      "data": dict(
-          source="tfds:emoji", split="train", batch_size=32, picture="", bad_records=100, workers=0, threads=1, ahead=4,
-          preprocess='decode("RGBA")|resize(60)|cache|random_affine(48, 0.8, 1.2)|normalize|keep("image", "label")'),
-      "optim": dict(lr=1e-3, rules=[["(bias)$", {"weight_decay": 0.0}], [".*", {}]], accumulate=1),
-      "mesh": dict(data=-1, fsdp=1, tensor=1), "partition": [[".*", []]],
-      "checkpoint": dict(every=1000, keep=1, best=""), "baselines": {},
-      "evaluators": {"classification": dict(
-          type="vlx.evaluate.classification.Classification", splits=["concept"], batch_size=256,
-          preprocess='decode|resize(48)|normalize|keep("image", "label")')},
+    "system": "vlx.models.vision.vit.ViT",
+    "init_from": [],
+    "eval_every": 2,
+    "seed": 0,
+    "steps": 4,
+    "log_every": 20,
+    "model": {
+      "num_classes": 10,
+      "tower": dict(image_size=48, patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=64),
+    },
+    "data": dict(
+      source="tfds:emoji",
+      split="train",
+      batch_size=32,
+      picture="",
+      bad_records=100,
+      workers=0,
+      threads=1,
+      ahead=4,
+      preprocess='decode("RGBA")|resize(60)|cache|random_affine(48, 0.8, 1.2)|normalize|keep("image", "label")',
+    ),
+    "optim": dict(lr=1e-3, rules=[["(bias)$", {"weight_decay": 0.0}], [".*", {}]], accumulate=1),
+    "mesh": dict(data=-1, fsdp=1, tensor=1),
+    "partition": [[".*", []]],
+    "checkpoint": dict(every=1000, keep=1, best=""),
+    "baselines": {},
+    "evaluators": {
+      "classification": dict(
+        type="vlx.evaluate.classification.Classification",
+        splits=["concept"],
+        batch_size=256,
+        preprocess='decode|resize(48)|normalize|keep("image", "label")',
+      )
+    },
   }
   (tmp_path / "config.json").write_text(json.dumps(old))
   kept = configs.read(tmp_path)
   assert kept.schema == 1 and kept.resolved.data.image_transform == "decode|resize(48)|normalize"
   section = kept.resolved.evaluators.classification.to_dict()
-  assert section["type"] == "vlx.evaluate.tasks.classification.Classification" and section["every"] == 2
+  assert (
+    section["type"] == "vlx.evaluate.tasks.classification.Classification" and section["every"] == 2
+  )
   assert configs.build_system(kept.resolved).tower.width == 32
   configs.write(tmp_path / "new", kept)
   again = configs.read(tmp_path / "new")

@@ -1,7 +1,7 @@
 """A folder that 4e68086 left goes on, and is read, as if nothing had been renamed since.
 
-`schema_1.tar.xz`: `vlx.train --config=configs/vit.py:smoke` there, of width 8, depth 1, mlp_dim 8, log_every 1, batches of 8,
-6 steps, a checkpoint every 4; of its checkpoints that of step 4 alone.
+`schema_1.tar.xz`: `vlx.train --config=configs/vit.py:smoke` there, of width 8, depth 1, mlp_dim 8,
+log_every 1, batches of 8, 6 steps, a checkpoint every 4; of its checkpoints that of step 4 alone.
 """
 
 import pathlib
@@ -27,7 +27,14 @@ def folder(tmp_path):
 
 def test_it_goes_on_to_the_same_losses(folder):
   before = read_json_lines(folder / "metrics.jsonl")
-  assert configs.read(folder).schema == 1 and [line["step"] for line in before] == [1, 2, 3, 4, 5, 6]
+  assert configs.read(folder).schema == 1 and [line["step"] for line in before] == [
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+  ]
   run = Run(configs.read(folder).requested, folder)
   loop.train(run)
   after = read_json_lines(folder / "metrics.jsonl")

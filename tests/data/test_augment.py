@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from vlx.data.transforms import augment
-from vlx.data.transforms import preprocess
 from vlx.data.datasets.scenes import sprites
+from vlx.data.transforms import augment, preprocess
 
 
 def apply(ops, example, seed=0):
@@ -24,11 +23,14 @@ def test_affine_without_change_is_the_image():
   np.testing.assert_array_equal(same, image)
 
 
-@pytest.mark.parametrize("ops,area", [
+@pytest.mark.parametrize(
+  "ops,area",
+  [
     ("random_affine(20, 0.5, 0.5, 0.0, 0.0, 0.0)", 0.25),
     ("random_affine(40, 1.0, 1.0, 0.0, 0.0, 0.0)", 4.0),
     ("random_affine(20, 1.0, 1.0, 45.0, 0.2, 0.0)", 1.0),  # turning and stretching keep the area
-])
+  ],
+)
 def test_affine_scales_areas(ops, area):
   opaque = apply(ops, {"image": rgba()}, seed=1)["image"][..., 3].sum() / 255
   np.testing.assert_allclose(opaque, 80 * area, rtol=0.12)
@@ -52,7 +54,7 @@ def test_outline_surrounds_and_leaves_the_inside():
 def test_dilate_is_the_greatest_of_the_neighbourhood():
   plane = np.random.default_rng(0).integers(0, 255, (6, 7), np.uint8)
   expected = [
-      [plane[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].max() for j in range(7)] for i in range(6)
+    [plane[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].max() for j in range(7)] for i in range(6)
   ]
   np.testing.assert_array_equal(augment._dilate(plane), expected)
 
@@ -98,8 +100,8 @@ def test_an_object_is_cut_out_in_the_middle_of_its_window():
   image = np.tile(np.arange(40, dtype=np.uint8)[:, None, None], (1, 40, 3))
   image[8:12, 20:26] = 200
   objects = (
-      {"name": "wolf", "box": (0.5, 0.2, 0.65, 0.3), "color": ""},
-      {"name": "cat", "box": (0.0, 0.9, 0.1, 1.0), "color": "red"},
+    {"name": "wolf", "box": (0.5, 0.2, 0.65, 0.3), "color": ""},
+    {"name": "cat", "box": (0.0, 0.9, 0.1, 1.0), "color": "red"},
   )
   example = {"image": image, "objects": objects}
   first = preprocess.parse("cut_object(8)").finish(example, None)

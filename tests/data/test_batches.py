@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlx.data.transforms import preprocess
+from vlx.core.errors import UserError
 from vlx.data.batches import Batches, Examples, iterate, one_pass
 from vlx.data.sources import epoch_order, open_source
-from vlx.core.errors import UserError
+from vlx.data.transforms import preprocess
 
 
 def png(value):
@@ -109,7 +109,8 @@ def test_one_pass_sees_everything_once_and_fills_up_with_the_last():
   np.testing.assert_array_equal(np.concatenate(passes), [*range(11), 10])
   # Two processes with the outer and the inner rows of each batch.
   outer, inner = (
-      [value(b) for b in one_pass(examples, 4, np.array(rows))] for rows in ([0, 3], [1, 2]))
+    [value(b) for b in one_pass(examples, 4, np.array(rows))] for rows in ([0, 3], [1, 2])
+  )
   np.testing.assert_array_equal(outer, [p[[0, 3]] for p in passes])
   np.testing.assert_array_equal(inner, [p[[1, 2]] for p in passes])
 
@@ -150,7 +151,9 @@ def test_folder_without_subfolders_holds_out_a_tenth_by_name(tmp_path, kind):
   write_folder(tmp_path, names, kind)
   train, val = (open_source(f"folder:{tmp_path}", s) for s in ("train", "val"))
   captions = [{s[i]["caption"] for i in range(len(s))} for s in (train, val)]
-  assert captions[0] | captions[1] == {f"image {n}" for n in names} and not captions[0] & captions[1]
+  assert (
+    captions[0] | captions[1] == {f"image {n}" for n in names} and not captions[0] & captions[1]
+  )
   assert 8 <= len(val) <= 34  # 200 fair draws of a tenth: five standard deviations
   assert set(train.texts(("caption",))) == captions[0]
   # A new image moves none of the others.
@@ -173,21 +176,21 @@ def test_sources_that_cannot_be(tmp_path):
   (tmp_path / "bad").mkdir()
   (tmp_path / "bad" / "metadata.jsonl").write_text('{"file_name": "a.png"}\n')
   for spec, split, message in [
-      ("foldr:x", "train", "did you mean 'folder'"),
-      ("folder:/does/not/exist", "train", "no folder"),
-      (f"folder:{tmp_path}/empty", "train", "neither metadata.jsonl nor metadata.csv"),
-      (f"folder:{tmp_path}/none", "train", "has no records"),
-      (f"folder:{tmp_path}/bad", "train", "record 1: no caption"),
-      (f"coco:{tmp_path}", "train", "no annotations/captions_train"),
-      (f"flickr:{tmp_path}", "train", "neither Flickr8k.token.txt nor"),
-      (f"webdataset:{tmp_path}", "train", "no tars in"),
-      (f"webdataset:{tmp_path}/x.tar", "train", "neither a folder nor a pattern"),
-      (f"webdataset:{tmp_path}/{{00..03}}.tar", "train", "4 of 4 tars are not there"),
-      ("mix:tfds:emoji", "train", "WEIGHT"),
-      ("mix:0*tfds:emoji", "train", "weights above 0"),
-      (f"folder:{tmp_path}/none", "test", "no subfolder 'test'"),
-      ("tfds:emoji", "traim", "did you mean 'train'"),
-      ("tfds:no_such_data_set", "train", "no_such_data_set"),
+    ("foldr:x", "train", "did you mean 'folder'"),
+    ("folder:/does/not/exist", "train", "no folder"),
+    (f"folder:{tmp_path}/empty", "train", "neither metadata.jsonl nor metadata.csv"),
+    (f"folder:{tmp_path}/none", "train", "has no records"),
+    (f"folder:{tmp_path}/bad", "train", "record 1: no caption"),
+    (f"coco:{tmp_path}", "train", "no annotations/captions_train"),
+    (f"flickr:{tmp_path}", "train", "neither Flickr8k.token.txt nor"),
+    (f"webdataset:{tmp_path}", "train", "no tars in"),
+    (f"webdataset:{tmp_path}/x.tar", "train", "neither a folder nor a pattern"),
+    (f"webdataset:{tmp_path}/{{00..03}}.tar", "train", "4 of 4 tars are not there"),
+    ("mix:tfds:emoji", "train", "WEIGHT"),
+    ("mix:0*tfds:emoji", "train", "weights above 0"),
+    (f"folder:{tmp_path}/none", "test", "no subfolder 'test'"),
+    ("tfds:emoji", "traim", "did you mean 'train'"),
+    ("tfds:no_such_data_set", "train", "no_such_data_set"),
   ]:
     with pytest.raises(UserError, match=message):
       open_source(spec, split)

@@ -58,16 +58,21 @@ def test_captions_are_names_in_lower_case():
   assert captions["\U0001f469\u200d\U0001f680"] == "woman astronaut"
 
 
-@pytest.mark.parametrize("sequence,base", [
+@pytest.mark.parametrize(
+  "sequence,base",
+  [
     ("\U0001f469\U0001f3fe\u200d\U0001f680", "\U0001f9d1\u200d\U0001f680"),  # woman astronaut
     ("\U0001f3c3\U0001f3fb\u200d\u2640", "\U0001f3c3"),  # woman running
-])
+  ],
+)
 def test_base_concept_drops_tone_and_gender(sequence, base):
   assert emoji.base_concept(sequence) == base
 
 
 def test_groups_are_unicodes(records):
-  group = {r["sequence"]: list(emoji.GROUPS)[r["label"]] for r in records["train"] + records["concept"]}
+  group = {
+    r["sequence"]: list(emoji.GROUPS)[r["label"]] for r in records["train"] + records["concept"]
+  }
   assert group["\U0001f9c2"] == "food_drink"  # salt
   assert group["\U0001f606"] == "smileys_emotion"  # grinning squinting face
   assert group["\U0001f468\U0001f3ff\u200d\U0001f680"] == "people_body"  # man astronaut

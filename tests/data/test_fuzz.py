@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlx.data.transforms import preprocess
-from vlx.data.tokenizers import trained as tokenizers
 from vlx.data.records import BadRecord
+from vlx.data.tokenizers import trained as tokenizers
+from vlx.data.transforms import preprocess
 from vlx.data.transforms.images import MAX_PIXELS
 
 RECORDS = 10_000
@@ -22,11 +22,20 @@ def encoded(rng):
   alpha = Image.fromarray(rng.integers(0, 255, (24, 30, 4), np.uint8))
   deep = Image.fromarray(rng.integers(0, 65535, (24, 30)).astype(np.uint16))
   saved = [
-      (image, "png", {}), (image, "jpeg", {}), (image, "webp", {}), (image, "bmp", {}),
-      (image, "tiff", {"compression": "tiff_lzw"}), (alpha, "png", {}), (deep, "png", {}),
-      (image.convert("CMYK"), "jpeg", {}), (image.convert("P"), "png", {}), (image.convert("LA"), "png", {}),
-      (image.convert("P"), "gif", {"save_all": True, "append_images": [image.convert("P")]}),
-      (image.convert("1"), "png", {}), (image, "jpeg", {"progressive": True}), (image, "ico", {}),
+    (image, "png", {}),
+    (image, "jpeg", {}),
+    (image, "webp", {}),
+    (image, "bmp", {}),
+    (image, "tiff", {"compression": "tiff_lzw"}),
+    (alpha, "png", {}),
+    (deep, "png", {}),
+    (image.convert("CMYK"), "jpeg", {}),
+    (image.convert("P"), "png", {}),
+    (image.convert("LA"), "png", {}),
+    (image.convert("P"), "gif", {"save_all": True, "append_images": [image.convert("P")]}),
+    (image.convert("1"), "png", {}),
+    (image, "jpeg", {"progressive": True}),
+    (image, "ico", {}),
   ]
   for picture, kind, options in saved:
     out = io.BytesIO()
@@ -72,8 +81,8 @@ def test_a_damaged_record_is_an_example_or_a_bad_record():
   rng = np.random.default_rng(0)
   tokenizer = tokenizers.train(["an image of a word"], 600)
   ops = preprocess.parse(
-      'decode|random_resized_crop(16)|normalize|tokenize("caption", 12)|keep("image", "text", "text_mask")',
-      tokenizer,
+    'decode|random_resized_crop(16)|normalize|tokenize("caption", 12)|keep("image", "text", "text_mask")',
+    tokenizer,
   )
   pictures = list(encoded(rng))
   good = 0
@@ -103,19 +112,27 @@ def test_modes_of_images_are_what_they_show():
   def decoded(picture, kind="png", mode="RGB", **options):
     out = io.BytesIO()
     picture.save(out, kind, **options)
-    return preprocess.parse(f'decode("{mode}")').finish({"image": out.getvalue()}, None)["image"][0, 0]
+    return preprocess.parse(f'decode("{mode}")').finish({"image": out.getvalue()}, None)["image"][
+      0, 0
+    ]
 
   solid = lambda mode, color: Image.new(mode, (8, 8), color)
   np.testing.assert_array_equal(decoded(solid("L", 100)), [100] * 3)
-  np.testing.assert_array_equal(decoded(solid("LA", (0, 51))), [204] * 3)  # a fifth of black on white
+  np.testing.assert_array_equal(
+    decoded(solid("LA", (0, 51))), [204] * 3
+  )  # a fifth of black on white
   np.testing.assert_array_equal(decoded(solid("RGBA", (255, 0, 0, 0))), [255] * 3)
   np.testing.assert_array_equal(decoded(solid("RGBA", (9, 8, 7, 6)), mode="RGBA"), [9, 8, 7, 6])
   np.testing.assert_array_equal(decoded(solid("L", 7), mode="RGBA"), [7, 7, 7, 255])
-  np.testing.assert_array_equal(decoded(Image.fromarray(np.full((8, 8), 40_000, np.uint16))), [156] * 3)
+  np.testing.assert_array_equal(
+    decoded(Image.fromarray(np.full((8, 8), 40_000, np.uint16))), [156] * 3
+  )
   np.testing.assert_allclose(decoded(solid("CMYK", (0, 255, 255, 0)), "jpeg"), [255, 0, 0], atol=3)
   first, second = solid("P", 0), solid("P", 0)
   first.putpalette([10, 20, 30]), second.putpalette([200, 200, 200])
-  np.testing.assert_array_equal(decoded(first, "gif", save_all=True, append_images=[second]), [10, 20, 30])
+  np.testing.assert_array_equal(
+    decoded(first, "gif", save_all=True, append_images=[second]), [10, 20, 30]
+  )
 
 
 def test_a_text_of_100_kilobytes_is_its_beginning():

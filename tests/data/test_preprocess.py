@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlx.data.records import BadRecord
-from vlx.data.transforms import preprocess
-from vlx.data.tokenizers import trained as tokenizers
 from vlx.core.errors import UserError
+from vlx.data.records import BadRecord
+from vlx.data.tokenizers import trained as tokenizers
+from vlx.data.transforms import preprocess
 
 
 def encoded(array, mode, kind="png"):
@@ -52,7 +52,9 @@ def test_a_broken_image_is_a_bad_record(data):
 def test_background_is_blended_by_alpha():
   array = rgba()
   array[0, 0] = (0, 0, 0, 51)  # a fifth black on the color below
-  image = run('decode("RGBA")|background((10, 200, 100))', {"image": encoded(array, "RGBA")})["image"]
+  image = run('decode("RGBA")|background((10, 200, 100))', {"image": encoded(array, "RGBA")})[
+    "image"
+  ]
   np.testing.assert_array_equal(image[0, 0], [8, 160, 80])
   np.testing.assert_array_equal(image[7, 7], [10, 200, 100])
 
@@ -70,10 +72,16 @@ def test_resize_small_and_central_crop_keep_the_middle():
   assert image[5, 5, 0] == 255 and image[5, 0, 0] == 0 and image[5, 9, 0] == 0
 
 
-@pytest.mark.parametrize("op,shape", [
-    ("resize(6)", (6, 6)), ("resize(6, 9)", (6, 9)), ("random_crop(5)", (5, 5)),
-    ("random_resized_crop(7)", (7, 7)), ("flip_lr", (8, 8)),
-])
+@pytest.mark.parametrize(
+  "op,shape",
+  [
+    ("resize(6)", (6, 6)),
+    ("resize(6, 9)", (6, 9)),
+    ("random_crop(5)", (5, 5)),
+    ("random_resized_crop(7)", (7, 7)),
+    ("flip_lr", (8, 8)),
+  ],
+)
 def test_shapes_and_that_equal_randomness_gives_equal_images(op, shape):
   array = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
   before = array.copy()
@@ -122,20 +130,25 @@ def test_bars_and_commas_in_strings_are_text():
 
 def test_tokenize_keeps_start_and_end():
   tokenizer = tokenizers.train(["cat dog", "cat"], 600)
-  out = run('tokenize("caption", 4)|keep("text", "text_mask")', {"caption": "cat dog cat"}, 0, tokenizer)
+  out = run(
+    'tokenize("caption", 4)|keep("text", "text_mask")', {"caption": "cat dog cat"}, 0, tokenizer
+  )
   assert list(out) == ["text", "text_mask"]
   assert out["text"][0] == tokenizer.start_id and out["text"][3] == tokenizer.end_id
   assert out["text_mask"].all()
 
 
-@pytest.mark.parametrize("ops,message", [
+@pytest.mark.parametrize(
+  "ops,message",
+  [
     ("decod", "did you mean 'decode'"),
     ("decode|resize", "it takes resize"),
     ("decode|resize(3, 4, 5)", "too many positional"),
     ("decode|resize(3", "cannot read"),
     ("decode|resize(x)", "cannot read"),
     ("decode||resize(3)", "cannot read"),
-])
+  ],
+)
 def test_a_mistake_is_told(ops, message):
   with pytest.raises(UserError, match=message):
     preprocess.parse(ops)

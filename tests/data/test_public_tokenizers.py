@@ -1,4 +1,6 @@
-"""Tokenizers of public checkpoints against recorded ids of their own libraries; chat templates; bad files."""
+"""Tokenizers of public checkpoints against recorded ids of their own libraries; chat templates;
+bad files.
+"""
 
 import importlib.util
 import json
@@ -9,15 +11,15 @@ import numpy as np
 import pytest
 import tokenizers
 
-from vlx.data.tokenizers import public as public_tokenizers
 from vlx.core.errors import UserError
+from vlx.data.tokenizers import public as public_tokenizers
 
 PARITY = pathlib.Path(__file__).parents[1] / "parity"
 RECORDED = json.loads((PARITY / "tokenizer_model.json").read_text())
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "##s", "sat", ",", "cafe"]
 TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | trim }}{% endfor %}"
-    "{% if add_generation_prompt %}[assistant]{% endif %}"
+  "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | trim }}{% endfor %}"
+  "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 
 
@@ -32,7 +34,9 @@ def llama_like(tmp_path_factory):
 
 def gguf_of(pieces):
   text, score, kind = map(list, zip(*pieces))
-  names = dict(model="llama", tokens=text, scores=score, token_type=kind, bos_token_id=1, eos_token_id=2)
+  names = dict(
+    model="llama", tokens=text, scores=score, token_type=kind, bos_token_id=1, eos_token_id=2
+  )
   return {f"tokenizer.ggml.{name}": value for name, value in names.items()}
 
 
@@ -60,7 +64,9 @@ def test_word_pieces_of_bert(tmp_path):
 
 def test_fixed_lengths_keep_the_special_tokens(tmp_path):
   (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-  ids, mask = public_tokenizers.load(tmp_path).encode_batch(["the cat sat", "the the cat the sat the"], 6)
+  ids, mask = public_tokenizers.load(tmp_path).encode_batch(
+    ["the cat sat", "the the cat the sat the"], 6
+  )
   np.testing.assert_array_equal(ids, [[2, 4, 5, 7, 3, 0], [2, 4, 4, 5, 4, 3]])
   np.testing.assert_array_equal(mask, [[True] * 5 + [False], [True] * 6])
   assert ids.dtype == np.int32 and mask.dtype == bool
@@ -69,7 +75,9 @@ def test_fixed_lengths_keep_the_special_tokens(tmp_path):
 @pytest.fixture
 def saved(tmp_path):
   """A folder as `save_pretrained` writes it."""
-  words = {w: i for i, w in enumerate(["<s>", "</s>", "[", "]", "user", "assistant", "hi", "<stop>"])}
+  words = {
+    w: i for i, w in enumerate(["<s>", "</s>", "[", "]", "user", "assistant", "hi", "<stop>"])
+  }
   backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words))
   backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
   backend.add_special_tokens(["<s>", "</s>", "<stop>"])
@@ -91,13 +99,16 @@ def test_a_folder_of_hugging_face(saved):
   assert public_tokenizers.load(saved / "tokenizer.json").stop_ids == (1, 7)
 
 
-@pytest.mark.parametrize("template, told", [
+@pytest.mark.parametrize(
+  "template, told",
+  [
     ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
     ("{{ raise_exception('no system role') }}", "no system role"),
     ("{% for", "TemplateSyntaxError"),
     ("{{ messages.append(1) }}", "SecurityError"),
     ("{{ messages[0].nothing.more }}", "UndefinedError"),
-])
+  ],
+)
 def test_a_template_runs_in_a_sandbox(saved, template, told):
   (saved / "chat_template.jinja").write_text(template)
   with pytest.raises(UserError, match=told):
@@ -118,12 +129,19 @@ def test_where_there_is_none(tmp_path):
     public_tokenizers.load(tmp_path / "tokenizer.json")
 
 
-@pytest.mark.parametrize("name, content", [
-    ("tokenizer.json", b"{}"), ("tokenizer.json", b"\xff"), ("vocab.txt", b"a\nb\n"),
+@pytest.mark.parametrize(
+  "name, content",
+  [
+    ("tokenizer.json", b"{}"),
+    ("tokenizer.json", b"\xff"),
+    ("vocab.txt", b"a\nb\n"),
     ("vocab.txt", b"\xff\xfe"),
-    ("tokenizer.model", b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\x0f"), ("tokenizer.model", b"hello"),
-    ("tokenizer.model", b""), ("tokenizer.bin", b""),
-])
+    ("tokenizer.model", b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\x0f"),
+    ("tokenizer.model", b"hello"),
+    ("tokenizer.model", b""),
+    ("tokenizer.bin", b""),
+  ],
+)
 def test_damaged_files_are_told_in_one_line(tmp_path, name, content):
   (tmp_path / name).write_bytes(content)
   with pytest.raises(UserError, match=name) as told:
@@ -139,13 +157,21 @@ def test_a_model_cut_off_anywhere_is_told_or_read(llama_like, tmp_path):
       public_tokenizers.load(tmp_path)
 
 
-@pytest.mark.parametrize("changed, told", [
-    (dict(model="wordpiece"), "wordpiece"), (dict(scores=[0.0]), "damaged"), (dict(tokens=[1, 2]), "damaged"),
-    (dict(model="gpt2", pre="something"), "something"), (dict(bos_token_id=99), "damaged"),
-])
+@pytest.mark.parametrize(
+  "changed, told",
+  [
+    (dict(model="wordpiece"), "wordpiece"),
+    (dict(scores=[0.0]), "damaged"),
+    (dict(tokens=[1, 2]), "damaged"),
+    (dict(model="gpt2", pre="something"), "something"),
+    (dict(bos_token_id=99), "damaged"),
+  ],
+)
 def test_damaged_metadata_of_gguf_are_told(changed, told):
   metadata = gguf_of([("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), ("a", -1.0, 1)])
   metadata["tokenizer.ggml.merges"] = ["a a"]
   assert public_tokenizers.from_gguf(metadata).vocab_size == 4
   with pytest.raises(UserError, match=told):
-    public_tokenizers.from_gguf(metadata | {f"tokenizer.ggml.{name}": x for name, x in changed.items()})
+    public_tokenizers.from_gguf(
+      metadata | {f"tokenizer.ggml.{name}": x for name, x in changed.items()}
+    )

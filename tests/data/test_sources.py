@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlx.data.transforms import preprocess
+from vlx.core.errors import UserError
 from vlx.data.batches import Batches, Examples
 from vlx.data.sources import epoch_order, open_source
 from vlx.data.sources.mix import MixSource
-from vlx.core.errors import UserError
+from vlx.data.transforms import preprocess
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +35,9 @@ def write_coco(root, folder, year="2017", split="val"):
   for i, image in enumerate(images):
     (root / folder / image["file_name"]).write_bytes(jpeg(i))
   captions = [
-      {"image_id": 7, "id": 1, "caption": "a cat"}, {"image_id": 8, "id": 2, "caption": "a dog"},
-      {"image_id": 7, "id": 3, "caption": "the cat"},
+    {"image_id": 7, "id": 1, "caption": "a cat"},
+    {"image_id": 8, "id": 2, "caption": "a dog"},
+    {"image_id": 7, "id": 3, "caption": "the cat"},
   ]
   path = root / "annotations" / f"captions_{split}{year}.json"
   path.write_text(json.dumps({"images": images, "annotations": captions}))
@@ -68,7 +69,7 @@ def test_flickr8k_takes_the_lists_of_its_splits(tmp_path):
   for i, name in enumerate(names):
     (tmp_path / "Flicker8k_Dataset" / name).write_bytes(jpeg(i))
   (tmp_path / "Flickr8k.token.txt").write_text(
-      "".join(f"{name}#{k}\tcaption {k} of {name}\n" for name in names for k in range(5))
+    "".join(f"{name}#{k}\tcaption {k} of {name}\n" for name in names for k in range(5))
   )
   (tmp_path / "Flickr_8k.trainImages.txt").write_text("a.jpg\nc.jpg\n")
   (tmp_path / "Flickr_8k.devImages.txt").write_text("b.jpg\n")
@@ -88,22 +89,36 @@ def write_karpathy(root, name, folders, splits):
     (root / folder).mkdir(parents=True, exist_ok=True)
     filename = f"{i}.jpg"
     (root / folder / filename).write_bytes(jpeg(i))
-    images.append({
-        "filename": filename, "imgid": i, "split": split, "sentids": [2 * i, 2 * i + 1],
+    images.append(
+      {
+        "filename": filename,
+        "imgid": i,
+        "split": split,
+        "sentids": [2 * i, 2 * i + 1],
         "sentences": [
-            {"raw": f"Caption {k} of image {i}. ", "tokens": ["caption"], "imgid": i, "sentid": 2 * i + k}
-            for k in range(2)
+          {
+            "raw": f"Caption {k} of image {i}. ",
+            "tokens": ["caption"],
+            "imgid": i,
+            "sentid": 2 * i + k,
+          }
+          for k in range(2)
         ],
-    })
+      }
+    )
     if "coco" in name:
       images[-1] |= {"filepath": pathlib.PurePath(folder).name, "cocoid": 100 + i}
   (root / name).write_text(json.dumps({"images": images, "dataset": "x"}))
   return images
 
 
-@pytest.mark.parametrize("folders", [("train2014", "val2014"), ("images/train2014", "images/val2014")])
+@pytest.mark.parametrize(
+  "folders", [("train2014", "val2014"), ("images/train2014", "images/val2014")]
+)
 def test_karpathys_splits_of_coco(tmp_path, folders):
-  write_karpathy(tmp_path, "dataset_coco.json", folders, ["train", "val", "test", "restval", "val", "train"])
+  write_karpathy(
+    tmp_path, "dataset_coco.json", folders, ["train", "val", "test", "restval", "val", "train"]
+  )
   found = {}
   for split in ("train", "val", "test"):
     source = open_source(f"coco:{tmp_path}", split)
@@ -120,14 +135,19 @@ def test_karpathys_splits_of_coco(tmp_path, folders):
 
 def test_karpathys_images_may_lie_together(tmp_path):
   write_karpathy(tmp_path, "dataset_coco.json", ["images"], ["train", "val"])
-  text = (tmp_path / "dataset_coco.json").read_text().replace('"filepath": "images"', '"filepath": "val2014"')
+  text = (
+    (tmp_path / "dataset_coco.json")
+    .read_text()
+    .replace('"filepath": "images"', '"filepath": "val2014"')
+  )
   (tmp_path / "dataset_coco.json").write_text(text)
   assert open_source(f"coco:{tmp_path}", "val")[0]["image"] == jpeg(1)
 
 
-@pytest.mark.parametrize("name,folder", [
-    ("dataset_flickr8k.json", "Flicker8k_Dataset"), ("dataset_flickr30k.json", "flickr30k-images"),
-])
+@pytest.mark.parametrize(
+  "name,folder",
+  [("dataset_flickr8k.json", "Flicker8k_Dataset"), ("dataset_flickr30k.json", "flickr30k-images")],
+)
 def test_karpathys_splits_of_flickr(tmp_path, name, folder):
   write_karpathy(tmp_path, name, [folder], ["train", "test", "val", "train"])
   sizes = {}
@@ -142,11 +162,17 @@ def test_a_file_of_splits_that_is_none(tmp_path):
   images = write_karpathy(tmp_path, "dataset_coco.json", ["val2014"], ["train"])
   image = images[0]
   bad = [
-      "{", "[]", "{}", '{"images": 3}', '{"images": [3]}',
-      *(json.dumps({"images": [{k: v for k, v in image.items() if k != key}]})
-        for key in ("split", "filename", "sentences")),
-      json.dumps({"images": [{**image, "sentences": [{"tokens": ["a"]}]}]}),
-      json.dumps({"images": [{**image, "sentences": [{"raw": 3}]}]}),
+    "{",
+    "[]",
+    "{}",
+    '{"images": 3}',
+    '{"images": [3]}',
+    *(
+      json.dumps({"images": [{k: v for k, v in image.items() if k != key}]})
+      for key in ("split", "filename", "sentences")
+    ),
+    json.dumps({"images": [{**image, "sentences": [{"tokens": ["a"]}]}]}),
+    json.dumps({"images": [{**image, "sentences": [{"raw": 3}]}]}),
   ]
   for content in bad:
     (tmp_path / "dataset_coco.json").write_text(content)
@@ -176,14 +202,22 @@ def sample(i, **more):
 def test_webdataset_reads_samples_where_they_lie(tmp_path):
   (tmp_path / "train").mkdir()
   write_tar(tmp_path / "train" / "00000.tar", {f"{i:04d}": sample(i) for i in range(3)})
-  write_tar(tmp_path / "train" / "00001.tar", {
+  write_tar(
+    tmp_path / "train" / "00001.tar",
+    {
       "sub/0003": {"json": b'{"caption": "of the json", "url": "x"}', "jpg": jpeg(3)},
       "0004": {"jpg": jpeg(4)},  # no text
       "a.name/0005": sample(5, json=b'{"url": "y"}'),
-  })
+    },
+  )
   source = open_source(f"webdataset:{tmp_path}", "train")
   assert [source[i]["caption"] for i in range(len(source))] == [
-      "caption 0", "caption 1", "caption 2", "of the json", "caption 5"]
+    "caption 0",
+    "caption 1",
+    "caption 2",
+    "of the json",
+    "caption 5",
+  ]
   assert source[3]["image"] == jpeg(3) and source[4]["url"] == "y"
   # From the kept index, and pickled for a worker process.
   for again in (open_source(f"webdataset:{tmp_path}", "train"), pickle.loads(pickle.dumps(source))):
@@ -215,7 +249,9 @@ def write_folder(root, count, word):
   for i in range(count):
     (root / f"{i}.jpg").write_bytes(jpeg(i))
   (root / "metadata.jsonl").write_text(
-      "".join(json.dumps({"file_name": f"{i}.jpg", "caption": f"{word} {i}"}) + "\n" for i in range(count))
+    "".join(
+      json.dumps({"file_name": f"{i}.jpg", "caption": f"{word} {i}"}) + "\n" for i in range(count)
+    )
   )
 
 
@@ -250,8 +286,13 @@ def test_many_captions_are_chosen_from_at_random(tmp_path):
 def test_damaged_lines_of_metadata_are_bad_records(tmp_path, caplog):
   write_folder(tmp_path / "a", 40, "a")
   lines = (tmp_path / "a" / "metadata.jsonl").read_bytes().splitlines()
-  lines[5:10] = [b'{"file_name": "x', b'{"file_name": "\xff.jpg", "caption": "x"}', b"[]", b"",
-                 b'{"file_name": "1.jpg", "caption": ""}']
+  lines[5:10] = [
+    b'{"file_name": "x',
+    b'{"file_name": "\xff.jpg", "caption": "x"}',
+    b"[]",
+    b"",
+    b'{"file_name": "1.jpg", "caption": ""}',
+  ]
   (tmp_path / "a" / "metadata.jsonl").write_bytes(b"\n".join(lines))
   source = open_source(f"folder:{tmp_path}/a", "train")
   ops = preprocess.parse('decode|keep("image", "caption")')
@@ -262,7 +303,10 @@ def test_damaged_lines_of_metadata_are_bad_records(tmp_path, caplog):
 
 
 def test_a_record_without_a_field_that_others_have_is_told(tmp_path):
-  rows = [{"file_name": f"{i}.png", "caption": "a thing", **({"label": "a"} if i else {})} for i in range(2)]
+  rows = [
+    {"file_name": f"{i}.png", "caption": "a thing", **({"label": "a"} if i else {})}
+    for i in range(2)
+  ]
   for row in rows:
     Image.new("RGB", (4, 4)).save(tmp_path / row["file_name"])
   (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -62,13 +62,20 @@ class AllAtOnce(TakingTurns):
   """The same, of a batch that has both."""
 
   def inputs(self):
-    return {"plain": {"number": SHAPE((), jnp.float32)}, "squared": {"number": SHAPE((), jnp.float32)}}
+    return {
+      "plain": {"number": SHAPE((), jnp.float32)},
+      "squared": {"number": SHAPE((), jnp.float32)},
+    }
 
   def loss(self, variables, batch, rng, *, step, train, frozen):
-    means, plain, squared = variables["params"]["means"], batch["plain"]["number"], batch["squared"]["number"]
+    means, plain, squared = (
+      variables["params"]["means"],
+      batch["plain"]["number"],
+      batch["squared"]["number"],
+    )
     terms = {
-        "plain": Term(jnp.sum((plain - means[0]) ** 2), len(plain)),
-        "squared": Term(jnp.sum((squared**2 - means[1]) ** 2), len(squared), 2.0),
+      "plain": Term(jnp.sum((plain - means[0]) ** 2), len(plain)),
+      "squared": Term(jnp.sum((squared**2 - means[1]) ** 2), len(squared), 2.0),
     }
     return terms, Aux({}, {})
 
@@ -79,8 +86,8 @@ def config(system, mixture, **streams):
   found.steps, found.log_every = 12, 1
   found.data.update(dict(batch_size=8, preprocess='keep("number")', mixture=mixture))
   found.data.streams = {
-      "plain": dict(source=f"{__name__}.Numbers:0", **streams.get("plain", {})),
-      "squared": dict(source=f"{__name__}.Numbers:5", **streams.get("squared", {})),
+    "plain": dict(source=f"{__name__}.Numbers:0", **streams.get("plain", {})),
+    "squared": dict(source=f"{__name__}.Numbers:5", **streams.get("squared", {})),
   }
   found.optim.update(dict(lr=0.05, schedule="constant", rules=(), clip_norm=0.0))
   return found
@@ -95,7 +102,9 @@ def trained(config, folder):
 @pytest.mark.parametrize("start", (0, 37))
 def test_shares_hold_in_every_stretch(tmp_path, start):
   run = Run(config(TakingTurns, "by_step", plain={"weight": 3.0}), tmp_path)
-  tasks = collections.Counter(int(run.batches[step]["task"][0]) for step in range(start, start + 40))
+  tasks = collections.Counter(
+    int(run.batches[step]["task"][0]) for step in range(start, start + 40)
+  )
   assert tasks == {0: 30, 1: 10}
 
 
@@ -117,7 +126,9 @@ def test_a_batch_is_a_function_of_the_step_and_each_stream_has_epochs_of_its_own
 
 def test_a_run_takes_turns(tmp_path):
   run, lines = trained(config(TakingTurns, "by_step"), tmp_path)
-  assert [line["train/task"] for line in lines] == [int(run.batches[s]["task"][0]) for s in range(12)]
+  assert [line["train/task"] for line in lines] == [
+    int(run.batches[s]["task"][0]) for s in range(12)
+  ]
   assert "Numbers:0 (train) and" in (tmp_path / "report.html").read_text()
 
 
@@ -133,11 +144,14 @@ def test_a_batch_of_each_gives_the_loss_of_both(tmp_path, accumulate):
   assert run.streams.batch_size == 48
 
 
-@pytest.mark.parametrize("changes, message", (
+@pytest.mark.parametrize(
+  "changes, message",
+  (
     ({"plain": {"wait": 1.0}}, "data.streams.plain has no 'wait', did you mean 'weight'"),
     ({"plain": {"weight": 0.0}}, "data.streams.plain.weight is 0.0, not above 0"),
     ({"plain": {"batch_size": 16}}, "have one batch_size"),
-))
+  ),
+)
 def test_a_mistake_is_told(changes, message):
   with pytest.raises(UserError, match=message):
     Streams.of(config(TakingTurns, "by_step", **changes).data)

@@ -25,7 +25,9 @@ def said(tokenizer, example, where="text_mask"):
 
 
 def test_a_pair_has_its_segments_and_loses_of_the_longer_text(words):
-  example = run('tokenize_pair("a", "b", 8)', {"a": "why", "b": "a red cat and a blue dog"}, tokenizer=words)
+  example = run(
+    'tokenize_pair("a", "b", 8)', {"a": "why", "b": "a red cat and a blue dog"}, tokenizer=words
+  )
   assert said(words, example) == "why a red cat and"
   first = example["text_mask"] & (example["segments"] == 0)
   assert said(words, {"text": example["text"], "m": first}, "m") == "why"
@@ -44,7 +46,12 @@ def test_of_a_question_and_its_answer_the_answer_is_learned(words):
 
 
 def test_of_a_conversation_the_assistants_turns_are_learned(words):
-  turns = [("human", "<image>\nwhat is this"), ("gpt", "a cat"), ("human", "why"), ("gpt", "because it sits")]
+  turns = [
+    ("human", "<image>\nwhat is this"),
+    ("gpt", "a cat"),
+    ("human", "why"),
+    ("gpt", "because it sits"),
+  ]
   record = {"conversations": [{"from": who, "value": text} for who, text in turns]}
   example = run("conversation(24)", record, tokenizer=words)
   assert said(words, example) == "what is this a cat why because it sits"
@@ -53,9 +60,15 @@ def test_of_a_conversation_the_assistants_turns_are_learned(words):
   assert (example["text"][example["text_mask"]] == words.start_id).sum() == 1
 
 
-@pytest.mark.parametrize("turns", [
-    "no list", [{"from": "human"}], [{"from": "nobody", "value": "x"}], [{"from": "human", "value": "alone"}],
-])
+@pytest.mark.parametrize(
+  "turns",
+  [
+    "no list",
+    [{"from": "human"}],
+    [{"from": "nobody", "value": "x"}],
+    [{"from": "human", "value": "alone"}],
+  ],
+)
 def test_what_is_no_conversation_is_a_bad_record(words, turns):
   with pytest.raises(BadRecord):
     run("conversation(8)", {"conversations": turns}, tokenizer=words)
@@ -71,14 +84,19 @@ def test_three_people_make_an_answer_right():
 def test_regions_are_filled_up_or_cut():
   record = {"boxes": np.ones((3, 4)), "box_labels": [4, 5, 6]}
   example = run('regions(5, ("boxes", "box_labels"))', record)
-  assert example["boxes"].shape == (5, 4) and example["region_mask"].tolist() == [True] * 3 + [False] * 2
+  assert (
+    example["boxes"].shape == (5, 4) and example["region_mask"].tolist() == [True] * 3 + [False] * 2
+  )
   assert example["box_labels"].tolist() == [4, 5, 6, 0, 0]
   assert run('regions(2, ("boxes",))', record)["region_mask"].all()
 
 
 def test_lines_of_a_file_and_of_a_folder(tmp_path):
   (tmp_path / "all.txt").write_text("\n".join(f"line {i}" for i in range(200)) + "\n\n")
-  parts = [list(open_source(f"text:{tmp_path / 'all.txt'}", split).texts(("text",))) for split in ("train", "val")]
+  parts = [
+    list(open_source(f"text:{tmp_path / 'all.txt'}", split).texts(("text",)))
+    for split in ("train", "val")
+  ]
   assert sorted(parts[0] + parts[1]) == sorted(f"line {i}" for i in range(200))
   assert 5 < len(parts[1]) < 40
   (tmp_path / "val.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
@@ -90,7 +108,9 @@ def test_lines_of_a_file_and_of_a_folder(tmp_path):
 def test_llavas_and_alpacas_json(tmp_path):
   turns = [{"from": "human", "value": "<image>\nwhat"}, {"from": "gpt", "value": "a cat"}]
   alpaca = {"instruction": "Add.", "input": "1 + 1", "output": "2"}
-  (tmp_path / "train.json").write_text(json.dumps([{"image": "cat.png", "conversations": turns}, alpaca]))
+  (tmp_path / "train.json").write_text(
+    json.dumps([{"image": "cat.png", "conversations": turns}, alpaca])
+  )
   (tmp_path / "cat.png").write_bytes(b"bytes")
   first, second = open_source(f"conversations:{tmp_path}", "train")
   assert first["image"] == b"bytes" and first["conversations"] == turns

@@ -1,4 +1,6 @@
-"""BPE: nothing is lost, CLIP's published vocabulary gives CLIP's published ids. Words: what is kept."""
+"""BPE: nothing is lost, CLIP's published vocabulary gives CLIP's published ids. Words: what is
+kept.
+"""
 
 import importlib.util
 import json
@@ -8,12 +10,13 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vlx.core import config as configs
+from vlx.core.errors import UserError
 from vlx.data.tokenizers import load
 from vlx.data.tokenizers import trained as tokenizers
-from vlx.core.errors import UserError
 from vlx.train.run import Run
 
 
@@ -23,7 +26,11 @@ def trained():
 
 
 @settings(max_examples=200, deadline=None)
-@given(text=st.text(alphabet=st.characters(codec="utf-8", exclude_categories=("C", "Z", "M")), max_size=12))
+@given(
+  text=st.text(
+    alphabet=st.characters(codec="utf-8", exclude_categories=("C", "Z", "M")), max_size=12
+  )
+)
 def test_any_text_comes_back(trained, text):
   """Up to case, white space and mending, whatever the training captions were."""
   ids, mask = trained.encode(text, 80)
@@ -68,16 +75,54 @@ def clip():
 
 # Recorded from open_clip 3.3.0's SimpleTokenizer.
 CLIP_IDS = {
-    "a photo of a cat.": [49406, 320, 1125, 539, 320, 2368, 269, 49407],
-    "It's  2,345 DOGS &amp; cats!": [
-        49406, 585, 568, 273, 267, 274, 275, 276, 3255, 261, 3989, 256, 49407],
-    "déjà-vu — “quoted” ﬁn": [
-        49406, 25466, 73, 21259, 268, 13230, 2005, 257, 27706, 257, 10663, 49407],
-    "日本 emoji 😀 end": [49406, 39121, 19277, 361, 16327, 7334, 806, 49407],
-    "don't you'll we've": [49406, 847, 713, 592, 1342, 649, 1200, 49407],
-    "under_score #tag @you 3.14": [
-        49406, 1798, 318, 4431, 258, 3640, 287, 592, 274, 269, 272, 275, 49407],
-    "ẞ Straße": [49406, 127, 509, 1894, 127, 253, 324, 49407],
+  "a photo of a cat.": [49406, 320, 1125, 539, 320, 2368, 269, 49407],
+  "It's  2,345 DOGS &amp; cats!": [
+    49406,
+    585,
+    568,
+    273,
+    267,
+    274,
+    275,
+    276,
+    3255,
+    261,
+    3989,
+    256,
+    49407,
+  ],
+  "déjà-vu — “quoted” ﬁn": [
+    49406,
+    25466,
+    73,
+    21259,
+    268,
+    13230,
+    2005,
+    257,
+    27706,
+    257,
+    10663,
+    49407,
+  ],
+  "日本 emoji 😀 end": [49406, 39121, 19277, 361, 16327, 7334, 806, 49407],
+  "don't you'll we've": [49406, 847, 713, 592, 1342, 649, 1200, 49407],
+  "under_score #tag @you 3.14": [
+    49406,
+    1798,
+    318,
+    4431,
+    258,
+    3640,
+    287,
+    592,
+    274,
+    269,
+    272,
+    275,
+    49407,
+  ],
+  "ẞ Straße": [49406, 127, 509, 1894, 127, 253, 324, 49407],
 }
 
 
@@ -91,7 +136,9 @@ def test_clip_ids(clip, text):
   assert ids[mask].tolist() == CLIP_IDS[text]
 
 
-@pytest.mark.parametrize("files", ["vocab.json and merges.txt", "tokenizer.json", "tokenizer.json of pairs"])
+@pytest.mark.parametrize(
+  "files", ["vocab.json and merges.txt", "tokenizer.json", "tokenizer.json of pairs"]
+)
 def test_clip_ids_from_a_folder(clip, files, tmp_path):
   clip.save(tmp_path / "tokenizer.json")
   saved = json.loads((tmp_path / "tokenizer.json").read_text())
@@ -111,14 +158,19 @@ def test_clip_ids_from_a_folder(clip, files, tmp_path):
     assert ids[mask].tolist() == expected
 
 
-@pytest.mark.parametrize("content, message", [
+@pytest.mark.parametrize(
+  "content, message",
+  [
     ("{}", "cannot be read: KeyError"),
     ('{"model": {"vocab": {"a": 0}, "merges": []}}', "no <|startoftext|>"),
     ('{"model": {"vocab": {"a": 0}, "merges": ["a b c"]}}', "merges of two"),
-    ('{"model": {"vocab": {"<|startoftext|>": 0, "<|endoftext|>": 1}, "merges": ["a b"]}}',
-     "not of one tokenizer"),
+    (
+      '{"model": {"vocab": {"<|startoftext|>": 0, "<|endoftext|>": 1}, "merges": ["a b"]}}',
+      "not of one tokenizer",
+    ),
     (None, "neither vocab.json"),
-])
+  ],
+)
 def test_a_folder_with_another_tokenizer_is_told(content, message, tmp_path):
   if content is not None:
     (tmp_path / "tokenizer.json").write_text(content)
@@ -135,7 +187,9 @@ def test_not_clips_vocabulary(tmp_path):
 
 @pytest.fixture(scope="module")
 def words():
-  return tokenizers.words(["A man's hat.", "a hat, a RED hat!", "a red dog"], vocab_size=100, min_count=2)
+  return tokenizers.words(
+    ["A man's hat.", "a hat, a RED hat!", "a red dog"], vocab_size=100, min_count=2
+  )
 
 
 def test_words_seen_often_enough_are_kept_frequent_ones_first(words):
@@ -167,24 +221,29 @@ def test_a_config_chooses_words(tmp_path):
   with config.unlocked():
     config.tokenizer = dict(kind="words", min_count=5, vocab_size=200, fields=("caption",))
   learned = Run(config, tmp_path).tokenizer
-  assert learned.decode(learned.encode("A cat and two dogs on the left of a platypus.", 20)[0]).split()[-3:] == [
-      "of", "a", "<unk>"]
+  assert learned.decode(
+    learned.encode("A cat and two dogs on the left of a platypus.", 20)[0]
+  ).split()[-3:] == ["of", "a", "<unk>"]
   config.data.source = "scenes:1"  # nothing could be learned of that
   again = Run(config, tmp_path).tokenizer
   assert isinstance(again, tokenizers.WordTokenizer) and again.vocab_size == learned.vocab_size > 50
   config.tokenizer.kind = "wrods"
   with pytest.raises(UserError, match="no tokenizer.kind 'wrods': did you mean 'words'"):
-    Run(config, tmp_path / "other").tokenizer
+    _ = Run(config, tmp_path / "other").tokenizer
 
 
 def test_without_dropout_merging_is_the_same_and_with_it_texts_come_back_in_more_pieces(trained):
   text = "A woman with a red hat, zebra"
   plain, mask = trained.encode(text, 40)
-  np.testing.assert_array_equal(trained._dropped(text, 0.0, np.random.default_rng(0)), plain[mask][1:-1])
+  np.testing.assert_array_equal(
+    trained._dropped(text, 0.0, np.random.default_rng(0)), plain[mask][1:-1]
+  )
   counts = set()
   for seed in range(20):
     ids, mask = trained.encode(text, 40, dropout=0.3, rng=np.random.default_rng(seed))
-    np.testing.assert_array_equal(trained.encode(text, 40, dropout=0.3, rng=np.random.default_rng(seed))[0], ids)
+    np.testing.assert_array_equal(
+      trained.encode(text, 40, dropout=0.3, rng=np.random.default_rng(seed))[0], ids
+    )
     assert trained.decode(ids) == trained.decode(plain)
     counts.add(mask.sum())
   assert len(counts) > 3

@@ -1,4 +1,6 @@
-"""Caption metrics: COCO's values on a recorded set, known values, and the evaluator over a whole split."""
+"""Caption metrics: COCO's values on a recorded set, known values, and the evaluator over a whole
+split.
+"""
 
 import dataclasses
 import json
@@ -11,12 +13,12 @@ import pytest
 
 from tests import contract
 from vlx.core import partition
+from vlx.core.errors import UserError
 from vlx.data.sources import open_source
 from vlx.data.tokenizers import trained as tokenizers
-from vlx.core.errors import UserError
-from vlx.evaluate.tasks import captions
-from vlx.evaluate.metrics import captions as metrics
 from vlx.evaluate.data import Data
+from vlx.evaluate.metrics import captions as metrics
+from vlx.evaluate.tasks import captions
 from vlx.model import Model
 
 RECORD = pathlib.Path(__file__).parents[1] / "parity" / "captions.json"
@@ -35,7 +37,9 @@ def test_values_are_cocos(record):
   said, true, values = record["said"], record["true"], record["values"]
   np.testing.assert_allclose(metrics.bleu(said, true), values["bleu"], rtol=0, atol=1e-6)
   short = [tokens[:5] for tokens in said]
-  np.testing.assert_allclose(metrics.bleu(short, true), values["bleu_of_five_words"], rtol=0, atol=1e-6)
+  np.testing.assert_allclose(
+    metrics.bleu(short, true), values["bleu_of_five_words"], rtol=0, atol=1e-6
+  )
   assert metrics.rouge_l(said, true) == pytest.approx(values["rouge_l"], abs=1e-6)
   assert metrics.CiderD(true)(said, true) == pytest.approx(values["cider_d"], abs=1e-6)
 
@@ -61,7 +65,9 @@ def test_words_are_ptbs_where_there_is_no_apostrophe(record):
 def test_java_parts(record):
   assert metrics.tokenize(record["candidates"], "ptb") == record["said"]
   assert metrics.tokenize(["", "a\u2028cat .", ""], "ptb") == [[], ["a", "cat"], []]
-  assert metrics.meteor(record["said"], record["true"]) == pytest.approx(record["values"]["meteor"], abs=1e-6)
+  assert metrics.meteor(record["said"], record["true"]) == pytest.approx(
+    record["values"]["meteor"], abs=1e-6
+  )
 
 
 def test_without_java(monkeypatch, record):
@@ -82,14 +88,21 @@ def test_known_values():
   # Five of six words: precision 1, brevity exp(1 - 6/5).
   assert metrics.bleu([cat[:5]], [[cat]])[0] == pytest.approx(np.exp(-0.2), abs=1e-6)
   # "a" is twice in the reference, so the third and fourth are not counted.
-  assert metrics.bleu([["a"] * 4], [[cat[:4] + ["a"]]])[0] == pytest.approx(0.5 * np.exp(-0.25), abs=1e-6)
+  assert metrics.bleu([["a"] * 4], [[cat[:4] + ["a"]]])[0] == pytest.approx(
+    0.5 * np.exp(-0.25), abs=1e-6
+  )
   assert metrics.rouge_l(["a mat on cat sits".split()], [[cat]]) == pytest.approx(
-      2.44 * (3 / 5) * (3 / 6) / (3 / 6 + 1.44 * 3 / 5))  # "a cat sits"
+    2.44 * (3 / 5) * (3 / 6) / (3 / 6 + 1.44 * 3 / 5)
+  )  # "a cat sits"
 
 
 def test_nearest_neighbour_takes_the_captions_of_the_most_alike():
   bank = np.array([[1.0, 0], [0, 1], [0.1, 1]])
-  texts = [("a cat", "one cat"), ("a red bus", "a bus", "a red bus here"), ("a red bus", "red things")]
+  texts = [
+    ("a cat", "one cat"),
+    ("a red bus", "a bus", "a red bus here"),
+    ("a red bus", "red things"),
+  ]
   one = captions.nearest_neighbour(np.array([[9.0, 0.1], [0, 0.1]]), bank, texts)
   assert one[0] == "a cat"  # no caption is more like the other: the first
   assert one[1] == "a red bus"
@@ -112,7 +125,9 @@ def test_nearest_neighbour_of_a_whole_split(monkeypatch):
   monkeypatch.setattr(metrics, "has_java_parts", lambda: False)
   evaluator = captions.NearestNeighbour(splits=("train", "val"), tokenizer="words", batch_size=8)
   model = Model(Brightness(), {}, None, "decode|normalize", MESH)
-  measures = contract.measures(evaluator, model, Data("scenes:12?size=32&held_out=12", None, "decode|normalize"))
+  measures = contract.measures(
+    evaluator, model, Data("scenes:12?size=32&held_out=12", None, "decode|normalize")
+  )
   assert measures["train/equal"] == measures["train/objects_right"] == 100
   assert measures["train/bleu4"] == pytest.approx(100)
   assert measures["val/equal"] < 50
@@ -120,7 +135,9 @@ def test_nearest_neighbour_of_a_whole_split(monkeypatch):
 
 @dataclasses.dataclass(frozen=True)
 class Teller:
-  """A system that says first what the brightness of the image's first pixel tells it, then nonsense."""
+  """A system that says first what the brightness of the image's first pixel tells it, then
+  nonsense.
+  """
 
   texts: tuple[tuple[int, ...], ...]
   start_id: int = 0
@@ -142,7 +159,9 @@ def only_index():
 
 @pytest.mark.parametrize("batch_size", [8, 32])
 def test_over_a_split_of_scenes_with_padding_and_devices(monkeypatch, batch_size):
-  """The captions come to their own records; a true caption of each is all right in every measure."""
+  """The captions come to their own records; a true caption of each is all right in every
+  measure.
+  """
   monkeypatch.setattr(metrics, "has_java_parts", lambda: False)
   spec = "scenes:8?size=32&held_out=21"
   source = open_source(spec, "combo")
@@ -151,15 +170,35 @@ def test_over_a_split_of_scenes_with_padding_and_devices(monkeypatch, batch_size
   system = Teller(tuple(map(tuple, words.encode_batch(texts, 40)[0][:, 1:].tolist())))
   transform = "tests.evaluate.test_captions.only_index|normalize((0, 0, 0), (1, 1, 1))"
   evaluator = captions.Captions(
-      splits=("combo",), tokenizer="words", beam_size=2, max_length=38, length_penalty=0.5, batch_size=batch_size
+    splits=("combo",),
+    tokenizer="words",
+    beam_size=2,
+    max_length=38,
+    length_penalty=0.5,
+    batch_size=batch_size,
   )
   data = Data(spec, words, transform)
   with jax.set_mesh(MESH):
     right, figures = evaluator(Model(system, 0, words, transform, MESH), data)
-    wrong, _ = evaluator(Model(system, 1, words, transform, MESH), data)  # each record gets the next one's caption
+    wrong, _ = evaluator(
+      Model(system, 1, words, transform, MESH), data
+    )  # each record gets the next one's caption
   assert {k.removeprefix("combo/") for k in right} == {
-      "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d", "equal", "objects_right", "invented",
-      "attributes_right", "colors_right", "counts_right", "relations_right", "exact"}
+    "bleu1",
+    "bleu2",
+    "bleu3",
+    "bleu4",
+    "rouge_l",
+    "cider_d",
+    "equal",
+    "objects_right",
+    "invented",
+    "attributes_right",
+    "colors_right",
+    "counts_right",
+    "relations_right",
+    "exact",
+  }
   for name in ("bleu1", "bleu4", "rouge_l", "equal", "objects_right", "attributes_right", "exact"):
     assert right[f"combo/{name}"] == pytest.approx(100), name
     assert wrong[f"combo/{name}"] < 70, name

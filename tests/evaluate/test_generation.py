@@ -72,13 +72,17 @@ def test_cosines_are_of_each_image_with_its_caption(clip, dalle):
 
 def test_a_sampled_image_is_scored_as_it_is():
   image = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
-  np.testing.assert_array_equal(Image.open(io.BytesIO(to_png(image / np.float32(127.5) - 1))), image)
+  np.testing.assert_array_equal(
+    Image.open(io.BytesIO(to_png(image / np.float32(127.5) - 1))), image
+  )
   np.testing.assert_array_equal(Image.open(io.BytesIO(to_png(image))), image)
 
 
 @dataclasses.dataclass(frozen=True)
 class Copyist:
-  """A system that vlx does not know: samples the images that are its variables, in order, brighter where asked."""
+  """A system that vlx does not know: samples the images that are its variables, in order,
+  brighter where asked.
+  """
 
   @dataclasses.dataclass(frozen=True)
   class Sampler:
@@ -114,15 +118,20 @@ def seen_as_sampled(clip):
 
 def test_samples_that_are_the_real_images_measure_as_these(clip, copyist, monkeypatch):
   model, data, _ = copyist
-  monkeypatch.setattr(reference_models, "open_scorers", lambda *_: Scorers(seen_as_sampled(clip), {}))
-  evaluator = generation.Generation(("combo",), samples=SAMPLES, rows=2, clip="any", nearest_in="combo")
+  monkeypatch.setattr(
+    reference_models, "open_scorers", lambda *_: Scorers(seen_as_sampled(clip), {})
+  )
+  evaluator = generation.Generation(
+    ("combo",), samples=SAMPLES, rows=2, clip="any", nearest_in="combo"
+  )
   with jax.set_mesh(MESH):
     found, figures = evaluator(model, data)
   score = lambda name: found[f"combo/{name}/clip_score"]
   for name in ("samples", "reconstructed", "nearest"):
     np.testing.assert_allclose(score(name), score("real"), rtol=1e-4)
   assert abs(score("shuffled") - score("real")) > 1e-3
-  # A copy's nearest is the copied; a real image of the split that is searched is not its own nearest.
+  # A copy's nearest is the copied; a real image of the split that is searched is not its own
+  # nearest.
   np.testing.assert_allclose(found["combo/samples/nearest_cosine"], 1, rtol=1e-5)
   assert found["combo/real/nearest_cosine"] < 1 - 1e-4
   assert set(figures) == {"generation_combo", "nearest_combo"}
@@ -155,8 +164,9 @@ def test_best_of_n_is_the_mean_over_all_choices():
   ranking, values = rng.normal(size=(2, 3, 6))
   for n in range(1, 7):
     chosen = [
-        values[i, max(choice, key=lambda j: ranking[i, j])]
-        for i in range(3) for choice in itertools.combinations(range(6), n)
+      values[i, max(choice, key=lambda j: ranking[i, j])]
+      for i in range(3)
+      for choice in itertools.combinations(range(6), n)
     ]
     np.testing.assert_allclose(reranking.best_of(ranking, values, n), np.mean(chosen))
   np.testing.assert_allclose(reranking.best_of(ranking, values, 1), values.mean())
@@ -169,26 +179,35 @@ def test_the_curve_begins_at_the_plain_mean(clip, copyist, monkeypatch):
   model, data, images = copyist
   monkeypatch.setattr(reference_models, "open_clip", lambda *_: clip)
   monkeypatch.setattr(reference_models, "open_scorers", lambda *_: Scorers(clip, {}))
-  noisy = np.clip(images[:, None] + np.random.default_rng(0).normal(0, 0.5, (1, 4, 16, 16, 3)), -1, 1)
+  noisy = np.clip(
+    images[:, None] + np.random.default_rng(0).normal(0, 0.5, (1, 4, 16, 16, 3)), -1, 1
+  )
   monkeypatch.setattr(reranking, "sample_prompts", lambda *_: noisy.astype(np.float32))
   evaluator = reranking.Reranking(("combo",), "a", "b", prompts=8, samples=4, rows=2)
   with jax.set_mesh(MESH):
     found, figures = evaluator(model, data)
   assert found.keys() == {
-      f"combo/best_of_{n}/{name}" for n in (1, 2, 4) for name in ("rank_cosine", "clip_score")
+    f"combo/best_of_{n}/{name}" for n in (1, 2, 4) for name in ("rank_cosine", "clip_score")
   }
   records = generation.prompts_of(model, data, "combo", 8).records
   cosines = clip.cosines(generation.with_images(records, noisy))
   np.testing.assert_allclose(found["combo/best_of_1/rank_cosine"], cosines.mean(), rtol=1e-5)
   best = cosines.reshape(8, 4).max(axis=1)
-  np.testing.assert_allclose(found["combo/best_of_4/clip_score"], 2.5 * np.maximum(best, 0).mean(), rtol=1e-5)
+  np.testing.assert_allclose(
+    found["combo/best_of_4/clip_score"], 2.5 * np.maximum(best, 0).mean(), rtol=1e-5
+  )
   assert set(figures) == {"reranking", "best_combo"}
 
 
 def test_which_way_a_measure_is_better():
-  evaluators = {"fidelity": fidelity.Fidelity(("combo",), "any"), "generation": generation.Generation(("combo",))}
+  evaluators = {
+    "fidelity": fidelity.Fidelity(("combo",), "any"),
+    "generation": generation.Generation(("combo",)),
+  }
   direction = lambda key: runner.direction(evaluators, key)
-  assert direction("fidelity/combo/samples/fid") == direction("fidelity/combo/samples/kid") == "lower"
+  assert (
+    direction("fidelity/combo/samples/fid") == direction("fidelity/combo/samples/kid") == "lower"
+  )
   assert direction("fidelity/combo/samples/recall") == "higher"
   assert direction("generation/combo/samples/tones_accuracy") == "higher"
   assert direction("generation/combo/samples/nobody_knows") is direction("other/combo/x") is None
@@ -196,8 +215,16 @@ def test_which_way_a_measure_is_better():
 
 def test_skin_tones():
   light, dark, person = "\U0001f3fb", "\U0001f3ff", "\U0001f9d1"
-  label = lambda sequence: preprocess.parse("skin_tone").finish({"sequence": sequence}, None)["label"]
-  sequences = (person, person + light, person + dark, 2 * (person + dark), person + light + person + dark)
+  label = lambda sequence: preprocess.parse("skin_tone").finish({"sequence": sequence}, None)[
+    "label"
+  ]
+  sequences = (
+    person,
+    person + light,
+    person + dark,
+    2 * (person + dark),
+    person + light + person + dark,
+  )
   assert [label(s) for s in sequences] == [0, 1, 5, 5, 6]
 
 
@@ -211,14 +238,24 @@ def test_what_is_no_reference_model_is_told(tmp_path):
 
 def test_what_an_evaluator_asks_for_is_checked_before_anything_runs(dalle, tmp_path):
   config = dalle.config.copy_and_resolve_references().unlock()
-  section = lambda **fields: {"x": {"type": "vlx.evaluate.tasks.generation.Generation", "splits": ("combo",), **fields}}
+  section = lambda **fields: {
+    "x": {"type": "vlx.evaluate.tasks.generation.Generation", "splits": ("combo",), **fields}
+  }
   for change, message in (
-      ({"x": {"type": "vlx.evaluate.tasks.retrieval.Retrieval", "splits": ("combo",), "gallery": ("combo",)}},
-       "evaluators.x: DALLE lacks EmbedsImages"),
-      (section(clip=str(tmp_path / "none")), "no file or folder"),
-      (section(splits=("kombo",)), "did you mean 'combo'"),
-      (section(sample=3), "no field evaluators.x.sample: did you mean 'samples'"),
-      ({"x": {"splits": ("combo",)}}, "evaluators.x has no type"),
+    (
+      {
+        "x": {
+          "type": "vlx.evaluate.tasks.retrieval.Retrieval",
+          "splits": ("combo",),
+          "gallery": ("combo",),
+        }
+      },
+      "evaluators.x: DALLE lacks EmbedsImages",
+    ),
+    (section(clip=str(tmp_path / "none")), "no file or folder"),
+    (section(splits=("kombo",)), "did you mean 'combo'"),
+    (section(sample=3), "no field evaluators.x.sample: did you mean 'samples'"),
+    ({"x": {"splits": ("combo",)}}, "evaluators.x has no type"),
   ):
     config.evaluators = change
     run = Run(config, tmp_path)
@@ -231,16 +268,20 @@ def test_the_loss_of_a_split_is_exact_whatever_the_batch_and_its_padding(dalle):
 
   model, data = contract.model(dalle), contract.data(dalle)
   one, other = (
-      contract.measures(HeldOutLoss(("combo",), 'tokenize("caption", 12)', batch_size=n), model, data)
-      for n in (64, 200)
+    contract.measures(HeldOutLoss(("combo",), 'tokenize("caption", 12)', batch_size=n), model, data)
+    for n in (64, 200)
   )
   assert one.keys() == {"combo/text", "combo/image"}
   for name in one:
     np.testing.assert_allclose(one[name], other[name], rtol=1e-5)
   # By the loss of whole batches, weighed by their counts.
   examples = data.examples("combo", 'tokenize("caption", 12)', 'keep("image", "text", "text_mask")')
-  batch = {k: jnp.stack([examples(i, None)[1][k] for i in range(404)]) for k in ("image", "text", "text_mask")}
-  terms, _ = jax.jit(lambda v, b: dalle.system.loss(
-      v, b, jax.random.key(0), step=0, train=False, frozen=frozenset()))(model.variables, batch)
+  batch = {
+    k: jnp.stack([examples(i, None)[1][k] for i in range(404)])
+    for k in ("image", "text", "text_mask")
+  }
+  terms, _ = jax.jit(
+    lambda v, b: dalle.system.loss(v, b, jax.random.key(0), step=0, train=False, frozen=frozenset())
+  )(model.variables, batch)
   np.testing.assert_allclose(one["combo/text"], terms["text"].mean, rtol=1e-5)
   np.testing.assert_allclose(one["combo/image"], terms["image"].mean, rtol=1e-5)

@@ -28,7 +28,9 @@ def test_fid_where_they_do_not_commute_and_are_singular():
   """In two dimensions tr (ΣΤ)½ = √(tr ΣΤ + 2 √det ΣΤ)."""
   a, b = np.array([[2.0, 1.0], [1.0, 3.0]]), np.array([[1.0, -0.5], [-0.5, 0.5]])
   expected = np.trace(a + b) - 2 * np.sqrt(np.trace(a @ b) + 2 * np.sqrt(np.linalg.det(a @ b)))
-  np.testing.assert_allclose(metrics.fid(with_moments([0, 0], a), with_moments([0, 0], b, seed=3)), expected)
+  np.testing.assert_allclose(
+    metrics.fid(with_moments([0, 0], a), with_moments([0, 0], b, seed=3)), expected
+  )
   flat = np.outer(np.random.default_rng(0).normal(size=9), [1.0, 2.0])
   np.testing.assert_allclose(metrics.fid(flat, flat + [3.0, 0.0]), 9, atol=1e-6)
 

@@ -15,8 +15,9 @@ def test_covered_shares_add_up_to_the_area_of_the_boxes():
 
 def test_a_word_is_measured_by_the_boxes_of_its_objects():
   objects = [
-      dict(name="fox", box=(0.0, 0.0, 0.5, 0.5)), dict(name="fox", box=(0.5, 0.0, 1.0, 0.5)),
-      dict(name="bus", box=(0.5, 0.5, 1.0, 1.0)),
+    dict(name="fox", box=(0.0, 0.0, 0.5, 0.5)),
+    dict(name="fox", box=(0.5, 0.0, 1.0, 0.5)),
+    dict(name="bus", box=(0.5, 0.5, 1.0, 1.0)),
   ]
   maps = np.array([[[0.4, 0.3], [0.2, 0.1]]] * 3)
   (inside, hit, uniform), bus = _looks(["two", "foxes", "bus"], maps, objects)

@@ -13,9 +13,9 @@ from safetensors import numpy as safetensors
 import vlx
 from tests import contract
 from vlx.core.config import build
-from vlx.data.transforms import preprocess
-from vlx.data.tokenizers import trained as tokenizers
 from vlx.core.errors import UserError
+from vlx.data.tokenizers import trained as tokenizers
+from vlx.data.transforms import preprocess
 from vlx.evaluate.measure import measure_on
 from vlx.evaluate.tasks.templates import IMAGENET
 from vlx.models.contrastive.clip import CLIP
@@ -23,8 +23,11 @@ from vlx.pretrained import clip, tables
 
 WORDS = 600
 CAPTIONS = {
-    "a red square": "red", "a square of crimson": "red", "something blue": "blue", "a green field": "green",
-    "grass": "green",
+  "a red square": "red",
+  "a square of crimson": "red",
+  "something blue": "blue",
+  "a green field": "green",
+  "grass": "green",
 }
 COLORS = {"red": (220, 30, 40), "blue": (20, 60, 200), "green": (30, 180, 60)}
 
@@ -33,15 +36,24 @@ COLORS = {"red": (220, 30, 40), "blue": (20, 60, 200), "green": (30, 180, 60)}
 def model_folder(tmp_path_factory):
   """What `save_pretrained` of a tiny CLIPModel and its processor leave, written by the tables."""
   folder = tmp_path_factory.mktemp("clip")
-  tower = dict(width=24, depth=2, num_heads=3, mlp_dim=40, activation="quick_gelu", layer_norm_epsilon=1e-5)
-  system = build(CLIP, dict(
+  tower = dict(
+    width=24, depth=2, num_heads=3, mlp_dim=40, activation="quick_gelu", layer_norm_epsilon=1e-5
+  )
+  system = build(
+    CLIP,
+    dict(
       image=dict(image_size=16, patch_size=8, patch_bias=False, pre_norm=True, **tower),
-      text=dict(vocab_size=WORDS, context_length=24, **tower), embed_dim=12,
-  ), "model")
+      text=dict(vocab_size=WORDS, context_length=24, **tower),
+      embed_dim=12,
+    ),
+    "model",
+  )
   config, layout = clip.to_hugging_face(system)
   (folder / "config.json").write_text(json.dumps(config))
   rng = np.random.default_rng(0)
-  variables = jax.tree.map(lambda s: np.float32(rng.normal(0, 0.3, s.shape)), contract.shapes(system))
+  variables = jax.tree.map(
+    lambda s: np.float32(rng.normal(0, 0.3, s.shape)), contract.shapes(system)
+  )
   safetensors.save_file(dict(tables.export(layout.rows, variables)), folder / "model.safetensors")
   tokenizers.train([*CAPTIONS, *IMAGENET], WORDS).save(folder / "tokenizer.json")
   (folder / "preprocessor_config.json").write_text(json.dumps({"size": 16, "crop_size": 16}))
@@ -67,7 +79,9 @@ def unit(x):
 
 @pytest.mark.parametrize("with_labels", [True, False])
 def test_figures_are_those_of_the_protocol(model_folder, tmp_path, with_labels):
-  """Images one by one; each prompt normalised, their mean, normalised; a miss where anything is as good."""
+  """Images one by one; each prompt normalised, their mean, normalised; a miss where anything is
+  as good.
+  """
   model, records = vlx.load(model_folder), write_images(tmp_path, with_labels)
   found = measure_on(model, f"folder:{tmp_path}", "val")
 
@@ -115,11 +129,17 @@ class Nothing:
     return {"params": {}, "state": {}}
 
 
-@pytest.mark.parametrize("change, message", [
+@pytest.mark.parametrize(
+  "change, message",
+  [
     (dict(tokenizer=None), "without a tokenizer"),
-    (dict(tokenizer=types.SimpleNamespace(vocab_size=WORDS + 1)), "it has 601 tokens, the model 600"),
+    (
+      dict(tokenizer=types.SimpleNamespace(vocab_size=WORDS + 1)),
+      "it has 601 tokens, the model 600",
+    ),
     (dict(system=Nothing()), "no evaluator of vlx fits a Nothing"),
-])
+  ],
+)
 def test_what_cannot_be_measured_is_told(model_folder, tmp_path, change, message):
   write_images(tmp_path, False)
   model = dataclasses.replace(vlx.load(model_folder), **change)

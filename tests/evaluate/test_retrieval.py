@@ -40,7 +40,8 @@ def test_prior_is_a_soft_maximum_over_the_bank():
   bank = jnp.array([[0.2, 0.9], [0.4, 0.1], [0.3, 0.1]])
   np.testing.assert_allclose(prior(bank, 1e4), [0.4, 0.9], atol=1e-3)
   np.testing.assert_allclose(prior(bank, 1e-3), bank.mean(axis=0), atol=1e-3)
-  # exp(2·0.2) + exp(2·0.4) + exp(2·0.3) = 5.5395…, a third of it 1.8465…, half its logarithm 0.3066…
+  # exp(2·0.2) + exp(2·0.4) + exp(2·0.3) = 5.5395…, a third of it 1.8465…, half its logarithm
+  # 0.3066…
   np.testing.assert_allclose(prior(bank[:, :1], 2.0), [0.306645], atol=1e-6)
 
 
@@ -77,20 +78,27 @@ def test_figures_do_not_depend_on_padding_or_devices(run):
   """404 images: batches of 32 leave 12 over, batches of 256 leave 108; one axis or two."""
   one = evaluate(run, dict(data=8, fsdp=1), batch_size=32)
   assert set(one) == {
-      f"combo/{d}_r{k}" for d in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+    f"combo/{d}_r{k}" for d in ("image_to_text", "text_to_image") for k in (1, 5, 10)
+  }
   assert one == evaluate(run, dict(data=4, fsdp=2), batch_size=256)
 
 
 def embedded(model, data, batch_size=256):
   with jax.set_mesh(model.mesh):
     return predict.predict_examples(
-        model, data.examples("combo", 'keep("image", "caption")'), "embed_image", ("image",), ("caption",),
-        batch_size=batch_size,
+      model,
+      data.examples("combo", 'keep("image", "caption")'),
+      "embed_image",
+      ("image",),
+      ("caption",),
+      batch_size=batch_size,
     )
 
 
 def test_a_bank_takes_its_prior_off_the_captions_scores(model, data):
-  """Image → text alone. The bank here is the split itself; at a scale near zero a prior is a mean."""
+  """Image → text alone. The bank here is the split itself; at a scale near zero a prior is a
+  mean.
+  """
   splits = dict(splits=("combo",), gallery=("combo",))
   plain = contract.measures(Retrieval(**splits), model, data)
   measured = contract.measures(Retrieval(**splits, bank="combo", bank_scale=1e-4), model, data)
@@ -122,7 +130,8 @@ def test_ensembled_prompts_are_the_mean_of_normalised_ones(model):
   with jax.set_mesh(model.mesh):
     both = predict.texts(model, names, batch_size=8, templates=("{}", "an image of {}"))
     each = [
-        predict.texts(model, [t.replace("{}", n) for n in names], batch_size=8) for t in ("{}", "an image of {}")
+      predict.texts(model, [t.replace("{}", n) for n in names], batch_size=8)
+      for t in ("{}", "an image of {}")
     ]
   expected = np.mean([e / np.linalg.norm(e, axis=1, keepdims=True) for e in each], axis=0)
   np.testing.assert_allclose(both, expected, rtol=1e-4, atol=1e-5)
@@ -131,10 +140,10 @@ def test_ensembled_prompts_are_the_mean_of_normalised_ones(model):
 def test_zero_shot_with_one_prompt_is_retrieval_of_class_names(model, data):
   """Retrieval against the class names and zero-shot with the bare prompt are the same measure."""
   zero_shot = contract.measures(
-      ZeroShot(splits=("combo",), classes=("combo",), templates=("{}",)), model, data
+    ZeroShot(splits=("combo",), classes=("combo",), templates=("{}",)), model, data
   )
   retrieval = contract.measures(Retrieval(splits=("combo",), gallery=("combo",)), model, data)
   assert zero_shot == {
-      "combo/top1": retrieval["combo/image_to_text_r1"],
-      "combo/top5": retrieval["combo/image_to_text_r5"],
+    "combo/top1": retrieval["combo/image_to_text_r1"],
+    "combo/top5": retrieval["combo/image_to_text_r5"],
   }

@@ -1,4 +1,6 @@
-"""Smoke runs through `vlx.generate` and `vlx.load`: captions, samples, what is told of bad input, folders that move."""
+"""Smoke runs through `vlx.generate` and `vlx.load`: captions, samples, what is told of bad
+input, folders that move.
+"""
 
 import collections
 import json
@@ -38,7 +40,9 @@ def test_the_loss_falls_below_the_entropy_of_single_words(captioner):
     counts.update(ids[mask][1:].tolist())
   share = np.array(list(counts.values())) / sum(counts.values())
   entropy = -(share * np.log(share)).sum()
-  losses = [line["train/nats_per_token"] for line in read_json_lines(captioner.workdir / "metrics.jsonl")]
+  losses = [
+    line["train/nats_per_token"] for line in read_json_lines(captioner.workdir / "metrics.jsonl")
+  ]
   assert losses[0] > entropy > np.mean(losses[-5:])
 
 
@@ -50,7 +54,11 @@ def test_an_image_is_captioned_from_any_form(captioner, tmp_path):
   search = Search(beam_size=4, max_length=6)
   found = model.caption(str(path), search, count=3)
   assert len(found) == 3 and all(isinstance(text, str) and score <= 0 for text, score in found)
-  assert found == model.caption(image, search, count=3) == model.caption(path.read_bytes(), search, count=3)
+  assert (
+    found
+    == model.caption(image, search, count=3)
+    == model.caption(path.read_bytes(), search, count=3)
+  )
   assert model.caption(np.asarray(image), search, count=3) == found
   maps = model.attention(image, found[0][0])
   np.testing.assert_allclose(maps[1:].sum(axis=(1, 2)), 1, rtol=1e-4)
@@ -59,13 +67,17 @@ def test_an_image_is_captioned_from_any_form(captioner, tmp_path):
     model.caption(tmp_path / "missing.png")
   with pytest.raises(UserError, match="config.json cannot be used: image cannot be decoded"):
     model.caption(captioner.workdir / "config.json")
-  with pytest.raises(UserError, match="this model: ShowAttendTell lacks GeneratesImages .*CaptionsImages"):
+  with pytest.raises(
+    UserError, match="this model: ShowAttendTell lacks GeneratesImages .*CaptionsImages"
+  ):
     model.generate_images("a cat")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-  """A tokenizer and a DALL-E with it as a part, of no training to speak of; then the tokenizer's run is gone."""
+  """A tokenizer and a DALL-E with it as a part, of no training to speak of; then the tokenizer's
+  run is gone.
+  """
   folder = tmp_path_factory.mktemp("runs")
   paths = {name: folder / name for name in ("vqvae", "dalle")}
   kept = None
@@ -86,7 +98,9 @@ def runs(tmp_path_factory):
 
 def test_evaluators_measure_and_draw(runs):
   results = json.loads((runs["vqvae"] / "results.json").read_text())
-  assert results.keys() == {f"reconstruction/combo/{m}" for m in ("psnr", "codes_used", "perplexity")}
+  assert results.keys() == {
+    f"reconstruction/combo/{m}" for m in ("psnr", "codes_used", "perplexity")
+  }
   assert (runs["vqvae"] / "figures" / "reconstruction_combo.png").is_file()
   results = json.loads((runs["dalle"] / "results.json").read_text())
   assert results.keys() == {"loss/combo/image", "loss/combo/text"}
@@ -112,22 +126,29 @@ def test_images_of_a_prompt(runs, tmp_path):
   model = vlx.load(runs["dalle"])
   images = model.generate_images("Red apple!", 3, seed=4, temperature=0.5)
   assert images.shape == (3, 16, 16, 3) and images.dtype == np.uint8
-  np.testing.assert_array_equal(model.generate_images("Red apple!", 1, seed=6, temperature=0.5)[0], images[2])
+  np.testing.assert_array_equal(
+    model.generate_images("Red apple!", 1, seed=6, temperature=0.5)[0], images[2]
+  )
   picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8))
   kept = model.generate_images("red apple", 2, image=picture, keep_rows=3)
   assert (np.abs(kept[0, :12].astype(int) - kept[1, :12]) <= 1).mean() > 0.5
   for arguments, message in (
-      (dict(prompt=" "), "the prompt is empty"), (dict(prompt="apple " * 12), "too long: .* reads 12 tokens"),
-      (dict(prompt="a", num=0), "at least 1"), (dict(prompt="a", temprature=1.0), "did you mean 'temperature'"),
-      (dict(prompt="a", keep_rows=4, image=picture), "keep_rows is below 4"),
-      (dict(prompt="a", temperature=-1.0), "temperature is not below 0"),
+    (dict(prompt=" "), "the prompt is empty"),
+    (dict(prompt="apple " * 12), "too long: .* reads 12 tokens"),
+    (dict(prompt="a", num=0), "at least 1"),
+    (dict(prompt="a", temprature=1.0), "did you mean 'temperature'"),
+    (dict(prompt="a", keep_rows=4, image=picture), "keep_rows is below 4"),
+    (dict(prompt="a", temperature=-1.0), "temperature is not below 0"),
   ):
     with pytest.raises(UserError, match=message):
       model.generate_images(**arguments)
 
 
 def test_sampler_fields_of_a_flag():
-  assert outputs.sampler_fields("temperature=0.7, num_steps=4,") == {"temperature": 0.7, "num_steps": 4}
+  assert outputs.sampler_fields("temperature=0.7, num_steps=4,") == {
+    "temperature": 0.7,
+    "num_steps": 4,
+  }
   for text in ("temperature", "temperature=x y", "=3)"):
     with pytest.raises(UserError, match="NAME=VALUE"):
       outputs.sampler_fields(text)
@@ -136,13 +157,20 @@ def test_sampler_fields_of_a_flag():
 def test_the_command_says_what_a_run_can_do(runs):
   def run(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "vlx.generate", *arguments], capture_output=True, text=True, timeout=300
+      [sys.executable, "-m", "vlx.generate", *arguments],
+      capture_output=True,
+      text=True,
+      timeout=300,
     )
 
   done = run(f"--workdir={runs['vqvae']}", "--prompt=red apple")
   assert done.returncode == 2 and done.stdout == ""
-  assert "holds a VQVAE, which generates neither" in done.stderr and "TokenizesImages" in done.stderr
-  done = run(f"--workdir={runs['dalle']}", "--prompt=a red: apple?", "--num=2", "--sampler=temperature=0.5")
+  assert (
+    "holds a VQVAE, which generates neither" in done.stderr and "TokenizesImages" in done.stderr
+  )
+  done = run(
+    f"--workdir={runs['dalle']}", "--prompt=a red: apple?", "--num=2", "--sampler=temperature=0.5"
+  )
   assert done.returncode == 0, done.stderr
   path = runs["dalle"] / "generated" / "a_red_apple.png"
   assert done.stdout.strip() == str(path) and path.is_file()

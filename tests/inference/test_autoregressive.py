@@ -1,4 +1,6 @@
-"""Decoding with a cache against the same by whole forward passes; rows that do not know of one another."""
+"""Decoding with a cache against the same by whole forward passes; rows that do not know of one
+another.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +11,21 @@ from tests import contract
 from vlx.core.errors import UserError
 from vlx.inference import autoregressive
 from vlx.inference.sampling import Sampling
-from vlx.models.language.llama import LLaMA, LanguageModel
+from vlx.models.language.llama import LanguageModel, LLaMA
 
-SYSTEM = LanguageModel(LLaMA(
-    vocab_size=40, width=16, depth=2, num_heads=4, num_groups=2, mlp_dim=24, context_length=64, epsilon=1e-5,
+SYSTEM = LanguageModel(
+  LLaMA(
+    vocab_size=40,
+    width=16,
+    depth=2,
+    num_heads=4,
+    num_groups=2,
+    mlp_dim=24,
+    context_length=64,
+    epsilon=1e-5,
     tie_embeddings=True,
-))
+  )
+)
 PROMPTS = [[5, 9, 2, 30, 7], [11], [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]]
 NEW = 12
 
@@ -52,7 +63,9 @@ def by_whole_passes(next_logits, prompt, choose):
 
 
 def test_greedy_is_the_argmax_of_teacher_forced_logits(model, next_logits):
-  expected = [by_whole_passes(next_logits, p, lambda logits, _: int(logits.argmax())) for p in PROMPTS]
+  expected = [
+    by_whole_passes(next_logits, p, lambda logits, _: int(logits.argmax())) for p in PROMPTS
+  ]
   assert generate(*model[0], PROMPTS, max_tokens=NEW) == expected
   assert len({tuple(text) for text in expected}) == 3
   # In the form of training too.
@@ -67,13 +80,18 @@ def test_repetition_is_penalized_over_prompt_and_text(model, next_logits):
     return int(logits.argmax())
 
   expected = [by_whole_passes(next_logits, p, choose) for p in PROMPTS]
-  assert generate(*model[0], PROMPTS, max_tokens=NEW, sampling=Sampling(repetition_penalty=5.0)) == expected
+  assert (
+    generate(*model[0], PROMPTS, max_tokens=NEW, sampling=Sampling(repetition_penalty=5.0))
+    == expected
+  )
   assert expected != generate(*model[0], PROMPTS, max_tokens=NEW)
 
 
 def test_a_row_does_not_depend_on_its_batch(model):
   how = Sampling(temperature=1.0, top_k=20, top_p=0.95, repetition_penalty=1.1)
-  run = lambda prompts, seeds: generate(*model[0], prompts, max_tokens=NEW, sampling=how, seeds=seeds)
+  run = lambda prompts, seeds: generate(
+    *model[0], prompts, max_tokens=NEW, sampling=how, seeds=seeds
+  )
   together = run(PROMPTS, [3, 4, 5])
   assert together == [run([p], [s])[0] for p, s in zip(PROMPTS, [3, 4, 5])]
   assert together == run(PROMPTS[::-1], [5, 4, 3])[::-1]
@@ -111,7 +129,7 @@ def test_programs_are_compiled_once_for_all_lengths_of_prompts(model):
 
 
 def test_the_whole_context_can_be_used_and_no_more(model):
-  text, = generate(*model[0], [list(range(40))], max_tokens=24)
+  (text,) = generate(*model[0], [list(range(40))], max_tokens=24)
   assert len(text) == 24
   with pytest.raises(UserError, match="40 tokens and 25 to come: this model reads 64"):
     generate(*model[0], [list(range(40))], max_tokens=25)

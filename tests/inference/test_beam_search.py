@@ -31,16 +31,23 @@ def model(seed, examples, vocabulary=VOCABULARY, end_bias=0.0):
 
 def search(step, state, beam_size, max_length=LENGTH, **kwargs):
   how = Search(beam_size, max_length, **kwargs)
-  run = jax.jit(functools.partial(
+  run = jax.jit(
+    functools.partial(
       beam_search, step, batch=len(state["hidden"]), search=how, start_id=START, end_id=END
-  ))
+    )
+  )
   ids, scores = run(state)
   return np.asarray(ids), np.asarray(scores)
 
 
 def rescored(step, state, ids):
   """Log-probability of sequences `[N, T]`, each under the state of its row, and their lengths."""
-  tokens, total, alive, length = jnp.full(len(ids), START), 0.0, np.ones(len(ids), bool), np.zeros(len(ids))
+  tokens, total, alive, length = (
+    jnp.full(len(ids), START),
+    0.0,
+    np.ones(len(ids), bool),
+    np.zeros(len(ids)),
+  )
   for t in range(ids.shape[1]):
     log_probs, state = step(state, tokens)
     tokens = jnp.asarray(ids[:, t])
@@ -53,10 +60,13 @@ def rescored(step, state, ids):
 def every_sequence(length):
   """All that end within `length` tokens, zeros after the end."""
   words = [w for w in range(VOCABULARY) if w != END]
-  return np.array([
+  return np.array(
+    [
       [*body, END, *[0] * (length - 1 - n)]
-      for n in range(length) for body in itertools.product(words, repeat=n)
-  ])
+      for n in range(length)
+      for body in itertools.product(words, repeat=n)
+    ]
+  )
 
 
 @pytest.mark.parametrize("norm,alpha", [("gnmt", 0.0), ("gnmt", 0.9), ("length", 1.0)])
@@ -97,7 +107,7 @@ def test_scores_are_the_models_own_and_in_order(alpha):
   for beam in range(6):
     total, length = rescored(step, state, ids[:, beam])
     np.testing.assert_allclose(
-        scores[:, beam], total / np.asarray(LENGTH_NORMS["gnmt"](length, alpha)), rtol=1e-5
+      scores[:, beam], total / np.asarray(LENGTH_NORMS["gnmt"](length, alpha)), rtol=1e-5
     )
   for row in ids:
     assert len({tuple(sequence) for sequence in row}) == 6  # no sequence twice
@@ -115,10 +125,16 @@ def test_a_result_does_not_depend_on_the_batch_or_the_room_to_its_right():
 
 def test_sequences_that_did_not_end_come_last():
   """A model that never ends but for one word of example 0."""
-  table = jnp.log(jnp.array([[0.0, 0.0, 0.5, 0.5], [0.0, 1.0, 0.0, 0.0], [0.3, 0.1, 0.3, 0.3], [0.5, 0.0, 0.5, 0.0]]))
+  table = jnp.log(
+    jnp.array(
+      [[0.0, 0.0, 0.5, 0.5], [0.0, 1.0, 0.0, 0.0], [0.3, 0.1, 0.3, 0.3], [0.5, 0.0, 0.5, 0.0]]
+    )
+  )
   step = lambda state, tokens: (table[tokens], state)
   ids, scores = search(step, {"hidden": jnp.zeros((1, 1))}, 3, max_length=2)
-  np.testing.assert_array_equal(ids[0, 0], [3, 0])  # [2, 1] is not among the three best continuations
+  np.testing.assert_array_equal(
+    ids[0, 0], [3, 0]
+  )  # [2, 1] is not among the three best continuations
   np.testing.assert_allclose(np.exp(scores[0]), [0.25, 0.25, 0.15], rtol=1e-5)
   ids, scores = search(step, {"hidden": jnp.zeros((1, 1))}, 7, max_length=2)
   np.testing.assert_array_equal(ids[0, 0], [2, END])
@@ -132,7 +148,9 @@ def test_early_stop_takes_no_more_steps_than_needed():
 
   def step(state, tokens):
     jax.debug.callback(lambda: steps.append(1))
-    return jnp.broadcast_to(jnp.log(jnp.array([0.004, 0.99, 0.003, 0.003])), (len(tokens), 4)), state
+    return jnp.broadcast_to(
+      jnp.log(jnp.array([0.004, 0.99, 0.003, 0.003])), (len(tokens), 4)
+    ), state
 
   search(step, {"hidden": jnp.zeros((2, 1))}, 2, max_length=50)
   jax.effects_barrier()
@@ -149,9 +167,17 @@ def test_samples_have_the_models_distribution_and_end_at_the_end():
   def run(state):
     logits, state = step(state, jnp.full(draws, START))
     drawn = draw_first(
-        sampling, logits, state, jnp.zeros(draws, jnp.int32), jnp.zeros((draws, 0), bool), seeds, stops
+      sampling,
+      logits,
+      state,
+      jnp.zeros(draws, jnp.int32),
+      jnp.zeros((draws, 0), bool),
+      seeds,
+      stops,
     )
-    more, found = draw_more(lambda s, tokens, going: step(s, tokens), sampling, drawn, 2, 2, seeds, stops)
+    more, found = draw_more(
+      lambda s, tokens, going: step(s, tokens), sampling, drawn, 2, 2, seeds, stops
+    )
     return drawn, more, found
 
   drawn, more, (tokens, real) = jax.tree.map(np.asarray, run(many))
@@ -165,7 +191,9 @@ def test_samples_have_the_models_distribution_and_end_at_the_end():
   np.testing.assert_array_equal(more.positions, 0 + ~(drawn.last == END) + real[:, 0])
 
 
-@pytest.mark.parametrize("fields", [dict(beam_size=0), dict(max_length=0), dict(length_norm="none")])
+@pytest.mark.parametrize(
+  "fields", [dict(beam_size=0), dict(max_length=0), dict(length_norm="none")]
+)
 def test_a_search_that_makes_no_sense_is_told(fields):
   with pytest.raises(UserError):
     Search(**fields)

@@ -1,4 +1,6 @@
-"""What changes logits, against the same written out for one row in Python; the distribution that is drawn."""
+"""What changes logits, against the same written out for one row in Python; the distribution that
+is drawn.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +32,9 @@ def test_repetition_penalty(penalty):
   for row, column in zip(*np.nonzero(seen)):
     x = logits[row, column]
     expected[row, column] = x / penalty if x > 0 else x * penalty
-  np.testing.assert_allclose(sampling.penalize_repetition(logits, seen, penalty), expected, rtol=1e-6)
+  np.testing.assert_allclose(
+    sampling.penalize_repetition(logits, seen, penalty), expected, rtol=1e-6
+  )
 
 
 @pytest.mark.parametrize("k", [1, 3, 20, 50])
@@ -62,16 +66,24 @@ def test_top_p_holds_among_what_top_k_left():
   assert kept(Sampling(temperature=1.0, top_p=0.71).adjusted(logits, None)) == [{0, 1, 2}]
 
 
-@pytest.mark.parametrize("settings", [
-    dict(temperature=1.0), dict(temperature=0.5), dict(temperature=1.5, top_k=3),
+@pytest.mark.parametrize(
+  "settings",
+  [
+    dict(temperature=1.0),
+    dict(temperature=0.5),
+    dict(temperature=1.5, top_k=3),
     dict(temperature=1.0, top_p=0.6),
-], ids=str)
+  ],
+  ids=str,
+)
 def test_the_distribution_is_that_of_the_adjusted_logits(settings):
   """40,000 draws: each frequency within five standard deviations."""
   draws, how = 40_000, Sampling(**settings)
   logits = drawn_logits(1, 8)
   rows = jnp.broadcast_to(logits, (draws, 8))
-  tokens = jax.jit(how.draw)(rows, jnp.zeros((draws, 0), bool), jnp.arange(draws), jnp.full(draws, 7))
+  tokens = jax.jit(how.draw)(
+    rows, jnp.zeros((draws, 0), bool), jnp.arange(draws), jnp.full(draws, 7)
+  )
   expected = softmax(np.asarray(how.adjusted(jnp.asarray(logits), None))[0])
   frequencies = np.bincount(tokens, minlength=8) / draws
   assert np.all(np.abs(frequencies - expected) <= 5 * np.sqrt(expected * (1 - expected) / draws))
@@ -82,7 +94,7 @@ def test_a_draw_is_by_its_seed_and_position_alone():
   logits = jnp.broadcast_to(jnp.asarray(drawn_logits(1, 50)), (6, 50))
   seeds, positions = jnp.array([3, 3, 4, 4, 3, 9]), jnp.array([5, 6, 5, 6, 5, 5])
   draw = lambda rows: how.draw(
-      logits[rows], jnp.zeros((len(rows), 0), bool), seeds[rows], positions[rows]
+    logits[rows], jnp.zeros((len(rows), 0), bool), seeds[rows], positions[rows]
   ).tolist()
   together = draw(np.arange(6))
   assert together == [draw(np.array([i]))[0] for i in range(6)]
@@ -96,9 +108,17 @@ def test_temperature_zero_takes_the_likeliest():
   np.testing.assert_array_equal(found, logits.argmax(axis=1))
 
 
-@pytest.mark.parametrize("settings", [
-    dict(temperature=-1.0), dict(top_k=-1), dict(top_p=0.0), dict(top_p=1.1), dict(repetition_penalty=0.0),
-], ids=str)
+@pytest.mark.parametrize(
+  "settings",
+  [
+    dict(temperature=-1.0),
+    dict(top_k=-1),
+    dict(top_p=0.0),
+    dict(top_p=1.1),
+    dict(repetition_penalty=0.0),
+  ],
+  ids=str,
+)
 def test_settings_that_mean_nothing_are_refused(settings):
   with pytest.raises(UserError, match=next(iter(settings))):
     Sampling(**settings)

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from vlx.losses import contrastive as losses
 from vlx.core import partition
+from vlx.losses import contrastive as losses
 
 
 def embeddings(batch=16, dim=8, seed=0):
@@ -34,7 +35,7 @@ def info_nce_float64(x, y, scale):
 def test_info_nce_value_and_gradient_against_float64():
   x, y = embeddings()
   value, grad = jax.value_and_grad(losses.info_nce)(
-      jnp.float32(x), jnp.float32(y), jnp.float32(5.0)
+    jnp.float32(x), jnp.float32(y), jnp.float32(5.0)
   )
   expected, expected_grad = info_nce_float64(x, y, 5.0)
   np.testing.assert_allclose(value, expected, rtol=1e-6)
@@ -56,7 +57,7 @@ def sigmoid_float64(x, y, scale, bias):
 def test_sigmoid_loss_against_float64():
   x, y = embeddings()
   value = losses.sigmoid_contrastive(
-      jnp.float32(x), jnp.float32(y), jnp.float32(10.0), jnp.float32(-4.0)
+    jnp.float32(x), jnp.float32(y), jnp.float32(10.0), jnp.float32(-4.0)
   )
   np.testing.assert_allclose(value, sigmoid_float64(x, y, 10.0, -4.0), rtol=1e-6)
 
@@ -69,7 +70,9 @@ def test_similarities_against_float64():
   x, y = embeddings()
   norm = lambda a: a / np.linalg.norm(a, axis=1, keepdims=True)
   expected = {
-      "cosine": norm(x) @ norm(y).T, "inner_product": x @ y.T, "negative_l2": negative_l2_float64(x, y)
+    "cosine": norm(x) @ norm(y).T,
+    "inner_product": x @ y.T,
+    "negative_l2": negative_l2_float64(x, y),
   }
   assert set(expected) == set(losses.SIMILARITIES)
   for name, value in expected.items():

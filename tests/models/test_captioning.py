@@ -10,8 +10,7 @@ import pytest
 import scipy.stats
 
 from tests import contract
-from vlx.core.config import load_config
-from vlx.core.config import build, build_system
+from vlx.core.config import build, build_system, load_config
 from vlx.inference.decoding import Search
 from vlx.losses.sequence import token_log_likelihood
 from vlx.models.captioning.show_and_tell import ShowAndTell
@@ -30,13 +29,16 @@ def batch(seed=0, rows=4, length=LENGTH):
   text[:, 0], text[np.arange(rows), lengths - 1] = 0, 1
   mask = np.arange(length) < lengths[:, None]
   return {
-      "image": jnp.asarray(rng.normal(size=(rows, 4, 4, 3)), jnp.float32),
-      "text": jnp.asarray(np.where(mask, text, 0), jnp.int32), "text_mask": jnp.asarray(mask),
+    "image": jnp.asarray(rng.normal(size=(rows, 4, 4, 3)), jnp.float32),
+    "text": jnp.asarray(np.where(mask, text, 0), jnp.int32),
+    "text_mask": jnp.asarray(mask),
   }
 
 
 def redrawn(variables, scale=0.4):
-  """Weights far from the small ones at which training starts, where everything is nearly uniform."""
+  """Weights far from the small ones at which training starts, where everything is nearly
+  uniform.
+  """
   leaves, tree = jax.tree.flatten(variables["params"])
   keys = jax.random.split(jax.random.key(9), len(leaves))
   leaves = [scale * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
@@ -49,11 +51,19 @@ def made(cls, **fields):
 
 
 SYSTEMS = [
-    (ShowAndTell, {}), (ShowAndTell, {"image_input": "every", "output_tanh": False}),
-    (ShowAttendTell, {"attention": "bilinear", "context_gate": False}),
-    (ShowAttendTell, dict(
-        annotation_layers=2, init_layers=2, deep_output_tanh=True, zero_start=True, doubly_stochastic=0.0,
-    )),
+  (ShowAndTell, {}),
+  (ShowAndTell, {"image_input": "every", "output_tanh": False}),
+  (ShowAttendTell, {"attention": "bilinear", "context_gate": False}),
+  (
+    ShowAttendTell,
+    dict(
+      annotation_layers=2,
+      init_layers=2,
+      deep_output_tanh=True,
+      zero_start=True,
+      doubly_stochastic=0.0,
+    ),
+  ),
 ]
 
 
@@ -68,7 +78,9 @@ def test_a_word_is_said_before_it_is_read(cls, fields):
     """Which words' embeddings the logits at a position depend on; every word is another here."""
     params = {**variables["params"], "word_embedding": {"embedding": embedding}}
     text = jnp.tile(jnp.arange(LENGTH), (4, 1))
-    return system.network.apply({"params": params}, data["image"], text, method="logits")[0, position].sum()
+    return system.network.apply({"params": params}, data["image"], text, method="logits")[
+      0, position
+    ].sum()
 
   embedding = variables["params"]["word_embedding"]["embedding"]
   for position in range(LENGTH - 1):
@@ -79,7 +91,9 @@ def test_a_word_is_said_before_it_is_read(cls, fields):
 
 @pytest.mark.parametrize("cls,fields", SYSTEMS)
 def test_beam_search_scores_are_the_log_likelihood_that_training_sees(cls, fields):
-  """Step by step with `next` as all at once with `logits`; the stop word is counted, padding is not."""
+  """Step by step with `next` as all at once with `logits`; the stop word is counted, padding is
+  not.
+  """
   system, variables = made(cls, **fields)
   image = batch()["image"]
   search = functools.partial(system.caption, search=Search(3, LENGTH))
@@ -88,16 +102,22 @@ def test_beam_search_scores_are_the_log_likelihood_that_training_sees(cls, field
   @jax.jit
   def likelihood(variables, image, text, mask):
     logits = system.network.apply({"params": variables["params"]}, image, text, method="logits")
-    return token_log_likelihood(logits, jnp.asarray(text)[:, 1:], jnp.asarray(mask)[:, 1:]).sum(axis=1)
+    return token_log_likelihood(logits, jnp.asarray(text)[:, 1:], jnp.asarray(mask)[:, 1:]).sum(
+      axis=1
+    )
 
   for beam in range(3):
     text = np.pad(np.asarray(ids[:, beam]), ((0, 0), (1, 0)))
     ended = np.cumsum(text == 1, axis=1)
     mask = (ended == 0) | ((ended == 1) & (text == 1))
-    np.testing.assert_allclose(likelihood(variables, image, text, mask), scores[:, beam], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+      likelihood(variables, image, text, mask), scores[:, beam], rtol=1e-5, atol=1e-5
+    )
   if not fields.get("doubly_stochastic", cls is ShowAttendTell):
     data = batch(1)
-    loss, aux = jax.jit(lambda v: contract.loss(system, v, data, jax.random.key(0), step=0, train=True))(variables)
+    loss, aux = jax.jit(
+      lambda v: contract.loss(system, v, data, jax.random.key(0), step=0, train=True)
+    )(variables)
     log_p = likelihood(variables, data["image"], data["text"], data["text_mask"])
     words = data["text_mask"][:, 1:].sum()
     count = words if cls is ShowAndTell else len(log_p)
@@ -125,7 +145,9 @@ def test_attention_sums_to_one_where_a_word_is_said(attention):
 def test_attention_scores_by_hand():
   """e = uᵀ tanh(K a + Q h), and hᵀ W a."""
   rng = np.random.default_rng(0)
-  hidden, values = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 5), (2, 4, 8)))
+  hidden, values = (
+    jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 5), (2, 4, 8))
+  )
   for attention in ("mlp", "bilinear"):
     system, variables = made(ShowAttendTell, attention=attention)
     params = variables["params"]
@@ -145,7 +167,8 @@ def test_doubly_stochastic_penalty_by_hand():
   """Two words, two places; one caption of two words, one of one word."""
   weights = jnp.array([[[0.5, 0.5], [1.0, 0.0]], [[0.25, 0.75], [0.9, 0.1]]])
   mask = jnp.array([[True, True], [True, False]])
-  # Sums over time: (1.5, 0.5) and (0.25, 0.75); squares of what is missing to 1: .25, .25 and .5625, .0625.
+  # Sums over time: (1.5, 0.5) and (0.25, 0.75); squares of what is missing to 1: .25, .25 and
+  # .5625, .0625.
   caption, _ = made(ShowAttendTell)
   released, _ = made(ShowAttendTell, penalty="released")
   np.testing.assert_allclose(caption._penalty(weights, mask).mean, (0.5 + 0.625) / 2)
@@ -155,10 +178,19 @@ def test_doubly_stochastic_penalty_by_hand():
 def tiny(**fields):
   """Two words over four places: 16 ways to look, few enough to sum over."""
   system, variables = made(
-      ShowAttendTell, selection="hard", expected_share=0.0, reward_scale=1.0, entropy_weight=0.0,
-      doubly_stochastic=0.0, **fields,
+    ShowAttendTell,
+    selection="hard",
+    expected_share=0.0,
+    reward_scale=1.0,
+    entropy_weight=0.0,
+    doubly_stochastic=0.0,
+    **fields,
   )
-  data = {"image": batch()["image"][:1], "text": jnp.array([[0, 3, 1]]), "text_mask": jnp.ones((1, 3), bool)}
+  data = {
+    "image": batch()["image"][:1],
+    "text": jnp.array([[0, 3, 1]]),
+    "text_mask": jnp.ones((1, 3), bool),
+  }
   return system, variables, data
 
 
@@ -168,22 +200,30 @@ def exact(system, params, data):
   noise = 1e6 * jax.nn.one_hot(ways, 4)
   rows = len(ways)
   logits, trace = system.network.apply(
-      {"params": params}, jnp.tile(data["image"], (rows, 1, 1, 1)), jnp.tile(data["text"], (rows, 1)),
-      Selection(noise, jnp.ones(rows, bool)),
+    {"params": params},
+    jnp.tile(data["image"], (rows, 1, 1, 1)),
+    jnp.tile(data["text"], (rows, 1)),
+    Selection(noise, jnp.ones(rows, bool)),
   )
-  log_p = token_log_likelihood(logits, jnp.tile(data["text"][:, 1:], (rows, 1)), jnp.ones((rows, 2), bool))
-  return (jnp.exp(trace.log_choice.sum(axis=1)) * log_p.sum(axis=1)).sum(), jnp.exp(trace.log_choice.sum(axis=1)).sum()
+  log_p = token_log_likelihood(
+    logits, jnp.tile(data["text"][:, 1:], (rows, 1)), jnp.ones((rows, 2), bool)
+  )
+  return (jnp.exp(trace.log_choice.sum(axis=1)) * log_p.sum(axis=1)).sum(), jnp.exp(
+    trace.log_choice.sum(axis=1)
+  ).sum()
 
 
 @pytest.mark.parametrize("baseline", [0.0, -4.0])
 def test_reinforce_is_unbiased(baseline):
-  """10^5 draws: their mean gradient against that of the expectation, each coordinate and all together."""
+  """10^5 draws: their mean gradient against that of the expectation, each coordinate and all
+  together.
+  """
   system, variables, data = tiny()
   learned = {k: v for k, v in variables["params"].items() if k != "encoder"}
   with_encoder = lambda params: {**params, "encoder": variables["params"]["encoder"]}
-  total, gradient = jax.jit(jax.value_and_grad(
-      lambda p: exact(system, with_encoder(p), data), has_aux=True
-  ))(learned)
+  total, gradient = jax.jit(
+    jax.value_and_grad(lambda p: exact(system, with_encoder(p), data), has_aux=True)
+  )(learned)
   np.testing.assert_allclose(total[1], 1.0, rtol=1e-5)
   state = {"reward": {"baseline": jnp.float32(baseline)}}
   rows, chunks = 1000, 100
@@ -194,11 +234,15 @@ def test_reinforce_is_unbiased(baseline):
     return contract.loss(system, variables, many, key, step=0, train=True)[0]
 
   estimates = jax.jit(lambda keys: jax.lax.map(lambda k: jax.grad(loss)(learned, k), keys))(
-      jax.random.split(jax.random.key(5), chunks)
+    jax.random.split(jax.random.key(5), chunks)
   )
-  flat = lambda tree, lead: np.concatenate([np.asarray(x).reshape(*lead, -1) for x in jax.tree.leaves(tree)], -1)
+  flat = lambda tree, lead: np.concatenate(
+    [np.asarray(x).reshape(*lead, -1) for x in jax.tree.leaves(tree)], -1
+  )
   found, expected = -flat(estimates, (chunks,)), flat(gradient, ())
-  error = found.std(axis=0, ddof=1) / np.sqrt(chunks) + 1e-5 * np.abs(expected).max()  # the second: of f32
+  error = (
+    found.std(axis=0, ddof=1) / np.sqrt(chunks) + 1e-5 * np.abs(expected).max()
+  )  # the second: of f32
   z = (found.mean(axis=0) - expected) / error
   # Of so many coordinates the greatest z stays within Bonferroni's bound, at 99.9 percent.
   assert np.abs(z).max() < scipy.stats.t.ppf(1 - 0.0005 / len(z), chunks - 1)
@@ -210,7 +254,9 @@ def test_reinforce_is_unbiased(baseline):
 def test_the_baseline_follows_the_reward_and_rests_in_evaluation():
   system, variables, data = tiny()
   variables["state"] = {"reward": {"baseline": jnp.float32(-2.0)}}
-  noise = lambda train: contract.loss(system, variables, data, jax.random.key(0), step=0, train=train)
+  noise = lambda train: contract.loss(
+    system, variables, data, jax.random.key(0), step=0, train=train
+  )
   _, aux = jax.jit(noise, static_argnums=0)(True)
   reward = -2 * aux.metrics["nats_per_token"]
   np.testing.assert_allclose(aux.state["reward"]["baseline"], 0.9 * -2 + 0.1 * reward, rtol=1e-5)
@@ -221,13 +267,18 @@ def test_the_baseline_follows_the_reward_and_rests_in_evaluation():
 def test_the_expectation_stands_in_for_a_share_of_the_draws():
   """Share 1 is soft attention without penalty, but for the entropy."""
   hard, variables = made(
-      ShowAttendTell, selection="hard", expected_share=1.0, doubly_stochastic=0.0, entropy_weight=0.0
+    ShowAttendTell, selection="hard", expected_share=1.0, doubly_stochastic=0.0, entropy_weight=0.0
   )
   soft, _ = made(ShowAttendTell, doubly_stochastic=0.0)
   losses = [
-      jax.jit(lambda v, s=s: jax.value_and_grad(
-          lambda p: contract.loss(s, {**v, "params": p}, batch(), jax.random.key(0), step=0, train=True)[0]
-      )(v["params"]))(variables) for s in (hard, soft)
+    jax.jit(
+      lambda v, s=s: jax.value_and_grad(
+        lambda p: contract.loss(
+          s, {**v, "params": p}, batch(), jax.random.key(0), step=0, train=True
+        )[0]
+      )(v["params"])
+    )(variables)
+    for s in (hard, soft)
   ]
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *losses)
   features = jnp.zeros((1000, 2, 2, 8))
@@ -244,15 +295,26 @@ def test_the_expectation_stands_in_for_a_share_of_the_draws():
 def test_a_frozen_tower_is_a_constant(cls):
   encoder = dict(stage_sizes=(1,), bottleneck=False, width=4, stem="cifar")
   for frozen in (True, False):
-    system = build(cls, {**(ATTEND if cls is ShowAttendTell else SECTION), "encoder": encoder}, "model")
+    system = build(
+      cls, {**(ATTEND if cls is ShowAttendTell else SECTION), "encoder": encoder}, "model"
+    )
     variables, paths = contract.init(system), frozenset({"encoder"} if frozen else ())
-    call = jax.jit(lambda v: contract.loss(system, v, batch(), jax.random.key(0), step=0, train=True, frozen=paths))
+    call = jax.jit(
+      lambda v: contract.loss(
+        system, v, batch(), jax.random.key(0), step=0, train=True, frozen=paths
+      )
+    )
     value, aux = call(variables)
     before, after = (jax.tree.leaves(s["batch_stats"]) for s in (variables["state"], aux.state))
     assert all(np.array_equal(a, b) for a, b in zip(before, after)) == frozen
     # What is frozen is normalised by the statistics that it has, whatever the batch.
-    moved = {**variables, "state": {**variables["state"], "batch_stats": jax.tree.map(
-        lambda x: x + 1, variables["state"]["batch_stats"])}}
+    moved = {
+      **variables,
+      "state": {
+        **variables["state"],
+        "batch_stats": jax.tree.map(lambda x: x + 1, variables["state"]["batch_stats"]),
+      },
+    }
     assert (call(moved)[0] != value) == frozen
     assert jax.tree.structure(variables["state"]) == jax.tree.structure(aux.state)
 
@@ -276,7 +338,10 @@ def test_parameters_of_the_published_sizes():
   v, m, n = 12_000, 512, 512
   lstm = 4 * n * (m + n + 1)
   # GoogLeNet without its head: 6,624,904 - 1,025,000, the batch statistics not being parameters.
-  assert count("configs/show_and_tell.py:paper") == (1025 * m + v * m + lstm + v * (n + 1), 5_599_904)
+  assert count("configs/show_and_tell.py:paper") == (
+    1025 * m + v * m + lstm + v * (n + 1),
+    5_599_904,
+  )
   v, m, n, d = 10_000, 512, 1800, 512
   lstm = 4 * n * (m + d + n + 1)
   attention = 2 * (d + 1) * d + n * d + d + (n + 1)  # two layers of keys, query, score, gate
@@ -285,5 +350,6 @@ def test_parameters_of_the_published_sizes():
   # VGG-19's convolutions: 143,667,240 less its three dense layers.
   dense = 25088 * 4096 + 4096 + 4096 * 4096 + 4096 + 4096 * 1000 + 1000
   assert count("configs/show_attend_tell.py:paper") == (
-      v * m + lstm + attention + start + output, 143_667_240 - dense
+    v * m + lstm + attention + start + output,
+    143_667_240 - dense,
   )

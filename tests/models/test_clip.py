@@ -18,11 +18,20 @@ SECTION = dict(image=dict(image_size=8, patch_size=4, **TOWER), text=TEXT, embed
 
 
 # The counts of OpenAI's released models.
-@pytest.mark.parametrize("name,expected", [
-    ("B/32", 151_277_313), ("B/16", 149_620_737), ("L/14", 427_616_513), ("L/14@336", 427_944_193),
-    ("RN50", 102_007_137), ("RN101", 119_688_033), ("RN50x4", 178_300_601), ("RN50x16", 290_979_217),
+@pytest.mark.parametrize(
+  "name,expected",
+  [
+    ("B/32", 151_277_313),
+    ("B/16", 149_620_737),
+    ("L/14", 427_616_513),
+    ("L/14@336", 427_944_193),
+    ("RN50", 102_007_137),
+    ("RN101", 119_688_033),
+    ("RN50x4", 178_300_601),
+    ("RN50x16", 290_979_217),
     ("RN50x64", 623_258_305),
-])
+  ],
+)
 def test_published_clip_parameters(name, expected):
   clip = build(CLIP, published_size(name), "model")
   shapes = contract.shapes(clip)["params"]
@@ -33,9 +42,9 @@ def batch(seed=0):
   rng = np.random.default_rng(seed)
   lengths = rng.integers(3, 9, size=(6, 1))
   return {
-      "image": jnp.asarray(rng.normal(size=(6, 8, 8, 3)), jnp.float32),
-      "text": jnp.asarray(rng.integers(0, 30, (6, 8)), jnp.int32),
-      "text_mask": jnp.asarray(np.arange(8) < lengths),
+    "image": jnp.asarray(rng.normal(size=(6, 8, 8, 3)), jnp.float32),
+    "text": jnp.asarray(rng.integers(0, 30, (6, 8)), jnp.int32),
+    "text_mask": jnp.asarray(np.arange(8) < lengths),
   }
 
 
@@ -56,9 +65,7 @@ def test_a_shorter_context_gives_the_same_embedding():
   tower, data = TextTransformer(**TEXT), batch()
   mask = data["text_mask"] & (jnp.arange(8) < 5)
   params = jax.jit(tower.init)(jax.random.key(0), data["text"], mask)
-  whole, short = (
-      jax.jit(tower.apply)(params, data["text"][:, :n], mask[:, :n])[0] for n in (8, 5)
-  )
+  whole, short = (jax.jit(tower.apply)(params, data["text"][:, :n], mask[:, :n])[0] for n in (8, 5))
   np.testing.assert_allclose(whole, short, atol=1e-6)
   with pytest.raises(ValueError, match="this tower takes 8"):
     tower.apply(params, jnp.zeros((1, 9), jnp.int32), jnp.ones((1, 9), bool))
@@ -82,9 +89,9 @@ def test_loss_is_that_of_its_own_embeddings():
   logits = cosine_similarity(image, text) / 0.07
   np.testing.assert_allclose(clip.similarity(image, text) / 0.07, logits, rtol=1e-5)
   both = [jnp.diag(jax.nn.log_softmax(logits, axis)).mean() for axis in (0, 1)]
-  loss, _ = jax.jit(
-      lambda v: contract.loss(clip, v, data, jax.random.key(0), step=0, train=True)
-  )(variables)
+  loss, _ = jax.jit(lambda v: contract.loss(clip, v, data, jax.random.key(0), step=0, train=True))(
+    variables
+  )
   np.testing.assert_allclose(loss, -sum(both) / 2, rtol=1e-5)
 
 
@@ -92,20 +99,26 @@ RESNET = {**SECTION, "image": dict(image_size=64, stage_sizes=(1, 1), stem_width
 
 
 def test_a_section_with_stages_is_a_resnet_whose_statistics_the_loss_carries():
-  clip, data = build(CLIP, RESNET, "model"), batch()  # random weights without compiling how they are drawn
+  clip, data = (
+    build(CLIP, RESNET, "model"),
+    batch(),
+  )  # random weights without compiling how they are drawn
   data["image"] = jnp.asarray(np.random.default_rng(0).normal(size=(6, 64, 64, 3)), jnp.float32)
   shapes = contract.shapes(clip)
   assert shapes["state"].keys() == {"batch_stats"}
   rng = np.random.default_rng(1)
   variables = jax.tree.map(lambda s: jnp.asarray(rng.uniform(0.1, 0.2, s.shape), s.dtype), shapes)
   loss = jax.jit(
-      lambda v, train: contract.loss(clip, v, data, jax.random.key(0), step=0, train=train), static_argnames="train"
+    lambda v, train: contract.loss(clip, v, data, jax.random.key(0), step=0, train=train),
+    static_argnames="train",
   )
   moved = {}
   for train in (False, True):
     state = loss(variables, train)[1].state
     assert jax.tree.structure(state) == jax.tree.structure(variables["state"])
-    moved[train] = [bool((a != b).any()) for a, b in zip(*map(jax.tree.leaves, (state, variables["state"])))]
+    moved[train] = [
+      bool((a != b).any()) for a, b in zip(*map(jax.tree.leaves, (state, variables["state"])))
+    ]
   assert not any(moved[False]) and all(moved[True])
   # Images are encoded by the statistics that were gathered.
   other = {**variables, "state": jax.tree.map(lambda x: x + 1, variables["state"])}
@@ -115,7 +128,9 @@ def test_a_section_with_stages_is_a_resnet_whose_statistics_the_loss_carries():
 
 def test_a_mistake_in_a_resnets_section_is_told():
   section = {**RESNET["image"], "stem_widths": 4}
-  with pytest.raises(UserError, match="no field model.image.stem_widths: did you mean 'stem_width'"):
+  with pytest.raises(
+    UserError, match="no field model.image.stem_widths: did you mean 'stem_width'"
+  ):
     build(CLIP, {**RESNET, "image": section}, "model")
 
 

@@ -1,4 +1,6 @@
-"""VGG and GoogLeNet: published sizes, poolings and normalisation by their definitions, the auxiliary loss."""
+"""VGG and GoogLeNet: published sizes, poolings and normalisation by their definitions, the
+auxiliary loss.
+"""
 
 import math
 
@@ -7,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests import contract
 from vlx.models.layers.pooling import adaptive_average_pool, max_pool_ceil
@@ -28,7 +31,9 @@ def shapes_of(system, image):
 
 
 # torchvision's counts; for the form of the paper those of Caffe's bvlc_googlenet.
-@pytest.mark.parametrize("system, expected", [
+@pytest.mark.parametrize(
+  "system, expected",
+  [
     (VGG(VGGTower(CONVOLUTIONS[11]), 1000), 132_863_336),
     (VGG(VGGTower(CONVOLUTIONS[13]), 1000), 133_047_848),
     (VGG16, 138_357_544),
@@ -37,18 +42,26 @@ def shapes_of(system, image):
     (GoogLeNet(GoogLeNetTower(), 1000, auxiliary=True), 13_004_888),
     (GoogLeNet(GoogLeNetTower(**PAPER), 1000), 6_998_552),
     (GoogLeNet(GoogLeNetTower(**PAPER), 1000, auxiliary=True), 13_378_280),
-], ids=lambda x: "" if isinstance(x, int) else type(x).__name__)
+  ],
+  ids=lambda x: "" if isinstance(x, int) else type(x).__name__,
+)
 def test_published_parameters(system, expected):
-  assert sum(x.size for x in jax.tree.leaves(shapes_of(system, images(224, 224))["params"])) == expected
+  assert (
+    sum(x.size for x in jax.tree.leaves(shapes_of(system, images(224, 224))["params"])) == expected
+  )
 
 
-@pytest.mark.parametrize("system, image, expected", [
+@pytest.mark.parametrize(
+  "system, image, expected",
+  [
     (VGG16, (224, 224), (14, 14, 512)),  # Xu et al., 2015: 196 annotations
     (VGG16, (100, 64), (6, 4, 512)),
     (GOOGLENET, (224, 224), (7, 7, 1024)),
     (GoogLeNet(GoogLeNetTower(**PAPER), 1000), (224, 224), (7, 7, 1024)),
     (ResNet(ResNetTower(*STAGE_SIZES[50]), 1000), (224, 224), (7, 7, 2048)),
-], ids=lambda x: "" if isinstance(x, tuple) else type(x).__name__)
+  ],
+  ids=lambda x: "" if isinstance(x, tuple) else type(x).__name__,
+)
 def test_features_are_maps(system, image, expected):
   variables, (rows, columns, features) = shapes_of(system, images(*image)), expected
   found = jax.eval_shape(system.encode_image, variables, images(*image))
@@ -60,8 +73,15 @@ def test_blocks_of_googlenet_are_those_of_table_1():
   variables = jax.eval_shape(tower.init, jax.random.key(0), images(224, 224))
   maps = jax.eval_shape(lambda v, x: tower.apply(v, x, method="maps"), variables, images(224, 224))
   assert {block: (x.shape[1], x.shape[-1]) for block, x in maps.items()} == {
-      "3a": (28, 256), "3b": (28, 480), "4a": (14, 512), "4b": (14, 512), "4c": (14, 512),
-      "4d": (14, 528), "4e": (14, 832), "5a": (7, 832), "5b": (7, 1024),
+    "3a": (28, 256),
+    "3b": (28, 480),
+    "4a": (14, 512),
+    "4b": (14, 512),
+    "4c": (14, 512),
+    "4d": (14, 528),
+    "4e": (14, 832),
+    "5a": (7, 832),
+    "5b": (7, 1024),
   }
 
 
@@ -70,10 +90,15 @@ def test_an_image_that_is_too_small_is_refused():
     jax.eval_shape(VGG16.class_logits, shapes_of(VGG16, None), images(10, 200))
 
 
-@pytest.mark.parametrize("tower", [
-    VGGTower(CONVOLUTIONS[11], dtype="bfloat16"), GoogLeNetTower(dtype="bfloat16"),
+@pytest.mark.parametrize(
+  "tower",
+  [
+    VGGTower(CONVOLUTIONS[11], dtype="bfloat16"),
+    GoogLeNetTower(dtype="bfloat16"),
     GoogLeNetTower(dtype="bfloat16", **PAPER),
-], ids=lambda x: type(x).__name__)
+  ],
+  ids=lambda x: type(x).__name__,
+)
 def test_bfloat16_computes_in_bfloat16_keeps_parameters_and_gives_logits_in_float32(tower):
   system = (VGG if isinstance(tower, VGGTower) else GoogLeNet)(tower, 5)
   variables = shapes_of(system, images(64, 64))
@@ -93,21 +118,32 @@ def test_adaptive_average_is_its_definition(height, width, rows, columns):
   for i in range(rows):
     for j in range(columns):
       cell = x[
-          :, math.floor(i * height / rows) : math.ceil((i + 1) * height / rows),
-          math.floor(j * width / columns) : math.ceil((j + 1) * width / columns),
+        :,
+        math.floor(i * height / rows) : math.ceil((i + 1) * height / rows),
+        math.floor(j * width / columns) : math.ceil((j + 1) * width / columns),
       ]
       expected[:, i, j] = cell.mean(axis=(1, 2))
-  np.testing.assert_allclose(adaptive_average_pool(jnp.asarray(x), (rows, columns)), expected, atol=1e-6)
+  np.testing.assert_allclose(
+    adaptive_average_pool(jnp.asarray(x), (rows, columns)), expected, atol=1e-6
+  )
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(SIZES, SIZES, st.sampled_from([2, 3]))
 def test_the_last_maximum_reaches_past_the_edge(height, width, window):
-  x = -1 - np.random.default_rng(0).random(size=(2, height, width, 3)).astype(np.float32)  # no zero is met
+  x = -1 - np.random.default_rng(0).random(size=(2, height, width, 3)).astype(
+    np.float32
+  )  # no zero is met
   # A window follows if the one before left something over.
-  rows, columns = ([i for i in range(0, n, 2) if i == 0 or i - 2 + window < n] for n in (height, width))
-  expected = [[x[:, i : i + window, j : j + window].max(axis=(1, 2)) for j in columns] for i in rows]
-  np.testing.assert_array_equal(max_pool_ceil(jnp.asarray(x), window, 2), np.moveaxis(expected, 2, 0))
+  rows, columns = (
+    [i for i in range(0, n, 2) if i == 0 or i - 2 + window < n] for n in (height, width)
+  )
+  expected = [
+    [x[:, i : i + window, j : j + window].max(axis=(1, 2)) for j in columns] for i in rows
+  ]
+  np.testing.assert_array_equal(
+    max_pool_ceil(jnp.asarray(x), window, 2), np.moveaxis(expected, 2, 0)
+  )
 
 
 def test_response_normalisation_is_its_definition():
@@ -134,17 +170,21 @@ def test_auxiliary_classifiers_weigh_three_tenths_and_in_training_alone():
   system = ConstantGoogLeNet(GoogLeNetTower(), 3, auxiliary=True)
   batch = {"image": jnp.ones((2, 40, 40, 3)), "label": jnp.array([0, 0])}
   training, evaluation = (
-      contract.loss(system, {"params": {}, "state": {}}, batch, jax.random.key(0), step=0, train=train)[0]
-      for train in (True, False)
+    contract.loss(
+      system, {"params": {}, "state": {}}, batch, jax.random.key(0), step=0, train=train
+    )[0]
+    for train in (True, False)
   )
   main, first, second = np.log1p(2 * np.exp(-np.arange(3.0)))
   np.testing.assert_allclose(training, main + 0.3 * (first + second), rtol=1e-6)
   np.testing.assert_allclose(evaluation, main, rtol=1e-6)
 
 
-@pytest.mark.parametrize("system", [
-    VGG16, GoogLeNet(GoogLeNetTower(), 1000, auxiliary=True),
-], ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize(
+  "system",
+  [VGG16, GoogLeNet(GoogLeNetTower(), 1000, auxiliary=True)],
+  ids=lambda x: type(x).__name__,
+)
 def test_a_step_of_training_keeps_the_form_of_its_state(system):
   batch = {"image": images(64, 64), "label": jax.ShapeDtypeStruct((2,), jnp.int32)}
   variables = shapes_of(system, images(64, 64))
@@ -154,6 +194,6 @@ def test_a_step_of_training_keeps_the_form_of_its_state(system):
     return contract.loss(system, variables, batch, jax.random.key(0), step=0, train=True)
 
   (_, aux), gradients = jax.eval_shape(
-      jax.value_and_grad(loss, has_aux=True), variables["params"], variables["state"], batch
+    jax.value_and_grad(loss, has_aux=True), variables["params"], variables["state"], batch
   )
   assert {"params": gradients, "state": aux.state} == variables

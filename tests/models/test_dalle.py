@@ -1,4 +1,6 @@
-"""DALL-E: published size and masks, causality, the loss, sampling with a cache, and its frozen tokenizer."""
+"""DALL-E: published size and masks, causality, the loss, sampling with a cache, and its frozen
+tokenizer.
+"""
 
 import functools
 
@@ -8,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests import contract
-from vlx.core import system as systems
 from vlx.core import config as configs
+from vlx.core import system as systems
 from vlx.core.errors import UserError
 from vlx.models.generation import dalle, dvae
 from vlx.models.generation.dalle import DALLE, Layout
@@ -17,8 +19,14 @@ from vlx.models.generation.vqvae import VQVAE
 
 TOKENIZER = VQVAE(16, (4, 4), 1, 4, num_codes=20, code_dim=3)
 SMALL = dict(
-    tokenizer=TOKENIZER, vocab_size=15, context_length=6, width=16, depth=4, num_heads=2, mlp_dim=24,
-    conv_size=3,
+  tokenizer=TOKENIZER,
+  vocab_size=15,
+  context_length=6,
+  width=16,
+  depth=4,
+  num_heads=2,
+  mlp_dim=24,
+  conv_size=3,
 )
 CELLS = 16
 
@@ -39,7 +47,9 @@ def batch_of(batch=3):
 
 @functools.cache
 def drawn(system):
-  """Variables with every parameter of the decoder drawn: logits of some size, norms that are not 1."""
+  """Variables with every parameter of the decoder drawn: logits of some size, norms that are not
+  1.
+  """
   variables = contract.init(system)
   rng = np.random.default_rng(1)
   own, tokenizer = systems.own(variables, "tokenizer")["params"], variables["params"]["tokenizer"]
@@ -62,7 +72,9 @@ def test_published_parameters():
 
 
 def test_published_order_of_masks():
-  """Appendix B.1: layer i ≥ 1 is a column where (i − 2) mod 4 = 0; the last a convolution, the rest rows."""
+  """Appendix B.1: layer i ≥ 1 is a column where (i − 2) mod 4 = 0; the last a convolution, the
+  rest rows.
+  """
   masks = DALLE(dvae.DVAE(**dvae.published_size()), **dalle.published_size()).masks
   assert len(masks) == 64 and masks[:4] == ("row", "column", "row", "row")
   for i, mask in enumerate(masks, 1):
@@ -95,7 +107,9 @@ def test_columns_put_together_see_the_same():
   layout = Layout(6, 3, 4, 3)
   queries, keys, values = (normal(2, layout.length, 2, 8, seed=i) for i in range(3))
   found = layout.attend("column", queries, keys, values)
-  expected = dalle.attention(queries, keys, values, mask=layout.mask("column"), implementation="reference")
+  expected = dalle.attention(
+    queries, keys, values, mask=layout.mask("column"), implementation="reference"
+  )
   np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -121,16 +135,19 @@ def test_loss_by_hand():
   """⅛ over the texts' real tokens but the first, ⅞ over the codes."""
   system, batch = DALLE(**SMALL), batch_of()
   variables = drawn(system)
-  loss, aux = jax.jit(lambda v, b: contract.loss(system, v, b, jax.random.key(0), step=0, train=True))(variables, batch)
+  loss, aux = jax.jit(
+    lambda v, b: contract.loss(system, v, b, jax.random.key(0), step=0, train=True)
+  )(variables, batch)
   encode = jax.jit(TOKENIZER.image_to_tokens)
   ids = np.asarray(encode(systems.part(variables, "tokenizer"), batch["image"])).reshape(3, 16)
   words, cells = jax.jit(system.token_logits)(
-      variables, batch["text"], batch["text_mask"], jnp.asarray(ids)
+    variables, batch["text"], batch["text_mask"], jnp.asarray(ids)
   )
   logp = lambda logits, i: logits[i] - np.log(np.exp(np.asarray(logits, np.float64)).sum())
   text = [
-      -logp(words[b, t - 1], batch["text"][b, t])
-      for b, length in enumerate((6, 4, 2)) for t in range(1, length)
+    -logp(words[b, t - 1], batch["text"][b, t])
+    for b, length in enumerate((6, 4, 2))
+    for t in range(1, length)
   ]
   image = [-logp(cells[b, p], ids[b, p]) for b in range(3) for p in range(CELLS)]
   np.testing.assert_allclose(aux.metrics["text"], np.mean(text), rtol=1e-5)
@@ -170,7 +187,7 @@ def test_logits_with_a_cache_are_those_of_teacher_forcing():
     logits, cache = read(x, cache)
     found.append(logits)
   np.testing.assert_allclose(
-      jnp.concatenate(found, axis=1), expected, rtol=0, atol=1e-5 * np.abs(expected).max()
+    jnp.concatenate(found, axis=1), expected, rtol=0, atol=1e-5 * np.abs(expected).max()
   )
 
 
@@ -188,19 +205,24 @@ def test_greedy_codes_are_the_likeliest_after_all_before_and_a_prefix_is_kept():
   np.testing.assert_array_equal(ids.reshape(3, CELLS)[:, 4:], cells.argmax(-1)[:, 4:])
   kept = jax.jit(TOKENIZER.image_to_tokens)(systems.part(drawn(system), "tokenizer"), image)
   np.testing.assert_array_equal(ids[:, 0], kept[:, 0])
-  np.testing.assert_array_equal(generate(system, text, text_mask, seeds, image, top_k=1, keep_rows=1), ids)
+  np.testing.assert_array_equal(
+    generate(system, text, text_mask, seeds, image, top_k=1, keep_rows=1), ids
+  )
   whole = generate(system, text, text_mask, seeds, temperature=0.0)
   cells = jax.jit(system.token_logits)(drawn(system), text, text_mask, whole.reshape(3, CELLS))[1]
   np.testing.assert_array_equal(whole.reshape(3, CELLS), cells.argmax(-1))
   images = jax.jit(functools.partial(system.sample_images, sampler=DALLE.Sampler(temperature=0.0)))(
-      drawn(system), {"text": text, "text_mask": text_mask}, seeds
+    drawn(system), {"text": text, "text_mask": text_mask}, seeds
   )
   expected = jax.jit(TOKENIZER.tokens_to_image)(systems.part(drawn(system), "tokenizer"), whole)
   np.testing.assert_allclose(images, expected, atol=1e-6)
 
 
 def test_a_sampler_that_makes_no_sense_is_told():
-  for fields, message in ((dict(temperature=-1.0), "temperature"), (dict(keep_rows=-1), "keep_rows")):
+  for fields, message in (
+    (dict(temperature=-1.0), "temperature"),
+    (dict(keep_rows=-1), "keep_rows"),
+  ):
     with pytest.raises(UserError, match=message):
       DALLE.Sampler(**fields)
   text, text_mask = texts()
@@ -212,7 +234,9 @@ def test_a_sampler_that_makes_no_sense_is_told():
 def test_an_image_is_a_function_of_its_seed_whatever_the_batch():
   system, (text, text_mask) = DALLE(**SMALL), texts()
   ids = generate(system, text, text_mask, jnp.array([3, 8, 3]))
-  np.testing.assert_array_equal(generate(system, text[1:2], text_mask[1:2], jnp.array([8])), ids[1:2])
+  np.testing.assert_array_equal(
+    generate(system, text[1:2], text_mask[1:2], jnp.array([8])), ids[1:2]
+  )
   assert (ids != generate(system, text, text_mask, jnp.array([4, 9, 4]))).any(axis=(1, 2)).all()
 
 
@@ -223,7 +247,9 @@ def test_guidance_of_zero_forgets_the_text_and_of_two_goes_past_it():
   np.testing.assert_array_equal(found, generate(system, text, nothing, seeds, temperature=0.0))
   found = generate(system, text, text_mask, seeds, temperature=0.0, guidance_scale=2.0)
   logits = jax.jit(system.token_logits)
-  with_text, without = (logits(drawn(system), text, mask, found.reshape(3, CELLS))[1] for mask in (text_mask, nothing))
+  with_text, without = (
+    logits(drawn(system), text, mask, found.reshape(3, CELLS))[1] for mask in (text_mask, nothing)
+  )
   np.testing.assert_array_equal(found.reshape(3, CELLS), (2 * with_text - without).argmax(-1))
 
 
@@ -232,12 +258,15 @@ def test_how_the_stack_is_run_changes_no_value_and_no_gradient():
 
   def loss(system):
     variables = drawn(DALLE(**SMALL))
-    value = lambda p: contract.loss(system, {**variables, "params": p}, batch, jax.random.key(0), step=0, train=True)[0]
+    value = lambda p: contract.loss(
+      system, {**variables, "params": p}, batch, jax.random.key(0), step=0, train=True
+    )[0]
     return jax.jit(jax.value_and_grad(value))(variables["params"])
 
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-      loss(DALLE(**SMALL)), loss(DALLE(**SMALL, remat=True, unroll=2)),
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    loss(DALLE(**SMALL)),
+    loss(DALLE(**SMALL, remat=True, unroll=2)),
   )
 
 
@@ -245,8 +274,10 @@ def test_a_hidden_text_is_all_padding_and_has_no_loss():
   system, batch = DALLE(**SMALL, text_dropout=1.0), batch_of()
   variables = drawn(DALLE(**SMALL))
   loss = jax.jit(
-      lambda b, train: contract.loss(system, variables, b, jax.random.key(0), step=0, train=train)[1].metrics,
-      static_argnums=1,
+    lambda b, train: (
+      contract.loss(system, variables, b, jax.random.key(0), step=0, train=train)[1].metrics
+    ),
+    static_argnums=1,
   )
   other = {**batch, "text": 14 - batch["text"]}
   assert loss(batch, True)["text"] == 0
@@ -258,18 +289,26 @@ SECTION = {k: v for k, v in SMALL.items() if k != "tokenizer"}
 
 
 def test_the_tokenizer_is_a_system_that_tokenizes_images():
-  smoke = configs.build(DALLE, {**SECTION, "tokenizer": configs.part_from("configs/vqvae.py:smoke")}, "model")
+  smoke = configs.build(
+    DALLE, {**SECTION, "tokenizer": configs.part_from("configs/vqvae.py:smoke")}, "model"
+  )
   assert smoke.tokenizer.grid == (4, 4) and smoke.tokenizer.num_codes == 32
   with pytest.raises(UserError, match="model.tokenizer: ViT lacks TokenizesImages"):
-    configs.build(DALLE, {**SECTION, "tokenizer": configs.part_from("configs/vit.py:smoke")}, "model")
+    configs.build(
+      DALLE, {**SECTION, "tokenizer": configs.part_from("configs/vit.py:smoke")}, "model"
+    )
   with pytest.raises(UserError, match=r"model.tokenizer is a system: dict\(source=PLACE\)"):
     configs.build(DALLE, {**SECTION, "tokenizer": "runs/vqvae"}, "model")
 
 
 def test_fields_that_do_not_go_together_are_told():
   for change, message in (
-      (dict(pattern=("diagonal",)), "one of full, row, column, conv, not 'diagonal'"),
-      (dict(num_heads=3), "width 16 does not divide into 3 heads"),
+    (dict(pattern=("diagonal",)), "one of full, row, column, conv, not 'diagonal'"),
+    (dict(num_heads=3), "width 16 does not divide into 3 heads"),
   ):
     with pytest.raises(UserError, match=message):
-      configs.build(DALLE, {**SECTION, "tokenizer": configs.part_from("configs/vqvae.py:smoke"), **change}, "model")
+      configs.build(
+        DALLE,
+        {**SECTION, "tokenizer": configs.part_from("configs/vqvae.py:smoke"), **change},
+        "model",
+      )

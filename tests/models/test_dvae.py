@@ -1,4 +1,6 @@
-"""The discrete VAE: published counts and schedules, its likelihood and divergence, relaxed and hard codes."""
+"""The discrete VAE: published counts and schedules, its likelihood and divergence, relaxed and
+hard codes.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +37,9 @@ def test_published_schedules():
   beta = lambda step: dvae.cosine(step, 0.0, system.beta, system.beta_steps)
   found = [tau(0), tau(75_000), tau(150_000), tau(10**9)]
   np.testing.assert_allclose(found, [1, 17 / 32, 1 / 16, 1 / 16], rtol=1e-5)
-  np.testing.assert_allclose([beta(0), beta(2_500), beta(5_000), beta(10**9)], [0, 3.3, 6.6, 6.6], atol=1e-5)
+  np.testing.assert_allclose(
+    [beta(0), beta(2_500), beta(5_000), beta(10**9)], [0, 3.3, 6.6, 6.6], atol=1e-5
+  )
 
 
 @pytest.mark.parametrize("mu, log_b", [(0.0, 0.0), (1.5, -1.0), (-2.0, -0.5)])
@@ -75,9 +79,13 @@ def test_hard_codes_are_the_limit_of_relaxed_ones():
 @pytest.mark.parametrize("min_scale", [0.0, 0.3])
 def test_loss_by_hand(min_scale):
   """(NLL + β·KL) / colors, with the noise of the same key; the schedules at step 5."""
-  system, variables, batch = started(beta=2.0, beta_steps=10, temperature_steps=10, min_scale=min_scale)
+  system, variables, batch = started(
+    beta=2.0, beta_steps=10, temperature_steps=10, min_scale=min_scale
+  )
   rng = jax.random.key(3)
-  value = lambda p: contract.loss(system, {"params": p, "state": {}}, batch, rng, step=5, train=True)
+  value = lambda p: contract.loss(
+    system, {"params": p, "state": {}}, batch, rng, step=5, train=True
+  )
   (loss, aux), gradients = jax.jit(jax.value_and_grad(value, has_aux=True))(variables["params"])
   beta, tau = 1.0, (1 + 1 / 16) / 2
   x = 0.8 * (np.asarray(batch["image"]) + 1) / 2 + 0.1

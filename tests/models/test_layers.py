@@ -26,24 +26,31 @@ def test_attention_is_softmax_of_scaled_products_times_values():
   params = jax.jit(module.init)(jax.random.key(0), x)["params"]
   params = jax.tree.map(lambda p: normal(*p.shape, seed=p.size), params)
   q, k, v = (
-      jnp.einsum("btd,dhe->bthe", x, params[n]["kernel"]) + params[n]["bias"]
-      for n in ("query", "key", "value")
+    jnp.einsum("btd,dhe->bthe", x, params[n]["kernel"]) + params[n]["bias"]
+    for n in ("query", "key", "value")
   )
   scores = jnp.einsum("bqhe,bkhe->bhqk", q, k) / 2.0  # √head_dim
   weights = jnp.where(seen, jnp.exp(scores), 0)
   weights = weights / weights.sum(-1, keepdims=True)
-  expected = jnp.einsum("bhqk,bkhe,hed->bqd", weights, v, params["out"]["kernel"]) + params["out"]["bias"]
+  expected = (
+    jnp.einsum("bhqk,bkhe,hed->bqd", weights, v, params["out"]["kernel"]) + params["out"]["bias"]
+  )
   found, sown = module.apply({"params": params}, x, mask, mutable=["intermediates"])
   np.testing.assert_allclose(found, expected, atol=2e-4, rtol=1e-4)
   np.testing.assert_allclose(sown["intermediates"]["attention"][0], weights, atol=1e-5)
 
 
-@pytest.mark.parametrize("axes, kernel", [((-1,), (8, 3)), ((-1,), (8, 3, 2)), ((-2, -1), (5, 8, 4))])
+@pytest.mark.parametrize(
+  "axes, kernel", [((-1,), (8, 3)), ((-1,), (8, 3, 2)), ((-2, -1), (5, 8, 4))]
+)
 def test_flat_product_is_the_product_and_so_are_its_gradients(axes, kernel):
   x, w = normal(3, 5, 8), normal(*kernel, seed=1)
   count = len(axes)
   numbers = ((tuple(range(3 - count, 3)), tuple(range(count))), ((), ()))
-  for of in (lambda f: f(x, w, numbers), lambda f: jax.grad(lambda x, w: (f(x, w, numbers) ** 3).sum(), (0, 1))(x, w)):
+  for of in (
+    lambda f: f(x, w, numbers),
+    lambda f: jax.grad(lambda x, w: (f(x, w, numbers) ** 3).sum(), (0, 1))(x, w),
+  ):
     flat, plain = of(flat_dot_general), of(jax.lax.dot_general)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), flat, plain)
 
@@ -54,7 +61,7 @@ def test_permuting_tokens_permutes_the_output():
   params = jax.jit(stack.init)(jax.random.key(0), x)
   order = np.random.default_rng(0).permutation(6)
   np.testing.assert_allclose(
-      stack.apply(params, x[:, order]), stack.apply(params, x)[:, order], atol=1e-5
+    stack.apply(params, x[:, order]), stack.apply(params, x)[:, order], atol=1e-5
   )
 
 
@@ -74,7 +81,9 @@ def test_how_the_stack_is_run_changes_no_value_and_no_gradient(how):
   plain, saved = (Transformer(depth=3, num_heads=2, mlp_dim=16, **h) for h in ({}, how))
   params = jax.jit(plain.init)(jax.random.key(0), x)
   loss = lambda stack: jax.value_and_grad(lambda p: (stack.apply(p, x) ** 2).mean())(params)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), loss(plain), loss(saved))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), loss(plain), loss(saved)
+  )
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
@@ -96,7 +105,9 @@ def test_a_pooled_token_is_that_of_the_whole_stack_and_so_are_its_gradients(norm
 
 
 def test_a_pooled_token_saves_most_of_the_last_layer():
-  """XLA counts no product of the MLP but those of the tokens asked for, whoever else is computed with them."""
+  """XLA counts no product of the MLP but those of the tokens asked for, whoever else is computed
+  with them.
+  """
   stack = Transformer(depth=1, num_heads=2, mlp_dim=64)
   x, at = normal(4, 32, 16), jnp.zeros(4, jnp.int32)
   params = jax.jit(stack.init)(jax.random.key(0), x)
@@ -108,7 +119,7 @@ def test_a_pooled_token_saves_most_of_the_last_layer():
 
 def test_layers_start_different():
   params = jax.jit(Transformer(depth=3, num_heads=2, mlp_dim=16).init)(
-      jax.random.key(0), normal(1, 4, 8)
+    jax.random.key(0), normal(1, 4, 8)
   )
   kernel = params["params"]["blocks"]["mlp"]["fc1"]["kernel"]
   assert kernel.shape == (3, 8, 16)
@@ -121,15 +132,20 @@ def test_dropout_is_off_unless_training():
   params = jax.jit(stack.init)(jax.random.key(0), x)
   np.testing.assert_array_equal(stack.apply(params, x), stack.apply(params, x))
   one, other = (
-      stack.apply(params, x, train=True, rngs={"dropout": jax.random.key(i)}) for i in range(2)
+    stack.apply(params, x, train=True, rngs={"dropout": jax.random.key(i)}) for i in range(2)
   )
   assert not np.allclose(one, other)
 
 
-@pytest.mark.parametrize("name,value", [
+@pytest.mark.parametrize(
+  "name,value",
+  [
     # By hand at x = 1: Φ(1); ½(1 + tanh(√(2/π)·1.044715)); σ(1.702).
-    ("gelu", 0.8413447), ("gelu_tanh", 0.8411920), ("quick_gelu", 0.8457958),
-])
+    ("gelu", 0.8413447),
+    ("gelu_tanh", 0.8411920),
+    ("quick_gelu", 0.8457958),
+  ],
+)
 def test_the_three_gelus(name, value):
   np.testing.assert_allclose(ACTIVATIONS[name](jnp.float32(1.0)), value, rtol=1e-6)
 
@@ -154,8 +170,9 @@ def test_downsample_is_the_convolution_and_so_is_its_gradient():
   x, kernel = normal(2, 8, 6, 3), normal(3, 3, 3, 5)
   loss = lambda f: jax.value_and_grad(lambda x, k: (f(x, k) ** 3).sum(), argnums=(0, 1))(x, kernel)
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-2),
-      loss(convolution._convolve_by_slices), loss(convolution._convolve),
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-2),
+    loss(convolution._convolve_by_slices),
+    loss(convolution._convolve),
   )
   module = convolution.Downsample(5)
   found = jax.jit(module.apply)({"params": {"kernel": kernel}}, x)

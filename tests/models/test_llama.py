@@ -6,12 +6,19 @@ import numpy as np
 import pytest
 
 from tests import contract
-from vlx.models.language.llama import LLaMA, LanguageModel, published_size
+from vlx.models.language.llama import LanguageModel, LLaMA, published_size
 from vlx.models.layers.norm import RMSNorm
 from vlx.models.layers.position import rotary_angles, rotate
 
 TINY = dict(
-    vocab_size=30, width=16, depth=2, num_heads=4, num_groups=2, mlp_dim=24, context_length=16, epsilon=1e-5,
+  vocab_size=30,
+  width=16,
+  depth=2,
+  num_heads=4,
+  num_groups=2,
+  mlp_dim=24,
+  context_length=16,
+  epsilon=1e-5,
 )
 
 
@@ -31,10 +38,18 @@ def drawn(network):
 
 
 # Those of transformers' LlamaForCausalLM; Meta's cards have 6.7, 13.0, 32.5, 65.2 and 70 billion.
-@pytest.mark.parametrize("name, expected", [
-    ("1-7B", 6_738_415_616), ("1-13B", 13_015_864_320), ("1-33B", 32_528_943_616), ("1-65B", 65_285_660_672),
-    ("2-7B", 6_738_415_616), ("2-13B", 13_015_864_320), ("2-70B", 68_976_648_192),
-])
+@pytest.mark.parametrize(
+  "name, expected",
+  [
+    ("1-7B", 6_738_415_616),
+    ("1-13B", 13_015_864_320),
+    ("1-33B", 32_528_943_616),
+    ("1-65B", 65_285_660_672),
+    ("2-7B", 6_738_415_616),
+    ("2-13B", 13_015_864_320),
+    ("2-70B", 68_976_648_192),
+  ],
+)
 def test_published_parameters(name, expected):
   shapes = jax.eval_shape(LLaMA(**published_size(name)).init, jax.random.key(0), texts(1, 4))
   assert sum(x.size for x in jax.tree.leaves(shapes)) == expected
@@ -43,7 +58,9 @@ def test_published_parameters(name, expected):
 def test_rms_norm():
   x, scale = normal(2, 3, 8), normal(8, seed=1)
   found = RMSNorm(0.5).apply({"params": {"scale": scale}}, x)
-  np.testing.assert_allclose(found, scale * x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.5), rtol=1e-5)
+  np.testing.assert_allclose(
+    found, scale * x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.5), rtol=1e-5
+  )
 
 
 def test_rotation_is_by_position_times_frequency():
@@ -69,7 +86,7 @@ def test_causality_by_gradient():
   network = LLaMA(**TINY)
   variables = drawn(network)
   logits = lambda x: network.apply(
-      variables, network.apply(variables, x, method="decode")[0], method="logits"
+    variables, network.apply(variables, x, method="decode")[0], method="logits"
   )[0]
   reach = np.abs(jax.jit(jax.jacobian(logits))(normal(1, 5, 16))).sum(axis=(1, 2, 4))
   np.testing.assert_array_equal(reach > 1e-6, np.tri(5, dtype=bool))
@@ -82,16 +99,19 @@ def test_how_the_stack_is_run_changes_no_value_and_no_gradient():
     return jax.jit(jax.value_and_grad(lambda v: (network.apply(v, text)[0] ** 2).mean()))(variables)
 
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-      loss(LLaMA(**TINY)), loss(LLaMA(**TINY, remat=True, unroll=2)),
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    loss(LLaMA(**TINY)),
+    loss(LLaMA(**TINY, remat=True, unroll=2)),
   )
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, dict(tie_embeddings=True, scanned=False), dict(num_groups=4)], ids=str
+  "fields", [{}, dict(tie_embeddings=True, scanned=False), dict(num_groups=4)], ids=str
 )
 def test_logits_are_the_same_with_a_cache_and_without(fields):
-  """Prompts of 6, 3 and 1 tokens, four tokens one by one, of which row 1 takes two, and another text."""
+  """Prompts of 6, 3 and 1 tokens, four tokens one by one, of which row 1 takes two, and another
+  text.
+  """
   network = LLaMA(**{**TINY, **fields})
   variables, text = drawn(network), texts(3, 16)
   whole = jax.jit(network.apply)(variables, text)[0]
@@ -140,8 +160,10 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_and_logits_in_float3
   variables = jax.eval_shape(network.init, jax.random.key(0), texts(1, 4))
   assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
   (logits, cache), sown = jax.eval_shape(
-      lambda v: network.apply(v, texts(2, 4), None, network.empty_cache(2, 4), mutable=["intermediates"]),
-      variables,
+    lambda v: network.apply(
+      v, texts(2, 4), None, network.empty_cache(2, 4), mutable=["intermediates"]
+    ),
+    variables,
   )
   assert sown["intermediates"]["blocks"]["hidden"][0].dtype == cache.keys.dtype == jnp.bfloat16
   assert logits.dtype == jnp.float32
@@ -153,7 +175,9 @@ def test_the_form_for_decoding_is_the_same_function(tied):
   variables, text = {"params": drawn(system.decoder)["params"], "state": {}}, texts(2, 7)
   other, unstacked = system.for_decoding(variables)
   expected = system.token_logits(variables, text)
-  np.testing.assert_allclose(other.token_logits(unstacked, text), expected, atol=1e-5 * np.abs(expected).max())
+  np.testing.assert_allclose(
+    other.token_logits(unstacked, text), expected, atol=1e-5 * np.abs(expected).max()
+  )
   shapes = contract.shapes(other)
   assert jax.tree.map(jnp.shape, unstacked) == jax.tree.map(jnp.shape, shapes)
 
@@ -164,12 +188,15 @@ def test_loss_is_the_mean_surprise_at_real_next_tokens():
   real = np.arange(6) < np.array([6, 3, 1])[:, None]
   surprise = -jax.nn.log_softmax(system.token_logits(variables, text))
   expected = [
-      float(surprise[row, t, text[row, t + 1]])
-      for row, count in enumerate((6, 3, 1)) for t in range(count - 1)
+    float(surprise[row, t, text[row, t + 1]])
+    for row, count in enumerate((6, 3, 1))
+    for t in range(count - 1)
   ]
-  loss = lambda text: contract.loss(system, 
-      variables, {"text": text, "text_mask": jnp.asarray(real)}, None, step=0, train=True
+  loss = lambda text: contract.loss(
+    system, variables, {"text": text, "text_mask": jnp.asarray(real)}, None, step=0, train=True
   )
   np.testing.assert_allclose(loss(text)[0], np.mean(expected), rtol=1e-5)
-  np.testing.assert_allclose(loss(text)[1].metrics["perplexity"], np.exp(np.mean(expected)), rtol=1e-5)
+  np.testing.assert_allclose(
+    loss(text)[1].metrics["perplexity"], np.exp(np.mean(expected)), rtol=1e-5
+  )
   np.testing.assert_array_equal(loss(jnp.where(real, text, 29))[0], loss(text)[0])

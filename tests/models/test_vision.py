@@ -9,7 +9,7 @@ from tests import contract
 from vlx.models.layers.position import resample_positions
 from vlx.models.vision import classifier
 from vlx.models.vision.resnet import STAGE_SIZES, ResNet, ResNetTower
-from vlx.models.vision.vit import SIZES, ViT, VisionTransformer, attention_rollout, published_size
+from vlx.models.vision.vit import SIZES, VisionTransformer, ViT, attention_rollout, published_size
 
 
 def count(system, batch):
@@ -21,19 +21,26 @@ IMAGE224 = {"image": jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)}
 
 
 # timm's counts, with a head of 1,000 classes; the paper's Table 1 has 86M, 307M (384 px), 632M.
-@pytest.mark.parametrize("name,expected", [
-    ("S/16", 22_050_664), ("B/16", 86_567_656), ("B/32", 88_224_232), ("L/16", 304_326_632),
+@pytest.mark.parametrize(
+  "name,expected",
+  [
+    ("S/16", 22_050_664),
+    ("B/16", 86_567_656),
+    ("B/32", 88_224_232),
+    ("L/16", 304_326_632),
     ("H/14", 632_045_800),
-])
+  ],
+)
 def test_published_vit_parameters(name, expected):
   vit = ViT(VisionTransformer(image_size=224, **published_size(name)), 1000)
   assert count(vit, IMAGE224) == expected
 
 
 # torchvision's counts.
-@pytest.mark.parametrize("depth,expected", [
-    (18, 11_689_512), (34, 21_797_672), (50, 25_557_032), (101, 44_549_160), (152, 60_192_808),
-])
+@pytest.mark.parametrize(
+  "depth,expected",
+  [(18, 11_689_512), (34, 21_797_672), (50, 25_557_032), (101, 44_549_160), (152, 60_192_808)],
+)
 def test_published_resnet_parameters(depth, expected):
   assert count(ResNet(ResNetTower(*STAGE_SIZES[depth]), 1000), IMAGE224) == expected
 
@@ -82,7 +89,9 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_in_float32():
 
 
 def test_rollout_rows_sum_to_one_and_identity_attention_is_identity():
-  weights = jax.nn.softmax(jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 4, 5, 5)), jnp.float32))
+  weights = jax.nn.softmax(
+    jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 4, 5, 5)), jnp.float32)
+  )
   np.testing.assert_allclose(attention_rollout(weights).sum(-1), 1.0, rtol=1e-5)
   identity = jnp.broadcast_to(jnp.eye(5), (3, 2, 4, 5, 5))
   np.testing.assert_allclose(attention_rollout(identity), identity[0, :, 0], atol=1e-6)
@@ -99,16 +108,19 @@ def test_rollout_multiplies_later_layers_from_the_left():
 def batch():
   rng = np.random.default_rng(0)
   return {
-      "image": jnp.asarray(rng.normal(size=(8, 16, 16, 3)), jnp.float32),
-      "label": jnp.asarray(rng.integers(0, 5, 8)),
+    "image": jnp.asarray(rng.normal(size=(8, 16, 16, 3)), jnp.float32),
+    "label": jnp.asarray(rng.integers(0, 5, 8)),
   }
 
 
-@pytest.mark.parametrize("system", [
+@pytest.mark.parametrize(
+  "system",
+  [
     ViT(VisionTransformer(**TINY), 5),
     ResNet(ResNetTower((1, 1), False, 8, stem="cifar"), 5),
     ViT(VisionTransformer(**TINY, backbone=ResNetTower((1, 1), False, 8, stem="cifar")), 5),
-])
+  ],
+)
 def test_classifiers_fit_a_batch(system):
   """A few steps of gradient descent on one batch classify it: the gradient is that of the loss."""
   data, variables = batch(), contract.init(system)
@@ -116,7 +128,9 @@ def test_classifiers_fit_a_batch(system):
   @jax.jit
   def step(variables):
     def loss(params):
-      return contract.loss(system, {**variables, "params": params}, data, jax.random.key(0), step=0, train=True)
+      return contract.loss(
+        system, {**variables, "params": params}, data, jax.random.key(0), step=0, train=True
+      )
 
     (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(variables["params"])
     params = jax.tree.map(lambda p, g: p - 0.1 * g, variables["params"], grads)
@@ -144,16 +158,21 @@ def test_batch_statistics_are_state_and_move_only_in_training():
 
 
 def test_the_hybrids_patches_are_of_the_backbones_map():
-  """Its tokens are those of a plain transformer whose image is that map; rollout finds its statistics."""
+  """Its tokens are those of a plain transformer whose image is that map; rollout finds its
+  statistics.
+  """
   backbone = ResNetTower((1,), False, 3, stem="cifar")  # a map of three channels, as an image's
   system = ViT(VisionTransformer(**TINY, backbone=backbone), 5)
   variables, image = contract.init(system), batch()["image"]
-  own = {"params": variables["params"]["tower"], **{k: v["tower"] for k, v in variables["state"].items()}}
+  own = {
+    "params": variables["params"]["tower"],
+    **{k: v["tower"] for k, v in variables["state"].items()},
+  }
   _, features = backbone.apply({k: v["backbone"] for k, v in own.items()}, image)
   plain = VisionTransformer(**TINY)
   rest = {k: v for k, v in own["params"].items() if k != "backbone"}
   np.testing.assert_allclose(
-      system.tower.apply(own, image)[1], plain.apply({"params": rest}, features)[1], atol=1e-6
+    system.tower.apply(own, image)[1], plain.apply({"params": rest}, features)[1], atol=1e-6
   )
   assert system.attention_maps(variables, {"image": image}).shape == (8, 4, 4)
 
@@ -171,17 +190,25 @@ def test_label_smoothing_has_its_known_value():
 
 
 def test_an_image_of_two_labels():
-  """The loss is least, log 2, where the two have half each; right is who has both on top, in either order."""
+  """The loss is least, log 2, where the two have half each; right is who has both on top, in
+  either order.
+  """
   logits = jnp.array([[9.0, -9.0, 9.0, -9.0], [2.0, 5.0, 4.0, 3.0]])
   label = jnp.array([[2, 0], [1, 3]])
-  np.testing.assert_allclose(classifier.cross_entropy(logits[:1], label[:1], 0.0), np.log(2), rtol=1e-6)
+  np.testing.assert_allclose(
+    classifier.cross_entropy(logits[:1], label[:1], 0.0), np.log(2), rtol=1e-6
+  )
   slope = jax.grad(lambda x: classifier.cross_entropy(x, label[:1], 0.0).sum())(
-      jnp.log(jnp.array([[0.5, 1e-9, 0.5, 1e-9]]))
+    jnp.log(jnp.array([[0.5, 1e-9, 0.5, 1e-9]]))
   )
   np.testing.assert_allclose(slope, 0.0, atol=1e-6)
   assert classifier.is_correct(logits, label).tolist() == [True, False]
   np.testing.assert_allclose(
-      classifier.cross_entropy(logits, label, 0.1),
-      (classifier.cross_entropy(logits, label[:, 0], 0.1) + classifier.cross_entropy(logits, label[:, 1], 0.1)) / 2,
-      rtol=1e-6,
+    classifier.cross_entropy(logits, label, 0.1),
+    (
+      classifier.cross_entropy(logits, label[:, 0], 0.1)
+      + classifier.cross_entropy(logits, label[:, 1], 0.1)
+    )
+    / 2,
+    rtol=1e-6,
   )

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests import contract
-from vlx.core.errors import UserError
 from vlx.core import config as configs
+from vlx.core.errors import UserError
 from vlx.models.generation import vqvae
 from vlx.models.generation.vqvae import VQVAE
 
@@ -24,14 +24,18 @@ def started(**fields):
 
 
 def update_codebook_ema(averages, z, ids, **how):
-  return vqvae.update_codebook_ema(averages, z, ids, jax.random.key(0), **{"decay": 0.9, "restart_below": 0.0, **how})
+  return vqvae.update_codebook_ema(
+    averages, z, ids, jax.random.key(0), **{"decay": 0.9, "restart_below": 0.0, **how}
+  )
 
 
 def test_after_one_batch_a_code_is_the_mean_of_its_rows():
   """Bias-corrected, so whatever the decay."""
   z, ids = normal(2, 4, 4, 3), jnp.asarray(np.arange(32).reshape(2, 4, 4) % 5)
   for decay in (0.5, 0.99):
-    codebook = update_codebook_ema(vqvae.init_averages(normal(6, 3)), z, ids, decay=decay)["codebook"]
+    codebook = update_codebook_ema(vqvae.init_averages(normal(6, 3)), z, ids, decay=decay)[
+      "codebook"
+    ]
     means = np.stack([z[ids == code].mean(0) for code in range(5)])
     np.testing.assert_allclose(codebook[:5], means, atol=1e-4)
 
@@ -57,13 +61,19 @@ def test_codes_that_nothing_is_near_to_start_anew_at_rows_of_the_batch():
 
 @pytest.mark.parametrize("codebook", ["ema", "loss"])
 def test_what_training_moves(codebook):
-  """The image's error reaches the encoder past the codes; the codebook moves by its own rule alone."""
+  """The image's error reaches the encoder past the codes; the codebook moves by its own rule
+  alone.
+  """
   system, variables, batch = started(codebook=codebook, beta=0.0)
 
   def loss(params, train):
-    return contract.loss(system, {**variables, "params": params}, batch, jax.random.key(1), step=0, train=train)
+    return contract.loss(
+      system, {**variables, "params": params}, batch, jax.random.key(1), step=0, train=train
+    )
 
-  gradients, aux = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)(variables["params"], True)
+  gradients, aux = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)(
+    variables["params"], True
+  )
   assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradients["encoder"]))
   _, evaluated = jax.jit(loss, static_argnums=1)(variables["params"], False)
   jax.tree.map(np.testing.assert_array_equal, evaluated.state, variables["state"])
@@ -78,7 +88,9 @@ def test_what_training_moves(codebook):
 
 def test_loss_is_its_terms():
   system, variables, batch = started(beta=0.5, data_variance=2.0)
-  loss, aux = jax.jit(lambda v, b: contract.loss(system, v, b, jax.random.key(0), step=0, train=True))(variables, batch)
+  loss, aux = jax.jit(
+    lambda v, b: contract.loss(system, v, b, jax.random.key(0), step=0, train=True)
+  )(variables, batch)
   image = jax.jit(system.reconstruct)(variables, batch["image"])
   error = np.mean((np.asarray(batch["image"]) - image) ** 2)
   np.testing.assert_allclose(aux.metrics["reconstruction"], error / 2.0, rtol=1e-5)
@@ -113,11 +125,14 @@ def test_the_published_architecture():
   assert params["codebook"].shape == (512, 256)
 
 
-@pytest.mark.parametrize("change, message", [
+@pytest.mark.parametrize(
+  "change, message",
+  [
     (dict(codebook="kmeans"), "'ema' or 'loss', not 'kmeans'"),
     (dict(codebook="loss", restart_below=1.0), "restart_below needs the counts"),
     (dict(image_size=18), "18 pixels cannot be halved 2 times"),
-])
+  ],
+)
 def test_fields_that_do_not_go_together_are_told(change, message):
   with pytest.raises(UserError, match=message):
     configs.build(VQVAE, {**SMALL, **change}, "model")

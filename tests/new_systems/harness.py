@@ -1,7 +1,8 @@
-"""What every new system is put through: it trains, goes on bit for bit, on any mesh, and compiles for a pod."""
+"""What every new system is put through: it trains, goes on bit for bit, on any mesh, and
+compiles for a pod.
+"""
 
 import contextlib
-
 from unittest import mock
 
 import jax
@@ -51,23 +52,31 @@ def train_cut_and_go_on(config, folder, at, **changes):
 
 def last_state(run):
   """Name → array of the last checkpoint and of what is frozen."""
-  with jax.set_mesh(run.mesh), checkpoint.open_manager(run.workdir / "checkpoints", read_only=True) as manager:
+  with (
+    jax.set_mesh(run.mesh),
+    checkpoint.open_manager(run.workdir / "checkpoints", read_only=True) as manager,
+  ):
     _, state = checkpoint.restore_latest(manager, run.state_shapes)
     frozen = run.stored_frozen() if run.roles.frozen else {}
-  return jax.tree.map(np.asarray, flatten(state) | {f"frozen/{n}": x for n, x in flatten(frozen).items()})
+  return jax.tree.map(
+    np.asarray, flatten(state) | {f"frozen/{n}": x for n, x in flatten(frozen).items()}
+  )
 
 
 def losses(run):
-  return np.array([
+  return np.array(
+    [
       [v for k, v in sorted(line.items()) if k.startswith("train/") and k.endswith("loss")]
       for line in read_json_lines(run.workdir / "metrics.jsonl")
-  ])
+    ]
+  )
 
 
 def exercise(config, folder, steps=4):
   """Trains `steps` steps in three ways, which must agree; gives the first run.
 
-  All at once on eight devices; cut at the step after the last checkpoint; with parameters split over four devices.
+  All at once on eight devices; cut at the step after the last checkpoint; with parameters split
+  over four devices.
   """
   common = {"steps": steps, "checkpoint.every": steps // 2, "log_every": 1}
   whole = train(config, folder / "whole", **common)
@@ -90,7 +99,8 @@ def exercise(config, folder, steps=4):
 def compiles_for_a_pod(config, **changes):
   """Compiles for v5e:4x4 in a process that has the compiler; gives what `vlx.compile` prints."""
   found = program.in_own_process(
-      _changed(config, **{"steps": 100, "mesh.data": 4, "mesh.fsdp": 4, **changes}), topologies.parse("v5e:4x4")
+    _changed(config, **{"steps": 100, "mesh.data": 4, "mesh.fsdp": 4, **changes}),
+    topologies.parse("v5e:4x4"),
   )
   assert found["fits"]
   return found
@@ -100,5 +110,3 @@ def _changed(config, **changes):
   found = config.copy_and_resolve_references().unlock()
   found.update_from_flattened_dict(changes)
   return found.lock()
-
-

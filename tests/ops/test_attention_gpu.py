@@ -1,4 +1,6 @@
-"""The GPU's kernels, interpreted, against attention's definition in float64; compiled for an H100 (slow)."""
+"""The GPU's kernels, interpreted, against attention's definition in float64; compiled for an
+H100 (slow).
+"""
 
 import json
 import os
@@ -25,14 +27,21 @@ def packed(length, seed=0):
 
 # (batch, length, keys, groups, heads of a group, head_dim): several tiles, the last of them not full.
 CASES = [
-    ((1, 150, 70, 1, 1, 20), masks.Full(), None, "float32"),
-    ((1, 130, 130, 2, 3, 16), masks.Causal(-2), 0.3, "bfloat16"),  # two queries see nothing
-    # Tiles that only the data empties; padding, that neither sees nor is seen.
-    (
-        (2, 70, 100, 1, 2, 16),
-        masks.Segments(packed(70), packed(100, 1)) & masks.Window(60, 20), None, "float32",
-    ),
-    ((2, 40, 200, 1, 1, 80), masks.Conv(3, 6, 3) | masks.KeyPadding(packed(200) % 2), None, "bfloat16"),
+  ((1, 150, 70, 1, 1, 20), masks.Full(), None, "float32"),
+  ((1, 130, 130, 2, 3, 16), masks.Causal(-2), 0.3, "bfloat16"),  # two queries see nothing
+  # Tiles that only the data empties; padding, that neither sees nor is seen.
+  (
+    (2, 70, 100, 1, 2, 16),
+    masks.Segments(packed(70), packed(100, 1)) & masks.Window(60, 20),
+    None,
+    "float32",
+  ),
+  (
+    (2, 40, 200, 1, 1, 80),
+    masks.Conv(3, 6, 3) | masks.KeyPadding(packed(200) % 2),
+    None,
+    "bfloat16",
+  ),
 ]
 
 
@@ -49,10 +58,17 @@ def test_values_and_gradients_at_random(case):
   check(case, "pallas_gpu")
 
 
-@pytest.mark.parametrize("mask", [
-    masks.Full(), masks.Causal(), masks.Conv(9, 8, 3), masks.Segments.of(packed(70)) & masks.Causal(),
+@pytest.mark.parametrize(
+  "mask",
+  [
+    masks.Full(),
+    masks.Causal(),
+    masks.Conv(9, 8, 3),
+    masks.Segments.of(packed(70)) & masks.Causal(),
     masks.Segments.of(packed(70)) | masks.Window(8),
-], ids=lambda mask: type(mask).__name__)
+  ],
+  ids=lambda mask: type(mask).__name__,
+)
 @pytest.mark.parametrize("by_keys", [False, True])
 def test_plan_holds_each_tile_that_is_seen_once(mask, by_keys):
   kinds = mask.tiles(70, 70, 16, 8)
@@ -101,16 +117,24 @@ for sizes, groups, dtype, mask in json.load(sys.stdin):
 
 
 def temporaries(cases, flags=""):
-  """Bytes, for each of (sizes, groups, type, mask) as attention and its gradients compile for an H100."""
+  """Bytes, for each of (sizes, groups, type, mask) as attention and its gradients compile for an
+  H100.
+  """
   compilers = ROOT / ".venv/compilers"
   assert compilers.is_dir(), "no .venv/compilers; make test-all installs them"
   environment = os.environ | {
-      "PYTHONPATH": f"{compilers}{os.pathsep}{ROOT}", "JAX_PLATFORMS": "cpu,cuda",
-      "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "XLA_FLAGS": flags,
+    "PYTHONPATH": f"{compilers}{os.pathsep}{ROOT}",
+    "JAX_PLATFORMS": "cpu,cuda",
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+    "XLA_FLAGS": flags,
   }
   run = subprocess.run(
-      [sys.executable, "-c", COMPILE], input=json.dumps(cases), env=environment, cwd=ROOT,
-      capture_output=True, text=True,
+    [sys.executable, "-c", COMPILE],
+    input=json.dumps(cases),
+    env=environment,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
   )
   assert run.returncode == 0, run.stderr[-2000:]
   return [int(line) for line in run.stdout.split()]
@@ -119,7 +143,9 @@ def temporaries(cases, flags=""):
 @pytest.mark.slow
 def test_no_temporaries_but_statistics_of_rows():
   [size] = temporaries([((8, 1280, 16, 64), 16, "bfloat16", "Causal()")])
-  assert size <= 2 * 8 * 1280 * 16 * 4 + 10_000  # the log-sum-exp and delta, f32; dense XLA: 2,539 MB
+  assert (
+    size <= 2 * 8 * 1280 * 16 * 4 + 10_000
+  )  # the log-sum-exp and delta, f32; dense XLA: 2,539 MB
 
 
 @pytest.mark.slow
@@ -129,7 +155,9 @@ def test_compiles(head_dim, dtype, tmp_path):
   flags = f"--xla_dump_to={tmp_path}"
   [size] = temporaries([((2, 300, 4, head_dim), 2, dtype, "Causal() & Keys(290)")], flags)
   assert size <= 2 * 2 * 300 * 4 * 4 + 10_000
-  programs = [text for file in tmp_path.glob("*.ptx") if ".entry attention_" in (text := file.read_text())]
+  programs = [
+    text for file in tmp_path.glob("*.ptx") if ".entry attention_" in (text := file.read_text())
+  ]
   assert len(programs) == 3
   for text in programs:
     # The matrix units take f32 only as tf32.
@@ -139,8 +167,16 @@ def test_compiles(head_dim, dtype, tmp_path):
 @pytest.mark.slow
 def test_masks_of_every_kind_compile():
   every = [
-      "Full()", "PrefixCausal(70)", "Window(100, 3)", "Keys(900)", "Row(64, 32)", "Column(64, 32, 32)",
-      "Column(64, 32, 32, True)", "Conv(64, 32, 11)", "Segments.of(ids) & Causal()",
-      "KeyPadding(ids) | Window(3)", "Segments.per_image(ids == 2, 8, 136)",
+    "Full()",
+    "PrefixCausal(70)",
+    "Window(100, 3)",
+    "Keys(900)",
+    "Row(64, 32)",
+    "Column(64, 32, 32)",
+    "Column(64, 32, 32, True)",
+    "Conv(64, 32, 11)",
+    "Segments.of(ids) & Causal()",
+    "KeyPadding(ids) | Window(3)",
+    "Segments.per_image(ids == 2, 8, 136)",
   ]
   assert len(temporaries([((2, 1088, 4, 64), 2, "bfloat16", mask) for mask in every])) == len(every)

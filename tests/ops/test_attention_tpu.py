@@ -1,4 +1,6 @@
-"""The TPU kernels: simulated, races looked for, against attention's definition in float64; and compiled."""
+"""The TPU kernels: simulated, races looked for, against attention's definition in float64; and
+compiled.
+"""
 
 import os
 import subprocess
@@ -8,8 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
-from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # what it found is told nowhere else
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax._src.pallas.mosaic.interpret import (
+  interpret_pallas_call,  # what it found is told nowhere else
+)
 from jax.experimental.pallas import tpu as pltpu
 
 from benchmarks import kernels
@@ -29,7 +34,7 @@ def values_and_gradients(arrays, mask, scale, blocks=BLOCKS, interpret=SIMULATIO
     out, lse = attention_tpu.forward(q, k, v, mask, scale, interpret=interpret, blocks=blocks)
     delta = jnp.einsum("bthd,bthd->bht", *(x.astype(jnp.float32) for x in (d_out, out))) - d_lse
     gradients = attention_tpu.backward(
-        q, k, v, d_out, lse, delta, mask, scale, interpret=interpret, blocks=blocks
+      q, k, v, d_out, lse, delta, mask, scale, interpret=interpret, blocks=blocks
     )
     return out, lse, *gradients
 
@@ -78,7 +83,9 @@ SEGMENTS = jnp.sort(jnp.asarray(np.random.default_rng(0).integers(0, 4, (2, 260)
 
 
 def test_packed_queries_in_groups():
-  """Tiles that the data leaves empty, rows that see nothing, partial tiles at the end, all in one."""
+  """Tiles that the data leaves empty, rows that see nothing, partial tiles at the end, all in
+  one.
+  """
   check((2, 260, 260, 1, 2, 64), masks.Segments.of(SEGMENTS) & masks.Causal(), "float32")
 
 
@@ -98,8 +105,10 @@ def test_logits_far_apart():
 
 
 def random_kinds():
-  return st.integers(0, 2**16).map(lambda seed: np.random.default_rng(seed)).map(
-      lambda rng: rng.integers(0, 3, rng.integers(1, 6, 2)).astype(np.int8)
+  return (
+    st.integers(0, 2**16)
+    .map(lambda seed: np.random.default_rng(seed))
+    .map(lambda rng: rng.integers(0, 3, rng.integers(1, 6, 2)).astype(np.int8))
   )
 
 
@@ -112,7 +121,8 @@ def test_steps_are_the_tiles_that_hold_anything(kinds, by_keys):
   assert visited == set(zip(*np.nonzero(kinds))) and len(visited) == busy.sum()
   whole = steps.flags & schedules.WHOLE != 0
   np.testing.assert_array_equal(whole, kinds[steps.q_tiles, steps.k_tiles] == masks.FULL)
-  # Every row (column, by keys) is one run of steps, from FIRST to LAST; an idle one is a row of nothing.
+  # Every row (column, by keys) is one run of steps, from FIRST to LAST; an idle one is a row of
+  # nothing.
   row = steps.k_tiles if by_keys else steps.q_tiles
   assert (np.diff(row) >= 0).all() and set(row) == set(range(kinds.shape[1 if by_keys else 0]))
   np.testing.assert_array_equal(steps.flags & schedules.FIRST != 0, np.diff(row, prepend=-1) != 0)
@@ -133,10 +143,16 @@ def test_a_step_that_the_data_leaves_idle_loads_nothing():
   assert (np.diff(sources[0]) >= 0).all() and set(sources[1]) == {-1}
 
 
-@pytest.mark.parametrize("mask", [
-    masks.Row(64, 32), masks.Column(64, 32, 32), masks.Column(64, 32, 32, transposed=True),
+@pytest.mark.parametrize(
+  "mask",
+  [
+    masks.Row(64, 32),
+    masks.Column(64, 32, 32),
+    masks.Column(64, 32, 32, transposed=True),
     masks.Conv(64, 32, 11),
-], ids=str)
+  ],
+  ids=str,
+)
 def test_steps_of_dalles_masks_are_the_tiles_that_hold_a_visible_pair(mask):
   length, block = 64 + 32 * 32, 128
   seen = np.pad(np.asarray(mask.dense(length, length))[0], (0, -length % block))
@@ -145,23 +161,39 @@ def test_steps_of_dalles_masks_are_the_tiles_that_hold_a_visible_pair(mask):
     assert len(schedules.steps(mask.tiles(length, length, block, block), by_keys)) == tiles.sum()
 
 
-@pytest.mark.parametrize("length, block", [
-    (1, 128), (77, 128), (128, 128), (197, 256), (257, 384), (577, 640), (1024, 512), (1280, 640),
+@pytest.mark.parametrize(
+  "length, block",
+  [
+    (1, 128),
+    (77, 128),
+    (128, 128),
+    (197, 256),
+    (257, 384),
+    (577, 640),
+    (1024, 512),
+    (1280, 640),
     (4096, 512),
-])
+  ],
+)
 def test_blocks_pad_little(length, block):
   assert schedules.block_size(length, head_bytes=256) == block
 
 
 def compile_for(name, cases):
-  """Bytes of temporaries, by case, of forward and gradients; the compiler runs in a process of its own."""
+  """Bytes of temporaries, by case, of forward and gradients; the compiler runs in a process of
+  its own.
+  """
   topology = topologies.parse(name)
   child = subprocess.run(
-      [sys.executable, "-c", CHILD.format(name=name, cases=cases)],
-      env=os.environ | topologies.environment(topology), capture_output=True, text=True,
+    [sys.executable, "-c", CHILD.format(name=name, cases=cases)],
+    env=os.environ | topologies.environment(topology),
+    capture_output=True,
+    text=True,
   )
   assert child.returncode == 0, child.stderr[-3000:]
-  return [int(line.split()[1]) for line in child.stdout.splitlines() if line.startswith("temporaries")]
+  return [
+    int(line.split()[1]) for line in child.stdout.splitlines() if line.startswith("temporaries")
+  ]
 
 
 CHILD = """
@@ -190,9 +222,9 @@ for (batch, length, heads, kv_heads, head_dim), dtype, mask in {cases!r}:
 @pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_compiled_for_a_tpu_it_needs_no_memory_beyond_row_statistics(name):
   batch, length, heads, head_dim = 8, 1280, 16, 64
-  (temporaries,) = compile_for(name, [
-      ((batch, length, heads, heads, head_dim), "bfloat16", "lambda ids: masks.Causal()")
-  ])
+  (temporaries,) = compile_for(
+    name, [((batch, length, heads, heads, head_dim), "bfloat16", "lambda ids: masks.Causal()")]
+  )
   assert temporaries <= 2 * 4 * batch * heads * length  # lse and delta, f32; dense XLA: 1,259 MB
 
 
@@ -200,7 +232,9 @@ def test_compiled_for_a_tpu_it_needs_no_memory_beyond_row_statistics(name):
 @pytest.mark.parametrize("name", ["v4:2x2x1", "v6e:2x2"])
 def test_every_kind_of_operand_compiles(name):
   packed = "lambda ids: masks.Segments.of(ids) & masks.Causal()"
-  compile_for(name, [
+  compile_for(
+    name,
+    [
       ((2, 1280, 2, 2, 64), "float32", packed),
       ((2, 1280, 2, 2, 256), "float32", "lambda ids: masks.Causal()"),
       ((2, 1280, 2, 2, 256), "bfloat16", packed),
@@ -208,7 +242,8 @@ def test_every_kind_of_operand_compiles(name):
       ((2, 1088, 4, 4, 96), "bfloat16", "lambda ids: masks.Conv(64, 32, 11)"),
       ((2, 300, 6, 2, 40), "bfloat16", "lambda ids: masks.KeyPadding(ids) | masks.Window(3, 4)"),
       ((2, 77, 4, 1, 128), "bfloat16", "lambda ids: masks.KeyPadding(ids) & masks.Causal()"),
-  ])
+    ],
+  )
 
 
 @pytest.mark.slow

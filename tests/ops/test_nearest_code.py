@@ -1,4 +1,6 @@
-"""Nearest codes against float64, however they are computed; gradients past them; statistics of codes."""
+"""Nearest codes against float64, however they are computed; gradients past them; statistics of
+codes.
+"""
 
 import functools
 
@@ -6,20 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from benchmarks import nearest_code as benchmark
+from vlx.core import partition
 from vlx.ops import nearest_code_gpu, nearest_code_tpu, nearest_code_xla
 from vlx.ops.nearest_code import code_statistics, nearest_code, straight_through
-from vlx.core import partition
 
 SIMULATION = pltpu.InterpretParams(detect_races=True)
 CANDIDATES = {
-    "xla": nearest_code_xla.candidates,
-    "tpu": lambda *args: nearest_code_tpu.candidates(*args, interpret=SIMULATION),
-    "gpu": lambda *args: nearest_code_gpu.candidates(*args, interpret=True),
+  "xla": nearest_code_xla.candidates,
+  "tpu": lambda *args: nearest_code_tpu.candidates(*args, interpret=SIMULATION),
+  "gpu": lambda *args: nearest_code_gpu.candidates(*args, interpret=True),
 }
 
 
@@ -49,7 +53,9 @@ def vectors(rows, codes, dim, kind, seed=0):
   if kind == "near the codes":
     x = codebook[rng.integers(0, codes, rows)] + 0.05 * x
   if kind == "near-duplicates":
-    codebook[codes // 2 :] = codebook[: codes - codes // 2] * (1 + 1e-6 * rng.normal(size=(codes - codes // 2, dim)))
+    codebook[codes // 2 :] = codebook[: codes - codes // 2] * (
+      1 + 1e-6 * rng.normal(size=(codes - codes // 2, dim))
+    )
     x = codebook[rng.integers(0, codes, rows)] + 0.01 * x
   if kind == "far from the origin":
     x, codebook = x + 1000, codebook + 1000
@@ -63,8 +69,11 @@ KINDS = ["random", "near the codes", "near-duplicates", "far from the origin", "
 
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(
-    st.integers(1, 70), st.integers(1, 300), st.integers(1, 40), st.sampled_from(KINDS),
-    st.sampled_from(["l2", "cosine"]),
+  st.integers(1, 70),
+  st.integers(1, 300),
+  st.integers(1, 40),
+  st.sampled_from(KINDS),
+  st.sampled_from(["l2", "cosine"]),
 )
 def test_nearest_for_any_shape(rows, codes, dim, kind, distance):
   x, codebook = vectors(rows, codes, dim, kind)
@@ -75,7 +84,9 @@ def test_nearest_for_any_shape(rows, codes, dim, kind, distance):
 @pytest.mark.parametrize("distance", ["l2", "cosine"])
 @pytest.mark.parametrize("implementation", ["reference", "xla", "pallas_tpu", "pallas_gpu"])
 def test_every_implementation_is_exact(implementation, distance):
-  find = jax.jit(lambda x, codebook: nearest_code(x, codebook, distance=distance, implementation=implementation))
+  find = jax.jit(
+    lambda x, codebook: nearest_code(x, codebook, distance=distance, implementation=implementation)
+  )
   for kind in KINDS:
     x, codebook = vectors(40, 530, 33, kind)
     assert_nearest(find(x, codebook), x, codebook, distance)
@@ -99,7 +110,9 @@ def test_what_the_scores_settle_is_right(way, distance, rows, codes, dim):
 def test_of_equal_codes_the_lowest_id(implementation):
   x, codebook = vectors(40, 300, 8, "duplicates")
   first = np.array([np.flatnonzero((codebook == code).all(1))[0] for code in codebook])
-  find = jax.jit(functools.partial(nearest_code, implementation=implementation), static_argnames="distance")
+  find = jax.jit(
+    functools.partial(nearest_code, implementation=implementation), static_argnames="distance"
+  )
   ids = np.asarray(find(x, codebook))
   np.testing.assert_array_equal(ids, first[ids])
   same = np.tile(codebook[:1], (300, 1))
@@ -108,9 +121,14 @@ def test_of_equal_codes_the_lowest_id(implementation):
 
 
 def test_as_near_in_another_order_of_terms_is_a_tie():
-  x, codes = np.zeros((1, 7), np.float32), np.random.default_rng(0).normal(size=(1, 7)).astype(np.float32)
+  x, codes = (
+    np.zeros((1, 7), np.float32),
+    np.random.default_rng(0).normal(size=(1, 7)).astype(np.float32),
+  )
   assert nearest_code(x, np.concatenate([codes[:, ::-1], codes, -codes]))[0] == 0
-  assert nearest_code(codes, np.concatenate([3 * codes, codes, 5 * codes]), distance="cosine")[0] == 0
+  assert (
+    nearest_code(codes, np.concatenate([3 * codes, codes, 5 * codes]), distance="cosine")[0] == 0
+  )
 
 
 def test_zero_vectors_by_cosine_are_at_distance_one():
@@ -132,9 +150,9 @@ def test_a_hundred_thousand_rows():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("total, implementation", [
-    (1_000_000, "auto"), (100_000, "pallas_tpu"), (100_000, "pallas_gpu"),
-])
+@pytest.mark.parametrize(
+  "total, implementation", [(1_000_000, "auto"), (100_000, "pallas_tpu"), (100_000, "pallas_gpu")]
+)
 def test_many_rows(total, implementation):
   _many(total, implementation)
 
@@ -143,7 +161,9 @@ def _many(total, implementation):
   """Codes once, duplicated and nearly duplicated; the true distances by float64 products."""
   rng = np.random.default_rng(0)
   codes = rng.normal(size=(171, 16))
-  codebook = np.concatenate([codes, codes, codes + 1e-5 * rng.normal(size=codes.shape)]).astype(np.float32)
+  codebook = np.concatenate([codes, codes, codes + 1e-5 * rng.normal(size=codes.shape)]).astype(
+    np.float32
+  )
   exact = codebook.astype(np.float64)
   find = jax.jit(functools.partial(nearest_code, implementation=implementation))
   for start in range(0, total, 50_000):
@@ -160,25 +180,33 @@ def _many(total, implementation):
 def test_transformations():
   x, codebook = vectors(12, 20, 5, "random")
   expected = np.asarray(nearest_code(x, codebook))
-  np.testing.assert_array_equal(jax.jit(nearest_code)(x.reshape(3, 4, 5), codebook), expected.reshape(3, 4))
-  np.testing.assert_array_equal(jax.vmap(nearest_code, (0, None))(x.reshape(3, 4, 5), codebook), expected.reshape(3, 4))
+  np.testing.assert_array_equal(
+    jax.jit(nearest_code)(x.reshape(3, 4, 5), codebook), expected.reshape(3, 4)
+  )
+  np.testing.assert_array_equal(
+    jax.vmap(nearest_code, (0, None))(x.reshape(3, 4, 5), codebook), expected.reshape(3, 4)
+  )
   books = np.stack([codebook, codebook[::-1]])
-  np.testing.assert_array_equal(jax.vmap(nearest_code, (None, 0))(x, books), [expected, 19 - expected])
+  np.testing.assert_array_equal(
+    jax.vmap(nearest_code, (None, 0))(x, books), [expected, 19 - expected]
+  )
   assert nearest_code(x[0], codebook).shape == () and nearest_code(x[:0], codebook).shape == (0,)
 
   def loss(x, codebook):
     return jnp.sum((x - codebook[nearest_code(x, codebook)]) ** 2)
 
-  np.testing.assert_allclose(jax.jit(jax.grad(loss))(x, codebook), 2 * (x - codebook[expected]), rtol=1e-6)
+  np.testing.assert_allclose(
+    jax.jit(jax.grad(loss))(x, codebook), 2 * (x - codebook[expected]), rtol=1e-6
+  )
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_mistakes_are_named():
   x = np.zeros((2, 3), np.float32)
   for mistake, says in [
-      (lambda: nearest_code(x, x, distance="l1"), "l2, cosine"),
-      (lambda: nearest_code(x, x, implementation="cuda"), "pallas_gpu"),
-      (lambda: nearest_code(x, x[:, :2]), r"\(2, 2\)"),
+    (lambda: nearest_code(x, x, distance="l1"), "l2, cosine"),
+    (lambda: nearest_code(x, x, implementation="cuda"), "pallas_gpu"),
+    (lambda: nearest_code(x, x[:, :2]), r"\(2, 2\)"),
   ]:
     with pytest.raises(ValueError, match=says):
       mistake()
@@ -188,14 +216,20 @@ def test_straight_through_is_the_code_forward_and_the_identity_backward():
   x, quantized = (jnp.asarray(a) for a in vectors(6, 6, 3, "random"))
   np.testing.assert_array_equal(straight_through(x * 1e8, quantized), quantized)
   weights = jnp.arange(18.0).reshape(6, 3)
-  to_x, to_code = jax.grad(lambda x, q: jnp.sum(weights * straight_through(x, q)), (0, 1))(x, quantized)
+  to_x, to_code = jax.grad(lambda x, q: jnp.sum(weights * straight_through(x, q)), (0, 1))(
+    x, quantized
+  )
   np.testing.assert_array_equal(to_x, weights)
   assert not to_code.any()
 
 
 def test_statistics_count_and_add():
   rng = np.random.default_rng(0)
-  x, ids, mask = rng.normal(size=(4, 9, 5)).astype(np.float32), rng.integers(0, 7, (4, 9)), rng.random((4, 9)) < 0.7
+  x, ids, mask = (
+    rng.normal(size=(4, 9, 5)).astype(np.float32),
+    rng.integers(0, 7, (4, 9)),
+    rng.random((4, 9)) < 0.7,
+  )
   one_hot = np.eye(8)[ids] * mask[..., None]
   counts, sums = code_statistics(x, ids.astype(np.int32), 8, mask)
   np.testing.assert_array_equal(counts, one_hot.sum((0, 1)))
@@ -214,7 +248,9 @@ def test_spread_over_eight_devices_equals_one(rows):
     find = jax.jit(lambda x, c: nearest_code(x, c, implementation=implementation))
     with jax.set_mesh(mesh):
       spread = find(jax.device_put(x, place), codebook)
-      spread_counts, spread_sums = jax.jit(lambda x, i: code_statistics(x, i, 50))(jax.device_put(x, place), spread)
+      spread_counts, spread_sums = jax.jit(lambda x, i: code_statistics(x, i, 50))(
+        jax.device_put(x, place), spread
+      )
     np.testing.assert_array_equal(spread, expected)
     np.testing.assert_array_equal(spread_counts, counts)
     np.testing.assert_allclose(spread_sums, sums, atol=1e-5)
@@ -224,7 +260,9 @@ def test_a_tpus_kernel_is_lowered_on_any_mesh():
   """Mosaic refuses a kernel where an axis of the mesh is left to the compiler."""
   x, codebook = vectors(64, 50, 128, "plain")
   with jax.set_mesh(partition.make_mesh(dict(data=8, fsdp=1, tensor=1))):
-    traced = jax.jit(lambda x, c: nearest_code(x, c, implementation="pallas_tpu")).trace(x, codebook)
+    traced = jax.jit(lambda x, c: nearest_code(x, c, implementation="pallas_tpu")).trace(
+      x, codebook
+    )
     assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
 
 

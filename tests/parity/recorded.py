@@ -39,7 +39,9 @@ class Recorded:
   def load_system(self, layout):
     """The variables of a layout's system."""
     wanted = contract.shapes(layout.system)
-    found = tables.read(layout.rows, wanted, self.shapes, self.weights.__getitem__, aliases=layout.aliases)
+    found = tables.read(
+      layout.rows, wanted, self.shapes, self.weights.__getitem__, aliases=layout.aliases
+    )
     return as_tree(found, wanted)
 
 

@@ -1,7 +1,7 @@
 """What `vlx.convert` writes for Hugging Face gives in transformers what it gave in vlx.
 
-The suite has no torch: record/exported.py runs in an interpreter that has torch and transformers, the one that the
-environment variable VLX_TRANSFORMERS_PYTHON names, else this one.
+The suite has no torch: record/exported.py runs in an interpreter that has torch and transformers,
+the one that the environment variable VLX_TRANSFORMERS_PYTHON names, else this one.
 """
 
 import importlib.util
@@ -22,18 +22,23 @@ from vlx.pretrained.load import module
 
 INTERPRETER = "VLX_TRANSFORMERS_PYTHON"
 PUBLIC_INPUTS = {
-    "text": "input_ids", "text_mask": "attention_mask", "segments": "token_type_ids", "image": "pixel_values",
+  "text": "input_ids",
+  "text_mask": "attention_mask",
+  "segments": "token_type_ids",
+  "image": "pixel_values",
 }
 
 
 def bert(system, variables, given):
-  words, sentence = system.word_logits(variables, given["text"], given["text_mask"], given["segments"])
+  words, sentence = system.word_logits(
+    variables, given["text"], given["text_mask"], given["segments"]
+  )
   return dict(prediction_logits=words, seq_relationship_logits=sentence)
 
 
 def bert_tower(system, variables, given):
   pooled, tokens = system.network.apply(
-      {"params": variables["params"]}, given["text"], given["text_mask"], given["segments"]
+    {"params": variables["params"]}, given["text"], given["text_mask"], given["segments"]
   )
   return dict(pooler_output=pooled, last_hidden_state=tokens)
 
@@ -41,8 +46,8 @@ def bert_tower(system, variables, given):
 def clip(system, variables, given):
   unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
   return dict(
-      image_embeds=unit(system.embed_image(variables, given["image"])),
-      text_embeds=unit(system.embed_text(variables, given["text"], given["text_mask"])),
+    image_embeds=unit(system.embed_image(variables, given["image"])),
+    text_embeds=unit(system.embed_text(variables, given["text"], given["text_mask"])),
   )
 
 
@@ -56,9 +61,12 @@ def vit(system, variables, given):
 
 # Where the weights were recorded, and outputs by transformers' names.
 CASES = {
-    "bert": ("bert", "tanh", bert), "bert_tower": ("bert", "erf", bert_tower),
-    "llama_groups": ("llama", "groups", llama), "llama_tied": ("llama", "tied", llama),
-    "clip": ("clip_hf", "greatest", clip), "vit": ("vit", "hf", vit),
+  "bert": ("bert", "tanh", bert),
+  "bert_tower": ("bert", "erf", bert_tower),
+  "llama_groups": ("llama", "groups", llama),
+  "llama_tied": ("llama", "tied", llama),
+  "clip": ("clip_hf", "greatest", clip),
+  "vit": ("vit", "hf", vit),
 }
 
 
@@ -87,8 +95,8 @@ def folders(tmp_path_factory):
     convert.to_hugging_face(root / "vlx" / case, root / case)
     public = {PUBLIC_INPUTS[k]: x for k, x in given.items() if k in PUBLIC_INPUTS}
     public = {
-        k: np.ascontiguousarray(np.moveaxis(x, -1, 1)) if x.ndim == 4 else x.astype(np.int64)
-        for k, x in public.items()
+      k: np.ascontiguousarray(np.moveaxis(x, -1, 1)) if x.ndim == 4 else x.astype(np.int64)
+      for k, x in public.items()
     }
     safetensors.save_file(public, root / case / "inputs.safetensors")
   script = PARITY / "record" / "exported.py"
@@ -101,7 +109,9 @@ def folders(tmp_path_factory):
 def test_transformers_says_the_same(folders, case):
   system, variables, given = model(case)
   expected = safetensors.load_file(folders / case / "outputs.safetensors")
-  found = jax.jit(lambda variables, given: CASES[case][2](system, variables, given))(variables, given)
+  found = jax.jit(lambda variables, given: CASES[case][2](system, variables, given))(
+    variables, given
+  )
   mask = given.get("text_mask")
   for name, x in found.items():
     # What stands at padding is nobody's business.

@@ -1,4 +1,6 @@
-"""Image tokenizers against their references: OpenAI's discrete VAE, dm-haiku's vector quantisers."""
+"""Image tokenizers against their references: OpenAI's discrete VAE, dm-haiku's vector
+quantisers.
+"""
 
 import json
 import pathlib
@@ -13,7 +15,8 @@ from safetensors.numpy import load_file
 from tests import contract
 from tests.parity.recorded import as_tree
 from vlx.models.generation import dalle, dvae, vqvae
-from vlx.pretrained import dvae as dvae_names, tables
+from vlx.pretrained import dvae as dvae_names
+from vlx.pretrained import tables
 
 PARITY = pathlib.Path(__file__).parent
 
@@ -62,7 +65,9 @@ def test_dvae_table_is_that_of_the_public_files():
 
 @pytest.mark.parametrize("case", ["loss", "ema"])
 def test_vector_quantiser(case):
-  """Three steps: codes, losses, perplexity, the gradient past the codes, and the averages' codebook."""
+  """Three steps: codes, losses, perplexity, the gradient past the codes, and the averages'
+  codebook.
+  """
   config = json.loads(metadata("vqvae.safetensors")["config"])
   tensors = load_file(PARITY / "vqvae.safetensors")
   averages = vqvae.init_averages(jnp.asarray(tensors["codebook"]))
@@ -78,49 +83,69 @@ def test_vector_quantiser(case):
     np.testing.assert_array_equal(found.ids, expected["ids"])
     assert_parity(found.codes, expected["quantized"])
     assert_parity(loss, expected["loss"])
-    assert_parity(vqvae.codebook_usage(found.ids, config["num_codes"])["perplexity"], expected["perplexity"])
+    assert_parity(
+      vqvae.codebook_usage(found.ids, config["num_codes"])["perplexity"], expected["perplexity"]
+    )
     assert_parity(gradient, expected["gradient"])
     if case == "ema":
       averages = vqvae.update_codebook_ema(
-          averages, jnp.asarray(z), found.ids, jax.random.key(0), decay=config["decay"], restart_below=0.0
+        averages,
+        jnp.asarray(z),
+        found.ids,
+        jax.random.key(0),
+        decay=config["decay"],
+        restart_below=0.0,
       )
       assert_parity(averages["codebook"], expected["codebook"])
 
 
 def test_dalle():
-  """The decoder's layers, masks "full" and "column" in turn; the reference leaves out the last position."""
+  """The decoder's layers, masks "full" and "column" in turn; the reference leaves out the last
+  position.
+  """
   config = json.loads(metadata("dalle.safetensors")["tiny"])
   tensors = load_file(PARITY / "dalle.safetensors")
   weights = part(tensors, "tiny/weights/")
   heads, side = config["heads"], config["image_fmap_size"]
   layout = dalle.Layout(config["text"], side, side, 3)
   network = dalle.DALLENetwork(
-      layout, ("full", "column") * (config["depth"] // 2), vocab_size=5, num_codes=5, width=config["dim"],
-      num_heads=heads, mlp_dim=config["mlp_dim"], remat=False, unroll=1, dtype="float32",
+    layout,
+    ("full", "column") * (config["depth"] // 2),
+    vocab_size=5,
+    num_codes=5,
+    width=config["dim"],
+    num_heads=heads,
+    mlp_dim=config["mlp_dim"],
+    remat=False,
+    unroll=1,
+    dtype="float32",
   )
   text = jnp.zeros((1, layout.text), jnp.int32)
   ids = jnp.zeros((1, side**2), jnp.int32)
   params = jax.jit(network.init)(jax.random.key(0), text, text == 0, ids)["params"]
   layer, block = "layers.{layer}", "params/blocks"
   rows = [
-      tables.Row("norm.weight", "params/final_norm/scale"), tables.Row("norm.bias", "params/final_norm/bias")
+    tables.Row("norm.weight", "params/final_norm/scale"),
+    tables.Row("norm.bias", "params/final_norm/bias"),
   ]
   for norm, ours in (("norm1", "attention_norm"), ("norm2", "mlp_norm")):
     rows += [
-        tables.Row(f"{layer}.{norm}.weight", f"{block}/{ours}/scale"),
-        tables.Row(f"{layer}.{norm}.bias", f"{block}/{ours}/bias"),
+      tables.Row(f"{layer}.{norm}.weight", f"{block}/{ours}/scale"),
+      tables.Row(f"{layer}.{norm}.bias", f"{block}/{ours}/bias"),
     ]
   for name, ours in zip("qkv", ("query", "key", "value")):
     kernel = ("(h e) d -> d h e", {"h": heads})
     rows.append(tables.Row(f"{layer}.{name}.weight", f"{block}/attention/{ours}/kernel", kernel))
   rows += [
-      tables.Row(f"{layer}.out.weight", f"{block}/attention/out/kernel", ("d (h e) -> h e d", {"h": heads})),
-      tables.Row(f"{layer}.out.bias", f"{block}/attention/out/bias"),
+    tables.Row(
+      f"{layer}.out.weight", f"{block}/attention/out/kernel", ("d (h e) -> h e d", {"h": heads})
+    ),
+    tables.Row(f"{layer}.out.bias", f"{block}/attention/out/bias"),
   ]
   for name in ("fc1", "fc2"):
     rows += [
-        tables.Row(f"{layer}.{name}.weight", f"{block}/mlp/{name}/kernel", ("o i -> i o", {})),
-        tables.Row(f"{layer}.{name}.bias", f"{block}/mlp/{name}/bias"),
+      tables.Row(f"{layer}.{name}.weight", f"{block}/mlp/{name}/kernel", ("o i -> i o", {})),
+      tables.Row(f"{layer}.{name}.bias", f"{block}/mlp/{name}/bias"),
     ]
   attention = {n: dict(p) for n, p in params["blocks"]["attention"].items()}
   for name in ("query", "key", "value"):  # zero, as the reference has none
@@ -133,5 +158,7 @@ def test_dalle():
     loaded["blocks"]["attention"][name]["bias"] = params["blocks"]["attention"][name]["bias"]
   x = tensors["tiny/inputs/x"]
   x = np.concatenate([x, np.ones_like(x[:, :1])], axis=1)
-  found, _ = jax.jit(lambda p, x: network.apply({"params": p}, x, method="decode"))({**params, **loaded}, x)
+  found, _ = jax.jit(lambda p, x: network.apply({"params": p}, x, method="decode"))(
+    {**params, **loaded}, x
+  )
   assert_parity(found[:, :-1], tensors["tiny/outputs/out"])

@@ -15,10 +15,11 @@ def test_lstm_is_torchs():
   part = lambda name: recorded[f"lstm/{name}"]
   transposed = lambda name: rearrange(part(f"weights/{name}_l0"), "gates inputs -> inputs gates")
   params = {
-      "input": {
-          "kernel": transposed("weight_ih"), "bias": part("weights/bias_ih_l0") + part("weights/bias_hh_l0"),
-      },
-      "recurrent": {"kernel": transposed("weight_hh")},
+    "input": {
+      "kernel": transposed("weight_ih"),
+      "bias": part("weights/bias_ih_l0") + part("weights/bias_hh_l0"),
+    },
+    "recurrent": {"kernel": transposed("weight_hh")},
   }
   state = LSTMState(part("inputs/hidden"), part("inputs/cell"))
   hidden, last = jax.jit(LSTM(features=5).apply)({"params": params}, part("inputs/x"), state)

@@ -1,4 +1,6 @@
-"""all-MiniLM-L6-v2, a trained BERT, from a package that carries it, against sentence-transformers."""
+"""all-MiniLM-L6-v2, a trained BERT, from a package that carries it, against
+sentence-transformers.
+"""
 
 import importlib.util
 import pathlib
@@ -31,9 +33,13 @@ def test_tokens():
 def test_cosines_of_sentences():
   model = pretrained.load(folder())
   assert isinstance(model.system, BERTEncoder) and model.image_transform == ""
-  embeddings = jax.jit(model.system.embed_text)(model.variables, *model.tokenizer.encode_batch(SENTENCES, LENGTH))
+  embeddings = jax.jit(model.system.embed_text)(
+    model.variables, *model.tokenizer.encode_batch(SENTENCES, LENGTH)
+  )
   unit = np.asarray(embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True))
   expected = RECORDED.outputs["embeddings"]
   np.testing.assert_allclose(unit @ unit.T, expected @ expected.T, rtol=0, atol=1e-5)
   np.testing.assert_allclose(unit, expected, rtol=0, atol=1e-5)
-  assert (expected @ expected.T)[0].argsort()[-2] == 1  # the cat on the sofa: the kitten on the couch
+  assert (expected @ expected.T)[0].argsort()[
+    -2
+  ] == 1  # the cat on the sofa: the kitten on the couch

@@ -1,4 +1,6 @@
-"""SmolLM2-135M from its GGUF file against transformers on the same dequantised weights; its tokenizer."""
+"""SmolLM2-135M from its GGUF file against transformers on the same dequantised weights; its
+tokenizer.
+"""
 
 import json
 import pathlib
@@ -31,7 +33,9 @@ def test_tokens_and_chat_template():
 
 @pytest.mark.slow
 def test_logits_and_64_greedy_tokens():
-  model = vlx.load(smollm2(), jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1]))
+  model = vlx.load(
+    smollm2(), jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
+  )
   system, variables = model.system.for_decoding(model.variables)
   logits = jax.jit(system.token_logits)
   for prompt, expected in zip(RECORDED["prompt_ids"], LOGITS, strict=True):

@@ -1,4 +1,6 @@
-"""VGG, GoogLeNet and ResNet against torchvision: tables of names, and recorded outputs through them."""
+"""VGG, GoogLeNet and ResNet against torchvision: tables of names, and recorded outputs through
+them.
+"""
 
 import math
 import pathlib
@@ -11,34 +13,39 @@ from safetensors import numpy as safetensors
 
 from tests import contract
 from tests.parity.recorded import as_tree
+from vlx.models.layers import apply
 from vlx.models.vision.inception import PAPER, GoogLeNet, GoogLeNetTower
 from vlx.models.vision.resnet import STAGE_SIZES, ResNet, ResNetTower
 from vlx.models.vision.vgg import CONVOLUTIONS, VGG, VGGTower
-from vlx.models.layers import apply
 from vlx.pretrained import googlenet, resnet, tables, vgg
 
 HERE = pathlib.Path(__file__).parent
 PUBLISHED = {
-    **{f"vgg{n}": (VGG(VGGTower(c), 1000), vgg.rows(c)) for n, c in CONVOLUTIONS.items()},
-    **{f"resnet{n}": (ResNet(ResNetTower(*s), 1000), resnet.rows(*s)) for n, s in STAGE_SIZES.items()},
-    "googlenet": (GoogLeNet(GoogLeNetTower(), 1000, auxiliary=True), googlenet.rows(True)),
-    "googlenet without auxiliaries": (GoogLeNet(GoogLeNetTower(), 1000), googlenet.rows(False)),
+  **{f"vgg{n}": (VGG(VGGTower(c), 1000), vgg.rows(c)) for n, c in CONVOLUTIONS.items()},
+  **{
+    f"resnet{n}": (ResNet(ResNetTower(*s), 1000), resnet.rows(*s)) for n, s in STAGE_SIZES.items()
+  },
+  "googlenet": (GoogLeNet(GoogLeNetTower(), 1000, auxiliary=True), googlenet.rows(True)),
+  "googlenet without auxiliaries": (GoogLeNet(GoogLeNetTower(), 1000), googlenet.rows(False)),
 }
 NARROW = {
-    "vgg16": VGG(VGGTower(CONVOLUTIONS[16], width=4), 5, hidden=12),
-    "vgg19": VGG(VGGTower(CONVOLUTIONS[19], width=2), 5, hidden=12),
-    "resnet18": ResNet(ResNetTower(*STAGE_SIZES[18], width=4), 5),
-    "resnet50": ResNet(ResNetTower(*STAGE_SIZES[50], width=4), 5),
-    "googlenet": GoogLeNet(GoogLeNetTower(width=4), 5, auxiliary=True),
-    "googlenet_paper": GoogLeNet(GoogLeNetTower(width=4, **PAPER), 5, auxiliary=True),
+  "vgg16": VGG(VGGTower(CONVOLUTIONS[16], width=4), 5, hidden=12),
+  "vgg19": VGG(VGGTower(CONVOLUTIONS[19], width=2), 5, hidden=12),
+  "resnet18": ResNet(ResNetTower(*STAGE_SIZES[18], width=4), 5),
+  "resnet50": ResNet(ResNetTower(*STAGE_SIZES[50], width=4), 5),
+  "googlenet": GoogLeNet(GoogLeNetTower(width=4), 5, auxiliary=True),
+  "googlenet_paper": GoogLeNet(GoogLeNetTower(width=4, **PAPER), 5, auxiliary=True),
 }
 # Outputs on the way: by networks and torchvision's names, by ours. GoogLeNet's are its `maps`.
 ON_THE_WAY = {
-    "vgg16/features.10": "tower/conv3_1", "vgg16/features.28": "tower/conv5_3",
-    "vgg19/features.34": "tower/conv5_4",
-    "resnet/layer1.0": "tower/stage0_block0", "resnet/layer2.0": "tower/stage1_block0",
-    "resnet/layer3.1": "tower/stage2_block1", "resnet/layer4.1": "tower/stage3_block1",
-    "googlenet/conv3": "tower/conv2",
+  "vgg16/features.10": "tower/conv3_1",
+  "vgg16/features.28": "tower/conv5_3",
+  "vgg19/features.34": "tower/conv5_4",
+  "resnet/layer1.0": "tower/stage0_block0",
+  "resnet/layer2.0": "tower/stage1_block0",
+  "resnet/layer3.1": "tower/stage2_block1",
+  "resnet/layer4.1": "tower/stage3_block1",
+  "googlenet/conv3": "tower/conv2",
 }
 ANNOTATIONS = {"vgg16": "features.29", "vgg19": "features.35"}  # what the systems' `features` gives
 
@@ -69,10 +76,13 @@ def rows_of(name):
     rows = resnet.rows(tower.stage_sizes, tower.bottleneck)
   else:
     rows = googlenet.rows(auxiliary=True)
-  if name == "googlenet_paper":  # no published file: torchvision's names, with biases for normalisation
+  if (
+    name == "googlenet_paper"
+  ):  # no published file: torchvision's names, with biases for normalisation
     rows = [row for row in rows if ".bn." not in row.public] + [
-        tables.Row(row.public.replace("weight", "bias"), row.name.replace("kernel", "bias"))
-        for row in rows if row.public.endswith("conv.weight")
+      tables.Row(row.public.replace("weight", "bias"), row.name.replace("kernel", "bias"))
+      for row in rows
+      if row.public.endswith("conv.weight")
     ]
   return rows
 
@@ -89,7 +99,9 @@ def recorded(name):
     if not key.startswith("weights/"):
       is_map = value.ndim == 4 and key != "image"
       expected[key] = np.moveaxis(value, 1, -1) if is_map else value
-  if name == "googlenet":  # torchvision's `transform_input`: its input is normalised by ImageNet's mean
+  if (
+    name == "googlenet"
+  ):  # torchvision's `transform_input`: its input is normalised by ImageNet's mean
     mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
     expected["image"] = (expected["image"] * std + mean - 0.5) / 0.5
   return variables, expected
@@ -103,16 +115,24 @@ def outputs(name, variables, image, train=False):
   system = NARROW[name]
   method = "all_logits" if isinstance(system, GoogLeNet) else "__call__"
   logits, state = system.network.apply(
-      {"params": variables["params"], **variables["state"]}, image, train=train, method=method,
-      mutable=["intermediates", *variables["state"]], rngs={"dropout": jax.random.key(0)},
-      capture_intermediates=lambda module, method: method in ("__call__", "maps"),
+    {"params": variables["params"], **variables["state"]},
+    image,
+    train=train,
+    method=method,
+    mutable=["intermediates", *variables["state"]],
+    rngs={"dropout": jax.random.key(0)},
+    capture_intermediates=lambda module, method: method in ("__call__", "maps"),
   )
-  modules = {k.removesuffix("/__call__"): v[0] for k, v in named(state.pop("intermediates")).items()}
+  modules = {
+    k.removesuffix("/__call__"): v[0] for k, v in named(state.pop("intermediates")).items()
+  }
   out = {f"inception{block}": x for block, x in modules.pop("tower/maps", {}).items()}
-  out |= dict(zip(("logits", "aux1", "aux2"), logits)) if method == "all_logits" else {"logits": logits}
+  out |= (
+    dict(zip(("logits", "aux1", "aux2"), logits)) if method == "all_logits" else {"logits": logits}
+  )
   if name in ANNOTATIONS:
     out[ANNOTATIONS[name]] = apply.infer(
-        system.network, variables, image, method=lambda network, image: network.tower(image)[1]
+      system.network, variables, image, method=lambda network, image: network.tower(image)[1]
     )
   for public, ours in ON_THE_WAY.items():
     family, _, public = public.partition("/")
@@ -144,7 +164,9 @@ def test_outputs_are_torchvisions(name):
 
 @pytest.mark.parametrize("name, last", [("resnet50", "layer2.0"), ("googlenet", "conv3")])
 def test_training_normalises_by_the_batch_and_its_statistics_are_torchvisions(name, last):
-  """Up to a layer: normalisation by few pixels magnifies rounding, ours and torch's, the more the deeper."""
+  """Up to a layer: normalisation by few pixels magnifies rounding, ours and torch's, the more
+  the deeper.
+  """
   variables, expected = recorded(name)
   kept = {public: ours for public, ours, _ in rows_of(name) if f"train/{public}" in expected}
   assert len(kept) >= 6

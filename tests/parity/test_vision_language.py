@@ -1,4 +1,6 @@
-"""ViT and CLIP against their references, by the layouts of public files; the tables against these files."""
+"""ViT and CLIP against their references, by the layouts of public files; the tables against
+these files.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +8,12 @@ import pytest
 from recorded import Recorded, assert_parity, assert_returned, named_shapes
 
 from tests import contract
-from vlx.core.errors import UserError
-from vlx.models.contrastive.clip import CLIP, published_size as clip_size
-from vlx.models.vision.vit import ViT, VisionTransformer, published_size as vit_size
 from vlx.core.config import build
+from vlx.core.errors import UserError
+from vlx.models.contrastive.clip import CLIP
+from vlx.models.contrastive.clip import published_size as clip_size
+from vlx.models.vision.vit import VisionTransformer, ViT
+from vlx.models.vision.vit import published_size as vit_size
 from vlx.pretrained import clip, tables, vit
 
 
@@ -18,7 +22,9 @@ def hidden_of(sown):
 
 
 def vit_layout(recorded, case):
-  return vit.from_hugging_face(recorded.config) if case == "hf" else vit.from_shapes(recorded.shapes)
+  return (
+    vit.from_hugging_face(recorded.config) if case == "hf" else vit.from_shapes(recorded.shapes)
+  )
 
 
 def assert_hidden(found, expected):
@@ -35,23 +41,34 @@ def test_vit(case):
 
   @jax.jit
   def run(variables, image):
-    _, sown = layout.system.network.apply({"params": variables["params"]}, image, mutable=["intermediates"])
+    _, sown = layout.system.network.apply(
+      {"params": variables["params"]}, image, mutable=["intermediates"]
+    )
     return layout.system.class_logits(variables, image), hidden_of(sown["intermediates"]["tower"])
 
   logits, hidden = run(variables, recorded.inputs["image"])
   assert_parity(logits, recorded.outputs["logits"])
   assert_hidden(hidden, recorded.outputs["hidden"])
   if "wide" in recorded.inputs:  # positions resampled
-    assert_parity(jax.jit(layout.system.class_logits)(variables, recorded.inputs["wide"]), recorded.outputs["wide"])
+    assert_parity(
+      jax.jit(layout.system.class_logits)(variables, recorded.inputs["wide"]),
+      recorded.outputs["wide"],
+    )
   if not layout.aliases:
     assert_returned(layout.rows, variables, recorded.weights)
 
 
-@pytest.mark.parametrize("file, case", [
-    ("clip_hf", "greatest"), ("clip_hf", "first_eos"),
-    ("clip_openai", "open_clip"), ("clip_openai", "openai"), ("clip_openai", "open_clip_config"),
+@pytest.mark.parametrize(
+  "file, case",
+  [
+    ("clip_hf", "greatest"),
+    ("clip_hf", "first_eos"),
+    ("clip_openai", "open_clip"),
+    ("clip_openai", "openai"),
+    ("clip_openai", "open_clip_config"),
     ("clip_resnet", "resnet"),
-])
+  ],
+)
 def test_clip(file, case):
   recorded = Recorded(file, case)
   if file == "clip_hf":
@@ -65,10 +82,17 @@ def test_clip(file, case):
   @jax.jit
   def run(variables, image, text, text_mask):
     _, sown = system.network.apply(
-        {"params": variables["params"], **variables["state"]}, image, text, text_mask,
-        mutable=["intermediates"], capture_intermediates=case == "resnet",
+      {"params": variables["params"], **variables["state"]},
+      image,
+      text,
+      text_mask,
+      mutable=["intermediates"],
+      capture_intermediates=case == "resnet",
     )
-    image, text = system.embed_image(variables, image), system.embed_text(variables, text, text_mask)
+    image, text = (
+      system.embed_image(variables, image),
+      system.embed_text(variables, text, text_mask),
+    )
     if file == "clip_hf":
       unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
       image, text = unit(image), unit(text)
@@ -85,7 +109,9 @@ def test_clip(file, case):
   if case == "resnet":
     ends = {int(name[5]): name for name in sorted(sown["image"]) if name.startswith("stage")}
     for stage, name in ends.items():  # the last block of each
-      assert_parity(sown["image"][name]["__call__"][0], recorded.outputs[f"image_hidden{stage + 1}"])
+      assert_parity(
+        sown["image"][name]["__call__"][0], recorded.outputs[f"image_hidden{stage + 1}"]
+      )
   else:
     assert_hidden(hidden_of(sown["image"]), recorded.outputs["image_hidden"])
   if case == "first_eos":  # positions resampled
@@ -100,8 +126,11 @@ S = jax.ShapeDtypeStruct
 
 
 def batch(size):
-  return {"image": S((1, size, size, 3), jnp.float32), "text": S((1, 77), jnp.int32),
-          "text_mask": S((1, 77), jnp.bool_)}
+  return {
+    "image": S((1, size, size, 3), jnp.float32),
+    "text": S((1, 77), jnp.int32),
+    "text_mask": S((1, 77), jnp.bool_),
+  }
 
 
 class Fits(Exception):
@@ -109,13 +138,16 @@ class Fits(Exception):
 
 
 def assert_covers(layout, published, system):
-  """Names and shapes of file and model fit exactly, both ways, and the system is the published one."""
+  """Names and shapes of file and model fit exactly, both ways, and the system is the published
+  one.
+  """
   assert layout.system == system
   wanted = contract.shapes(system)
   unread = {row.public for row in layout.rows if not row.name}
   found = {
-      tables.renamed(name, layout.aliases): shape for name, shape in published.items()
-      if name not in unread
+    tables.renamed(name, layout.aliases): shape
+    for name, shape in published.items()
+    if name not in unread
   }
   assert tables.public_shapes(layout.rows, wanted) == found
 
@@ -128,9 +160,17 @@ def assert_covers(layout, published, system):
 
 B16 = dict(image_size=224, **vit_size("B/16"))
 HF_VIT = dict(
-    num_channels=3, qkv_bias=True, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
-    intermediate_size=3072, image_size=224, patch_size=16, hidden_act="gelu", layer_norm_eps=1e-12,
-    id2label={str(i): str(i) for i in range(1000)},
+  num_channels=3,
+  qkv_bias=True,
+  hidden_size=768,
+  num_hidden_layers=12,
+  num_attention_heads=12,
+  intermediate_size=3072,
+  image_size=224,
+  patch_size=16,
+  hidden_act="gelu",
+  layer_norm_eps=1e-12,
+  id2label={str(i): str(i) for i in range(1000)},
 )
 
 
@@ -152,7 +192,9 @@ def published(name, **changes):
 
 def test_clip_tables_are_those_of_the_public_files():
   # A file of the first days: all that differs from B/32 stands in it.
-  hf = dict(projection_dim=512, text_config={"eos_token_id": 2}, vision_config={}, text_config_dict=None)
+  hf = dict(
+    projection_dim=512, text_config={"eos_token_id": 2}, vision_config={}, text_config_dict=None
+  )
   # The initial spread of a public model's parameters does not matter.
   b32 = published("B/32", image=dict(resampling="cubic", embedding_std=0.02))
   assert_covers(clip.from_hugging_face(hf), named_shapes("clip_vit_b32_hf"), b32)
@@ -188,7 +230,9 @@ def test_a_config_written_for_hugging_face_reads_as_the_same_system(family, file
   assert back.rows == layout.rows
 
 
-@pytest.mark.parametrize("change, message", [
+@pytest.mark.parametrize(
+  "change, message",
+  [
     ({"hidden_size": None}, "config.json has no hidden_size"),
     ({"hidden_size": -768}, "hidden_size is -768, not a positive whole number"),
     ({"hidden_size": "768"}, "hidden_size is '768', not a positive whole number"),
@@ -198,19 +242,32 @@ def test_a_config_written_for_hugging_face_reads_as_the_same_system(family, file
     ({"hidden_act": "relu"}, "hidden_act is 'relu'; vlx knows 'gelu'"),
     ({"image_size": 225}, "image_size 225 does not divide by patch_size 16"),
     ({"qkv_bias": False}, "qkv_bias is False; vlx takes True alone"),
-])
+  ],
+)
 def test_an_absurd_config_is_told(change, message):
   with pytest.raises(UserError, match=message):
     vit.from_hugging_face({**HF_VIT, **change})
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"vision_config": {"hidden_size": 770}}, "vision_config.hidden_size 770 does not divide by vision_config"),
-    ({"text_config": {"vocab_size": 0}}, "text_config.vocab_size is 0, not a positive whole number"),
-    ({"text_config": {}, "text_config_dict": {"hidden_act": "relu"}}, "text_config.hidden_act is 'relu'"),
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (
+      {"vision_config": {"hidden_size": 770}},
+      "vision_config.hidden_size 770 does not divide by vision_config",
+    ),
+    (
+      {"text_config": {"vocab_size": 0}},
+      "text_config.vocab_size is 0, not a positive whole number",
+    ),
+    (
+      {"text_config": {}, "text_config_dict": {"hidden_act": "relu"}},
+      "text_config.hidden_act is 'relu'",
+    ),
     ({"vision_config": {"num_channels": 4}}, "vision_config.num_channels is 4; vlx takes 3 alone"),
     ({"projection_dim": 2.5}, "projection_dim is 2.5"),
-])
+  ],
+)
 def test_an_absurd_section_is_told(change, message):
   with pytest.raises(UserError, match=message):
     clip.from_hugging_face(change)

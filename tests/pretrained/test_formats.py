@@ -1,4 +1,6 @@
-"""What other programs wrote, read by vlx's own readers (recorded by tests/parity/record/torch_files.py)."""
+"""What other programs wrote, read by vlx's own readers (recorded by
+tests/parity/record/torch_files.py).
+"""
 
 import json
 import pathlib
@@ -7,7 +9,8 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -27,7 +30,9 @@ def test_what_torch_saves(kind):
   assert file.shapes == {name: x.shape for name, x in values.items()}
   for name, expected in values.items():
     found = file.fetch(name)
-    assert found.dtype.name == {"half": "float16", "brain": "bfloat16"}.get(name, expected.dtype.name)
+    assert found.dtype.name == {"half": "float16", "brain": "bfloat16"}.get(
+      name, expected.dtype.name
+    )
     np.testing.assert_array_equal(found.astype(expected.dtype), expected, err_msg=name)
 
 
@@ -83,34 +88,55 @@ def meta_folder(tmp_path):
   with safe_open(PARITY / "llama.safetensors", "numpy") as file:
     config = json.loads(file.metadata()["meta"])
     weights = {
-        name.removeprefix("meta/weights/"): file.get_tensor(name)
-        for name in file.keys() if name.startswith("meta/weights/")
+      name.removeprefix("meta/weights/"): file.get_tensor(name)
+      for name in file.keys()
+      if name.startswith("meta/weights/")
     }
   for i in range(2):
     shutil.copy(PARITY / f"llama_meta.{i:02}.pth", tmp_path / f"consolidated.{i:02}.pth")
-  (tmp_path / "params.json").write_text(json.dumps(dict(
-      dim=config["hidden_size"], n_layers=config["num_hidden_layers"], n_heads=config["num_attention_heads"],
-      n_kv_heads=config["num_key_value_heads"], vocab_size=config["vocab_size"], norm_eps=config["rms_norm_eps"],
-      multiple_of=1, ffn_dim_multiplier=0.57,  # 48 of 85
-  )))
+  (tmp_path / "params.json").write_text(
+    json.dumps(
+      dict(
+        dim=config["hidden_size"],
+        n_layers=config["num_hidden_layers"],
+        n_heads=config["num_attention_heads"],
+        n_kv_heads=config["num_key_value_heads"],
+        vocab_size=config["vocab_size"],
+        norm_eps=config["rms_norm_eps"],
+        multiple_of=1,
+        ffn_dim_multiplier=0.57,  # 48 of 85
+      )
+    )
+  )
   return tmp_path, weights
 
 
 def test_metas_shards_are_joined(meta_folder):
   folder, weights = meta_folder
   params = pretrained.load(folder).variables["params"]
-  np.testing.assert_array_equal(params["token_embedding"]["embedding"], weights["tok_embeddings.weight"])
+  np.testing.assert_array_equal(
+    params["token_embedding"]["embedding"], weights["tok_embeddings.weight"]
+  )
   np.testing.assert_array_equal(params["head"]["kernel"], weights["output.weight"].T)
-  for layer, names in enumerate(zip(*(params["blocks"]["mlp"][n]["kernel"] for n in ("gate", "up", "down")))):
+  for layer, names in enumerate(
+    zip(*(params["blocks"]["mlp"][n]["kernel"] for n in ("gate", "up", "down")))
+  ):
     for kernel, public in zip(names, ("w1", "w3", "w2")):
-      np.testing.assert_array_equal(kernel, weights[f"layers.{layer}.feed_forward.{public}.weight"].T)
+      np.testing.assert_array_equal(
+        kernel, weights[f"layers.{layer}.feed_forward.{public}.weight"].T
+      )
 
 
 def test_variables_go_to_the_mesh_by_their_rules(meta_folder):
   folder, _ = meta_folder
   mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
   rules = ((r"mlp/(gate|up)/kernel", (None, "fsdp", None)), (".*", ()))
-  one, many = pretrained.load(folder).variables, pretrained.load(folder, mesh=mesh, partition=rules).variables
+  one, many = (
+    pretrained.load(folder).variables,
+    pretrained.load(folder, mesh=mesh, partition=rules).variables,
+  )
   jax.tree.map(np.testing.assert_array_equal, one, many)
-  assert many["params"]["blocks"]["mlp"]["gate"]["kernel"].sharding == NamedSharding(mesh, P(None, "fsdp", None))
+  assert many["params"]["blocks"]["mlp"]["gate"]["kernel"].sharding == NamedSharding(
+    mesh, P(None, "fsdp", None)
+  )
   assert many["params"]["final_norm"]["scale"].sharding.is_fully_replicated

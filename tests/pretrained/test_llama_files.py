@@ -21,18 +21,26 @@ from vlx.pretrained.formats.gguf import open_gguf
 PARITY = pathlib.Path(__file__).parents[1] / "parity"
 # What was released beside each model; where it says -1 words, its tokenizer knows.
 PARAMS = {
-    "1-7B": dict(dim=4096, multiple_of=256, n_heads=32, n_layers=32, norm_eps=1e-06, vocab_size=-1),
-    "1-65B": dict(dim=8192, multiple_of=256, n_heads=64, n_layers=80, norm_eps=1e-05, vocab_size=-1),
-    "2-13B": dict(dim=5120, multiple_of=256, n_heads=40, n_layers=40, norm_eps=1e-05, vocab_size=-1),
-    "2-70B": dict(dim=8192, multiple_of=4096, ffn_dim_multiplier=1.3, n_heads=64, n_kv_heads=8, n_layers=80,
-                  norm_eps=1e-05, vocab_size=-1),
+  "1-7B": dict(dim=4096, multiple_of=256, n_heads=32, n_layers=32, norm_eps=1e-06, vocab_size=-1),
+  "1-65B": dict(dim=8192, multiple_of=256, n_heads=64, n_layers=80, norm_eps=1e-05, vocab_size=-1),
+  "2-13B": dict(dim=5120, multiple_of=256, n_heads=40, n_layers=40, norm_eps=1e-05, vocab_size=-1),
+  "2-70B": dict(
+    dim=8192,
+    multiple_of=4096,
+    ffn_dim_multiplier=1.3,
+    n_heads=64,
+    n_kv_heads=8,
+    n_layers=80,
+    norm_eps=1e-05,
+    vocab_size=-1,
+  ),
 }
 
 
 def recorded(case):
   with safe_open(PARITY / "llama.safetensors", "numpy") as file:
     get = lambda part: {
-        k.split("/")[2]: file.get_tensor(k) for k in file.keys() if k.startswith(f"{case}/{part}/")
+      k.split("/")[2]: file.get_tensor(k) for k in file.keys() if k.startswith(f"{case}/{part}/")
     }
     return json.loads(file.metadata()[case]), get("weights"), get("inputs"), get("outputs")
 
@@ -44,7 +52,9 @@ def loaded(layout, file):
 
 
 def write_gguf(path, config, weights):
-  """As llama.cpp's converter does: its names, and the rows of queries and keys with pairs side by side."""
+  """As llama.cpp's converter does: its names, and the rows of queries and keys with pairs side
+  by side.
+  """
   heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
   writer = gguf.GGUFWriter(path, "llama")
   writer.add_block_count(config["num_hidden_layers"])
@@ -74,10 +84,13 @@ def test_a_gguf_file_is_the_model_that_it_was_made_from(tmp_path, case):
   file = open_gguf(tmp_path / "model.gguf")
   layout = llama.from_gguf(file)
   assert layout.system.decoder.tie_embeddings == (case == "tied")
-  logits, real = layout.system.token_logits(loaded(layout, file), jnp.asarray(inputs["text"])), inputs["text_mask"]
+  logits, real = (
+    layout.system.token_logits(loaded(layout, file), jnp.asarray(inputs["text"])),
+    inputs["text_mask"],
+  )
   expected = outputs["logits"]
   np.testing.assert_allclose(
-      np.asarray(logits)[real], expected[real], rtol=0, atol=1e-5 * np.abs(expected).max()
+    np.asarray(logits)[real], expected[real], rtol=0, atol=1e-5 * np.abs(expected).max()
   )
 
 
@@ -89,8 +102,10 @@ def test_configurations_of_hugging_face_both_ways(case):
   variables = loaded(layout, file)
   real = inputs["text_mask"]
   np.testing.assert_allclose(
-      np.asarray(layout.system.token_logits(variables, jnp.asarray(inputs["text"])))[real], outputs["logits"][real],
-      rtol=0, atol=1e-5 * np.abs(outputs["logits"]).max(),
+    np.asarray(layout.system.token_logits(variables, jnp.asarray(inputs["text"])))[real],
+    outputs["logits"][real],
+    rtol=0,
+    atol=1e-5 * np.abs(outputs["logits"]).max(),
   )
   written, back = llama.to_hugging_face(layout.system)
   assert back == layout == llama.from_hugging_face(json.loads(json.dumps(written)))
@@ -104,12 +119,23 @@ def test_released_params_give_the_published_sizes(name):
   assert decoder.vocab_size == published_size(name)["vocab_size"]
 
 
-@pytest.mark.parametrize("change", [
-    dict(hidden_size=None), dict(hidden_size=-1), dict(num_hidden_layers=1.5), dict(num_attention_heads=5),
-    dict(num_key_value_heads=3), dict(rms_norm_eps="small"), dict(hidden_act="gelu"),
+@pytest.mark.parametrize(
+  "change",
+  [
+    dict(hidden_size=None),
+    dict(hidden_size=-1),
+    dict(num_hidden_layers=1.5),
+    dict(num_attention_heads=5),
+    dict(num_key_value_heads=3),
+    dict(rms_norm_eps="small"),
+    dict(hidden_act="gelu"),
     dict(attention_bias=True),
-    dict(rope_scaling=dict(type="linear", factor=2.0)), dict(head_dim=4), dict(vocab_size=0),
-], ids=str)
+    dict(rope_scaling=dict(type="linear", factor=2.0)),
+    dict(head_dim=4),
+    dict(vocab_size=0),
+  ],
+  ids=str,
+)
 def test_fields_that_are_missing_or_absurd_are_told(change):
   with pytest.raises(UserError, match=next(iter(change))) as told:
     llama.from_hugging_face(recorded("heads")[0] | change)
@@ -142,7 +168,10 @@ def test_quantised_tensors_come_within_half_a_step(tmp_path):
   np.testing.assert_array_equal(file.fetch("F32"), x)
   np.testing.assert_array_equal(file.fetch("F16"), x.astype(np.float16))
   blocks = x.reshape(3, 2, 32)
-  for name, step in (("Q8_0", np.abs(blocks).max(-1) / 127), ("Q4_1", np.ptp(blocks, axis=-1) / 15)):
+  for name, step in (
+    ("Q8_0", np.abs(blocks).max(-1) / 127),
+    ("Q4_1", np.ptp(blocks, axis=-1) / 15),
+  ):
     found = file.fetch(name)
     assert found.dtype == np.float32
     error = np.abs(found.reshape(blocks.shape) - blocks).max(-1)
@@ -178,11 +207,16 @@ def test_a_damaged_file_is_told_or_read(tmp_path):
   assert told > 100
 
 
-@pytest.mark.parametrize("change, told", [
-    ({"general.architecture": "gemma"}, "gemma"), ({"llama.block_count": None}, "block_count"),
-    ({"llama.attention.head_count": 7}, "head_count"), ({"llama.rope.scaling.type": "yarn"}, "scaling"),
+@pytest.mark.parametrize(
+  "change, told",
+  [
+    ({"general.architecture": "gemma"}, "gemma"),
+    ({"llama.block_count": None}, "block_count"),
+    ({"llama.attention.head_count": 7}, "head_count"),
+    ({"llama.rope.scaling.type": "yarn"}, "scaling"),
     ({"llama.expert_count": 8}, "expert_count"),
-])
+  ],
+)
 def test_metadata_that_are_missing_or_absurd_are_told(tmp_path, change, told):
   config, weights, *_ = recorded("groups")
   write_gguf(tmp_path / "model.gguf", config, weights)

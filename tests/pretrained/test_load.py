@@ -1,4 +1,6 @@
-"""Folders and files as people have them on disk: read right, or refused in a line with nothing run."""
+"""Folders and files as people have them on disk: read right, or refused in a line with nothing
+run.
+"""
 
 import json
 import os
@@ -21,8 +23,16 @@ from vlx.pretrained.load import variable_shapes
 
 PARITY = pathlib.Path(__file__).parents[1] / "parity"
 CONFIG = dict(
-    model_type="bert", vocab_size=30, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
-    intermediate_size=16, max_position_embeddings=12, type_vocab_size=2, hidden_act="gelu", layer_norm_eps=1e-12,
+  model_type="bert",
+  vocab_size=30,
+  hidden_size=8,
+  num_hidden_layers=2,
+  num_attention_heads=2,
+  intermediate_size=16,
+  max_position_embeddings=12,
+  type_vocab_size=2,
+  hidden_act="gelu",
+  layer_norm_eps=1e-12,
 )
 
 
@@ -32,11 +42,12 @@ def folder(tmp_path):
   layout = bert.from_hugging_face(CONFIG)
   rng = np.random.default_rng(0)
   variables = jax.tree.map(
-      lambda x: rng.normal(size=x.shape).astype(np.float32), variable_shapes(layout.system)
+    lambda x: rng.normal(size=x.shape).astype(np.float32), variable_shapes(layout.system)
   )
   write_safetensors(
-      tmp_path / "model.safetensors", tables.public_shapes(layout.rows, variables),
-      tables.export(layout.rows, variables),
+    tmp_path / "model.safetensors",
+    tables.public_shapes(layout.rows, variables),
+    tables.export(layout.rows, variables),
   )
   (tmp_path / "config.json").write_text(json.dumps(CONFIG))
   return tmp_path, variables
@@ -50,39 +61,58 @@ def test_a_folder_gives_the_variables_it_was_written_from(folder):
 
 
 def test_a_folder_of_open_clips(tmp_path):
-  """Heads, GELU and pixel statistics are what its config says, and what vlx has no place for is named."""
+  """Heads, GELU and pixel statistics are what its config says, and what vlx has no place for is
+  named.
+  """
   recorded = load_file(PARITY / "clip_openai.safetensors")
   prefix = "open_clip_config/weights/"
-  weights = {name.removeprefix(prefix): x for name, x in recorded.items() if name.startswith(prefix)}
+  weights = {
+    name.removeprefix(prefix): x for name, x in recorded.items() if name.startswith(prefix)
+  }
   write_safetensors(
-      tmp_path / "open_clip_model.safetensors", {n: x.shape for n, x in weights.items()}, weights.items()
+    tmp_path / "open_clip_model.safetensors",
+    {n: x.shape for n, x in weights.items()},
+    weights.items(),
   )
   model = dict(
-      embed_dim=16, quick_gelu=True, vision_cfg=dict(width=64, head_width=16, layers=2, ls_init_value=None),
-      text_cfg=dict(width=64, heads=2),
+    embed_dim=16,
+    quick_gelu=True,
+    vision_cfg=dict(width=64, head_width=16, layers=2, ls_init_value=None),
+    text_cfg=dict(width=64, heads=2),
   )
 
   def load(**changed):
-    config = {"model_cfg": {**model, **changed}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+    config = {
+      "model_cfg": {**model, **changed},
+      "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3},
+    }
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     return pretrained.load(tmp_path)
 
   system, _, _, preprocess = load()
-  assert (system.image.num_heads, system.text.num_heads, system.image.activation) == (4, 2, "quick_gelu")
+  assert (system.image.num_heads, system.text.num_heads, system.image.activation) == (
+    4,
+    2,
+    "quick_gelu",
+  )
   assert preprocess.endswith("normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))")
   assert load(quick_gelu=False).system.text.activation == "gelu"
   for line, changed in {
-      "vision_cfg.timm_model_name": dict(vision_cfg=dict(timm_model_name="vit_base_patch16_siglip_224")),
-      "has no model_cfg with a text_cfg": dict(text_cfg=None),
-      "embed_dim is 32, of the weights beside it 16": dict(embed_dim=32),
-      "text_cfg.width 64 does not divide by text_cfg.heads 3": dict(text_cfg=dict(heads=3)),
+    "vision_cfg.timm_model_name": dict(
+      vision_cfg=dict(timm_model_name="vit_base_patch16_siglip_224")
+    ),
+    "has no model_cfg with a text_cfg": dict(text_cfg=None),
+    "embed_dim is 32, of the weights beside it 16": dict(embed_dim=32),
+    "text_cfg.width 64 does not divide by text_cfg.heads 3": dict(text_cfg=dict(heads=3)),
   }.items():
     with pytest.raises(UserError, match=line):
       load(**changed)
 
 
 def test_whole_modules_of_openais_dvae_are_read_as_data():
-  """One half as torch saves it today, one as before 1.6 (recorded by tests/parity/record/dvae.py)."""
+  """One half as torch saves it today, one as before 1.6 (recorded by
+  tests/parity/record/dvae.py).
+  """
   folder = PARITY / "dvae"
   found = pretrained.load(folder)
   weights = load_file(folder / "weights.safetensors")
@@ -100,13 +130,18 @@ def test_half_a_dvae_is_told(tmp_path):
     pretrained.load(tmp_path)
 
 
-@pytest.mark.parametrize("change,message", [
-    ({"hidden_size": None}, "hidden_size"), ({"num_attention_heads": 3}, "num_attention_heads"),
-    ({"num_hidden_layers": -1}, "num_hidden_layers"), ({"model_type": "gpt5"}, "gpt5"),
+@pytest.mark.parametrize(
+  "change,message",
+  [
+    ({"hidden_size": None}, "hidden_size"),
+    ({"num_attention_heads": 3}, "num_attention_heads"),
+    ({"num_hidden_layers": -1}, "num_hidden_layers"),
+    ({"model_type": "gpt5"}, "gpt5"),
     ({"num_hidden_layers": 3}, "missing: bert.encoder.layer.2"),
     ({"num_hidden_layers": 1}, "surplus: bert.encoder.layer.1"),
     ({"vocab_size": 31}, "misshapen: bert.embeddings.word_embeddings.weight"),
-])
+  ],
+)
 def test_a_config_that_does_not_fit_is_told(folder, change, message):
   path, _ = folder
   (path / "config.json").write_text(json.dumps({**CONFIG, **change}))
@@ -122,14 +157,17 @@ def with_header(path, header, data=b"\0" * 8, length=None):
 A = dict(dtype="F32", shape=[1], data_offsets=[0, 4])
 
 
-@pytest.mark.parametrize("header,length,message", [
+@pytest.mark.parametrize(
+  "header,length,message",
+  [
     ({"a": A}, 2**60, "its header has 1152921504606846976 bytes"),
     ({"a": A, "b": A}, None, "inside of another tensor"),
     ({"a": {**A, "dtype": "F31"}}, None, "of the type 'F31'"),
     ({"a": {**A, "shape": [2**40]}}, None, "but lies at"),
     ({"a": A}, None, "cut off or damaged"),
     ([], None, "names no tensors"),
-])
+  ],
+)
 def test_a_header_that_lies_is_told(tmp_path, header, length, message):
   with_header(tmp_path / "x.safetensors", header, length=length)
   with pytest.raises(UserError, match=message):
@@ -169,7 +207,9 @@ def test_a_pickle_that_calls_the_system_runs_nothing(tmp_path, protocol):
 def test_converted_and_back_it_is_the_same_file(folder, tmp_path):
   path, variables = folder
   convert.to_vlx(path, tmp_path / "vlx")
-  jax.tree.map(np.testing.assert_array_equal, pretrained.load(tmp_path / "vlx").variables, variables)
+  jax.tree.map(
+    np.testing.assert_array_equal, pretrained.load(tmp_path / "vlx").variables, variables
+  )
   convert.to_hugging_face(tmp_path / "vlx", tmp_path / "back")
   one, other = (open_safetensors(f / "model.safetensors") for f in (path, tmp_path / "back"))
   assert one.shapes == other.shapes

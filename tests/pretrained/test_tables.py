@@ -10,26 +10,27 @@ import numpy as np
 import pytest
 
 from vlx.core.errors import UserError
+from vlx.core.system import names
 from vlx.pretrained import tables
 from vlx.pretrained.tables import WORKERS, Row, export, public_shapes
-from vlx.core.system import names
 
 DEPTH = 3
 ROWS = [
-    Row("word.weight", "params/word/embedding"),
-    Row("layer.{layer}.q.weight", "params/blocks/query/kernel", ("(h e) d -> d h e", {"h": 2})),
-    Row("layer.{layer}.norm.weight", "params/blocks/norm/scale"),
-    Row("bn.running_mean", "state/bn/mean"),
-    Row("layer.{layer}.steps", None),
-    Row("scale", "params/scale"),
+  Row("word.weight", "params/word/embedding"),
+  Row("layer.{layer}.q.weight", "params/blocks/query/kernel", ("(h e) d -> d h e", {"h": 2})),
+  Row("layer.{layer}.norm.weight", "params/blocks/norm/scale"),
+  Row("bn.running_mean", "state/bn/mean"),
+  Row("layer.{layer}.steps", None),
+  Row("scale", "params/scale"),
 ]
 S = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
 WANTED = {
-    "params": {
-        "word": {"embedding": S(7, 4)}, "scale": S(),
-        "blocks": {"query": {"kernel": S(DEPTH, 4, 2, 3)}, "norm": {"scale": S(DEPTH, 4)}},
-    },
-    "state": {"bn": {"mean": S(5)}},
+  "params": {
+    "word": {"embedding": S(7, 4)},
+    "scale": S(),
+    "blocks": {"query": {"kernel": S(DEPTH, 4, 2, 3)}, "norm": {"scale": S(DEPTH, 4)}},
+  },
+  "state": {"bn": {"mean": S(5)}},
 }
 
 
@@ -43,7 +44,11 @@ def checkpoint():
   rng = np.random.default_rng(0)
   shapes = {"word.weight": (7, 4), "bn.running_mean": (5,), "scale": ()}
   for i in range(DEPTH):
-    shapes |= {f"layer.{i}.q.weight": (6, 4), f"layer.{i}.norm.weight": (4,), f"layer.{i}.steps": ()}
+    shapes |= {
+      f"layer.{i}.q.weight": (6, 4),
+      f"layer.{i}.norm.weight": (4,),
+      f"layer.{i}.steps": (),
+    }
   return {name: np.asarray(rng.normal(size=shape), np.float32) for name, shape in shapes.items()}
 
 
@@ -69,7 +74,9 @@ def test_every_order_of_axes_is_copied_right(order):
     there = f"a b c d -> {' '.join(order)}"
     expected = einops.rearrange(tensor, there)
     wanted = {"params": {"w": S(*expected.shape)}}
-    found = load([Row("w", "params/w", (there, {}))], wanted, {"w": tensor.shape}, {"w": tensor}.__getitem__)
+    found = load(
+      [Row("w", "params/w", (there, {}))], wanted, {"w": tensor.shape}, {"w": tensor}.__getitem__
+    )
     np.testing.assert_array_equal(found["params"]["w"], expected)
 
 
@@ -84,13 +91,16 @@ def test_export_is_the_inverse():
 
 
 FUSED = [
-    Row(
-        "layer.{layer}.qkv.weight", ("params/blocks/q", "params/blocks/k"),
-        ("(n h e) d -> n d h e", {"n": 2, "h": 3}),
-    ),
-    Row("kv", ("params/k", "params/v"), ("(n o) -> n o", {"n": 2})),
+  Row(
+    "layer.{layer}.qkv.weight",
+    ("params/blocks/q", "params/blocks/k"),
+    ("(n h e) d -> n d h e", {"n": 2, "h": 3}),
+  ),
+  Row("kv", ("params/k", "params/v"), ("(n o) -> n o", {"n": 2})),
 ]
-FUSED_WANTED = {"params": {"blocks": {"q": S(2, 5, 3, 4), "k": S(2, 5, 3, 4)}, "k": S(7), "v": S(7)}}
+FUSED_WANTED = {
+  "params": {"blocks": {"q": S(2, 5, 3, 4), "k": S(2, 5, 3, 4)}, "k": S(7), "v": S(7)}
+}
 
 
 def test_a_public_tensor_may_hold_several_variables():
@@ -104,7 +114,7 @@ def test_a_public_tensor_may_hold_several_variables():
   assert sorted(read) == sorted(tensors)
   np.testing.assert_array_equal(variables["params"]["v"], tensors["kv"][7:])
   np.testing.assert_array_equal(
-      variables["params"]["blocks"]["k"][1, :, 2, 3], tensors["layer.1.qkv.weight"][12 + 11]
+    variables["params"]["blocks"]["k"][1, :, 2, 3], tensors["layer.1.qkv.weight"][12 + 11]
   )
   assert public_shapes(FUSED, FUSED_WANTED) == shapes
   returned = dict(export(FUSED, variables))
@@ -114,16 +124,20 @@ def test_a_public_tensor_may_hold_several_variables():
 
 
 def test_what_does_not_fit_several_variables_is_told_once():
-  shapes = {"layer.0.qkv.weight": (23, 5), "layer.1.qkv.weight": (24, 5), "layer.2.qkv.weight": (24, 5)}
+  shapes = {
+    "layer.0.qkv.weight": (23, 5),
+    "layer.1.qkv.weight": (24, 5),
+    "layer.2.qkv.weight": (24, 5),
+  }
   wanted = {"params": {"blocks": FUSED_WANTED["params"]["blocks"], "k": S(7)}}
   with pytest.raises(UserError) as told:
     load(FUSED, wanted, shapes, lambda name: pytest.fail("read"))
   assert str(told.value).splitlines()[1:] == [
-      "  misshapen: layer.0.qkv.weight is [23, 5], not [24, 5],"
-      " for layer 0 of params/blocks/q, params/blocks/k",
-      "  missing: kv [14] for params/k, params/v",
-      "  surplus: layer.2.qkv.weight [24, 5], a layer that params/blocks/q, params/blocks/k lacks",
-      "  the table has kv for params/v, which the model lacks",
+    "  misshapen: layer.0.qkv.weight is [23, 5], not [24, 5],"
+    " for layer 0 of params/blocks/q, params/blocks/k",
+    "  missing: kv [14] for params/k, params/v",
+    "  surplus: layer.2.qkv.weight [24, 5], a layer that params/blocks/q, params/blocks/k lacks",
+    "  the table has kv for params/v, which the model lacks",
   ]
 
 
@@ -143,18 +157,20 @@ def test_everything_that_does_not_fit_is_told_at_once_before_anything_is_read():
   with pytest.raises(UserError) as told:
     load(ROWS, WANTED, shapes, lambda name: pytest.fail("read"))
   assert str(told.value).splitlines()[1:] == [
-      "  misshapen: layer.2.q.weight is [4, 6], not [6, 4], for layer 2 of params/blocks/query/kernel",
-      "  missing: layer.1.norm.weight [4] for layer 1 of params/blocks/norm/scale",
-      "  missing: word.weight [7, 4] for params/word/embedding",
-      "  surplus: head.weight [4], which the model has no place for",
-      "  surplus: layer.3.norm.weight [4], a layer that params/blocks/norm/scale lacks",
+    "  misshapen: layer.2.q.weight is [4, 6], not [6, 4], for layer 2 of params/blocks/query/kernel",
+    "  missing: layer.1.norm.weight [4] for layer 1 of params/blocks/norm/scale",
+    "  missing: word.weight [7, 4] for params/word/embedding",
+    "  surplus: head.weight [4], which the model has no place for",
+    "  surplus: layer.3.norm.weight [4], a layer that params/blocks/norm/scale lacks",
   ]
 
 
 def test_a_table_for_another_model_is_told_too():
   wanted = {"params": {**WANTED["params"], "extra": S(2)}}
   with pytest.raises(UserError) as told:
-    load(ROWS, wanted, {n: x.shape for n, x in checkpoint().items()}, lambda name: pytest.fail("read"))
+    load(
+      ROWS, wanted, {n: x.shape for n, x in checkpoint().items()}, lambda name: pytest.fail("read")
+    )
   assert "the table has nothing for params/extra" in str(told.value)
   assert "the table has bn.running_mean for state/bn/mean, which the model lacks" in str(told.value)
 
@@ -163,7 +179,8 @@ def test_older_names_are_read_and_told_as_they_stand():
   tensors = {n.replace("norm.weight", "norm.gamma"): x for n, x in checkpoint().items()}
   aliases = ((r"norm\.gamma$", "norm.weight"),)
   np.testing.assert_array_equal(
-      loaded(tensors, aliases=aliases)["params"]["blocks"]["norm"]["scale"][2], tensors["layer.2.norm.gamma"]
+    loaded(tensors, aliases=aliases)["params"]["blocks"]["norm"]["scale"][2],
+    tensors["layer.2.norm.gamma"],
   )
   with pytest.raises(UserError, match=r"surplus: layer\.0\.norm\.gamma"):
     loaded(tensors)
@@ -185,8 +202,10 @@ def test_memory_is_that_of_the_variables_and_of_what_is_being_read():
   rows = [Row("layer.{layer}.w", "params/w", ("o i -> i o", {}))]
   tracemalloc.start()
   variables = load(
-      rows, {"params": {"w": S(depth, width, width)}}, {f"layer.{i}.w": (width, width) for i in range(depth)},
-      lambda name: np.ones((width, width), np.float32),
+    rows,
+    {"params": {"w": S(depth, width, width)}},
+    {f"layer.{i}.w": (width, width) for i in range(depth)},
+    lambda name: np.ones((width, width), np.float32),
   )
   peak = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
@@ -205,8 +224,13 @@ def test_no_more_than_two_variables_are_held_before_they_are_placed():
     return np.zeros(4, np.float32)
 
   names = "abcdefgh"
-  variables = load([Row(n, f"params/{n}") for n in names], {"params": {n: S(4) for n in names}},
-                   dict.fromkeys(names, (4,)), fetch, place=lambda name, array: placed.append(name) or array)
+  variables = load(
+    [Row(n, f"params/{n}") for n in names],
+    {"params": {n: S(4) for n in names}},
+    dict.fromkeys(names, (4,)),
+    fetch,
+    place=lambda name, array: placed.append(name) or array,
+  )
   assert variables["params"].keys() == set(names) and max(held) <= 2
 
 
@@ -217,6 +241,11 @@ def test_a_placed_array_is_not_copied_on_cpu():
     addresses.append(array.ctypes.data)
     return jax.device_put(array)
 
-  variables = load([Row("w", "params/w")], {"params": {"w": S(1000, 10)}}, {"w": (1000, 10)},
-                   lambda name: np.zeros((1000, 10), np.float32), place=place)
+  variables = load(
+    [Row("w", "params/w")],
+    {"params": {"w": S(1000, 10)}},
+    {"w": (1000, 10)},
+    lambda name: np.zeros((1000, 10), np.float32),
+    place=place,
+  )
   assert variables["params"]["w"].unsafe_buffer_pointer() == addresses[0]

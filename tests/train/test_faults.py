@@ -14,18 +14,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlx.core.errors import UserError
 from vlx.core import checkpoint
+from vlx.core.errors import UserError
 from vlx.core.files import read_json_lines
 from vlx.train.run import open_run
 
 
 def state(step):
-  return {"step": jnp.int32(step), "w": jnp.full((300, 7), step, jnp.float32), "b": jnp.full(5, -step, jnp.float32)}
+  return {
+    "step": jnp.int32(step),
+    "w": jnp.full((300, 7), step, jnp.float32),
+    "b": jnp.full(5, -step, jnp.float32),
+  }
 
 
 def damage(folder, rng):
-  """One file of a checkpoint cut short, with flipped bytes, emptied or gone; or the whole folder emptied."""
+  """One file of a checkpoint cut short, with flipped bytes, emptied or gone; or the whole folder
+  emptied.
+  """
   kind = rng.integers(5)
   # By size: the names of the data files are random.
   files = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: (p.stat().st_size, p))
@@ -49,13 +55,15 @@ def damage(folder, rng):
 
 @pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_damaged_checkpoint_is_never_taken_for_a_whole_one(tmp_path, count):
-  """What comes back is the last checkpoint, the one before, or a line that says none can be read."""
+  """What comes back is the last checkpoint, the one before, or a line that says none can be
+  read.
+  """
   whole = tmp_path / "whole"
   with checkpoint.open_manager(whole, keep=2) as manager:
     for step in (1, 2):
       checkpoint.save(manager, step, state(step))
   like = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0)
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0)
   )
   rng = np.random.default_rng(count)
   steps = {1: 0, 2: 0, None: 0}
@@ -78,34 +86,50 @@ def test_a_damaged_checkpoint_is_never_taken_for_a_whole_one(tmp_path, count):
 
 STEPS, KILLS = 800, 20
 COMMAND = [
-    sys.executable, "tests/train/worker.py", "--config=configs/clip.py:smoke", f"--config.steps={STEPS}",
-    "--config.checkpoint.every=20", "--config.data.batch_size=16", "--config.checkpoint.keep=2",
-    "--config.evaluators.retrieval.splits=('combo',)", "--config.evaluators.retrieval.gallery=('combo',)",
+  sys.executable,
+  "tests/train/worker.py",
+  "--config=configs/clip.py:smoke",
+  f"--config.steps={STEPS}",
+  "--config.checkpoint.every=20",
+  "--config.data.batch_size=16",
+  "--config.checkpoint.keep=2",
+  "--config.evaluators.retrieval.splits=('combo',)",
+  "--config.evaluators.retrieval.gallery=('combo',)",
 ]
 
 
 def launch(workdir, record):
   record.mkdir(exist_ok=True)
   environment = {
-      **os.environ, "PYTHONPATH": ".", "RECORD": str(record),
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+    **os.environ,
+    "PYTHONPATH": ".",
+    "RECORD": str(record),
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
   }
   return subprocess.Popen(
-      [*COMMAND, f"--workdir={workdir}"], env=environment, stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT, text=True,
+    [*COMMAND, f"--workdir={workdir}"],
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
   )
 
 
 def final_state(workdir):
   run = open_run(str(workdir))
-  with jax.set_mesh(run.mesh), checkpoint.open_manager(workdir / "checkpoints", read_only=True) as m:
+  with (
+    jax.set_mesh(run.mesh),
+    checkpoint.open_manager(workdir / "checkpoints", read_only=True) as m,
+  ):
     step, found = checkpoint.restore_latest(m, run.state_shapes)
   assert step == STEPS
   return jax.tree.map(np.asarray, found)
 
 
 def kill(process, metrics, rng):
-  """SIGKILL at a random moment: in one of four cases while it starts, else up to 1.5 s into its steps."""
+  """SIGKILL at a random moment: in one of four cases while it starts, else up to 1.5 s into its
+  steps.
+  """
   if rng.random() < 0.25:
     time.sleep(rng.uniform(0, 10))
   else:
@@ -129,7 +153,9 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
   process = launch(tmp_path / "killed", tmp_path / "ids")
   out = process.communicate(timeout=600)[0]
   assert process.returncode == 0, out
-  jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path / "killed"), final_state(tmp_path / "whole"))
+  jax.tree.map(
+    np.testing.assert_array_equal, final_state(tmp_path / "killed"), final_state(tmp_path / "whole")
+  )
   one, other = (read_json_lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed"))
   assert [m["step"] for m in other] == [m["step"] for m in one]
   assert [m["train/loss"] for m in other] == [m["train/loss"] for m in one]

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from tests.train.toys import Composed, Scaler
-from vlx.core import checkpoint
+from vlx.core import checkpoint, partition
 from vlx.core import config as configs
-from vlx.core import partition
 from vlx.core import system as systems
 from vlx.core.errors import UserError
 from vlx.core.system import flatten
@@ -23,9 +22,13 @@ def write(folder, system, seed):
   variables = jax.tree.map(lambda x: x + 7, variables)
   with checkpoint.open_manager(folder / "checkpoints") as manager:
     checkpoint.save(manager, 0, {"variables": variables, "average": {}})
-  section = ml_collections.ConfigDict({"data": {"image_transform": ""}, **{
-      k: v for k, v in configs.part_of(system).items() if k == "system"
-  }, "model": configs.section_of(system)})
+  section = ml_collections.ConfigDict(
+    {
+      "data": {"image_transform": ""},
+      **{k: v for k, v in configs.part_of(system).items() if k == "system"},
+      "model": configs.section_of(system),
+    }
+  )
   configs.write(folder, configs.Kept(section, section))
   return jax.tree.map(np.asarray, flatten(variables))
 
@@ -41,7 +44,8 @@ def variables(system, model=None, init=(), dtype=None, mesh=None):
   config = ml_collections.ConfigDict({"model": model or {}, "init": init})
   shapes = flatten(jax.eval_shape(lambda k: systems.init(system, k), jax.random.key(0)))
   wanted = {
-      n: jax.ShapeDtypeStruct(s.shape, dtype or s.dtype, sharding=partition.replicated(mesh)) for n, s in shapes.items()
+    n: jax.ShapeDtypeStruct(s.shape, dtype or s.dtype, sharding=partition.replicated(mesh))
+    for n, s in shapes.items()
   }
   return initialize.variables(system, config, wanted, jax.random.key(0))
 
@@ -64,12 +68,18 @@ def test_a_part_comes_whole_from_its_source(there):
 
 def test_below_a_path_without_some_and_in_another_type(there):
   place, expected = there
-  found = variables(Scaler(), init=(dict(source=place, take="net", put="net", without=("bias",)),), dtype="bfloat16")
+  found = variables(
+    Scaler(), init=(dict(source=place, take="net", put="net", without=("bias",)),), dtype="bfloat16"
+  )
   assert found["params/net/kernel"].dtype == "bfloat16"
-  np.testing.assert_array_equal(found["params/net/kernel"], expected["params/net/kernel"].astype("bfloat16"))
+  np.testing.assert_array_equal(
+    found["params/net/kernel"], expected["params/net/kernel"].astype("bfloat16")
+  )
   np.testing.assert_array_equal(found["state/batch_stats/net/mean"], 7)
   np.testing.assert_array_equal(found["params/net/bias"], 0)
-  drawn = flatten(systems.init(Scaler(), jax.random.key(0)))["params/blocks/gain"].astype("bfloat16")
+  drawn = flatten(systems.init(Scaler(), jax.random.key(0)))["params/blocks/gain"].astype(
+    "bfloat16"
+  )
   np.testing.assert_array_equal(found["params/blocks/gain"], drawn)
 
 
@@ -92,13 +102,22 @@ def test_an_array_of_a_file(tmp_path):
   np.testing.assert_array_equal(found["params/net/kernel"][:, 0], [0, 1, 2])
 
 
-@pytest.mark.parametrize("entry,message", [
-    (dict(take="net", put="ned"), "this system has nothing for params/net/bias; .*params/net/kernel"),
+@pytest.mark.parametrize(
+  "entry,message",
+  [
+    (
+      dict(take="net", put="ned"),
+      "this system has nothing for params/net/bias; .*params/net/kernel",
+    ),
     (dict(put="net"), "params/net/kernel is not in .*nothing for params/blocks/gain"),
     (dict(take="nett", put="net"), "nothing stands below 'nett'"),
-    (dict(take="blocks", put="blocks", layers=(0, 2)), r"params/blocks/gain: \[2, 3\] in .*, \[4, 3\] here"),
+    (
+      dict(take="blocks", put="blocks", layers=(0, 2)),
+      r"params/blocks/gain: \[2, 3\] in .*, \[4, 3\] here",
+    ),
     (dict(tak="net"), "no field 'tak' in config.init: did you mean 'take'"),
-])
+  ],
+)
 def test_what_does_not_fit_is_told(there, entry, message):
   with pytest.raises(UserError, match=message):
     variables(Scaler(), init=(dict(source=there[0], **entry),))
@@ -114,7 +133,9 @@ def test_a_source_that_is_not_there_is_told():
 def test_position_tables_of_another_grid_are_resampled(tmp_path):
   """A table that is linear in rows and columns stays so; the class token's row passes."""
   rows, columns = np.meshgrid(np.linspace(0, 1, 3), np.linspace(0, 1, 3), indexing="ij")
-  grid = lambda side: np.stack(np.meshgrid(*[np.linspace(0, 1, side)] * 2, indexing="ij"), -1).reshape(-1, 2)
+  grid = lambda side: np.stack(
+    np.meshgrid(*[np.linspace(0, 1, side)] * 2, indexing="ij"), -1
+  ).reshape(-1, 2)
   with_cls = lambda side: np.concatenate([[[5.0, 5.0]], grid(side)])[None].astype(np.float32)
   assert initialize._grids("x/position_embedding", (1, 10, 2), (1, 26, 2)) == (3, 5)
   assert initialize._grids("x/position_embedding", (1, 9, 2), (1, 25, 2)) == (3, 5)
@@ -133,8 +154,10 @@ def test_each_tensor_goes_straight_to_its_shards(there):
   shapes = jax.eval_shape(lambda k: systems.init(system, k), jax.random.key(0))
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
   wanted = {
-      n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=split if "gain" in n else partition.replicated(mesh))
-      for n, s in flatten(shapes).items()
+    n: jax.ShapeDtypeStruct(
+      s.shape, s.dtype, sharding=split if "gain" in n else partition.replicated(mesh)
+    )
+    for n, s in flatten(shapes).items()
   }
   config = ml_collections.ConfigDict({"model": {}, "init": (dict(source=place),)})
   found = initialize.variables(system, config, wanted, jax.random.key(0))

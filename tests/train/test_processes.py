@@ -1,4 +1,6 @@
-"""Several processes on this machine: the same training however many there are, and none that hangs."""
+"""Several processes on this machine: the same training however many there are, and none that
+hangs.
+"""
 
 import json
 import os
@@ -12,9 +14,12 @@ import pytest
 from vlx.core.files import read_json_lines
 
 FLAGS = [
-    "--config=configs/clip.py:smoke", "--config.evaluators.retrieval.splits=('combo',)",
-    "--config.evaluators.retrieval.gallery=('combo',)", "--config.steps=12", "--config.checkpoint.every=4",
-    "--config.checkpoint.keep=2",
+  "--config=configs/clip.py:smoke",
+  "--config.evaluators.retrieval.splits=('combo',)",
+  "--config.evaluators.retrieval.gallery=('combo',)",
+  "--config.steps=12",
+  "--config.checkpoint.every=4",
+  "--config.checkpoint.keep=2",
 ]
 STEPS, ROWS = 12, 32
 
@@ -22,14 +27,19 @@ STEPS, ROWS = 12, 32
 def start(processes, devices, workdir, **environment):
   """Runs vlx.train to its end; returns (exit code, what it printed)."""
   environment = {
-      **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": ".",
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-      **{k: str(v) for k, v in environment.items()},
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": ".",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    **{k: str(v) for k, v in environment.items()},
   }
   launcher = ["scripts/local.py", str(processes)] if processes > 1 else []
   done = subprocess.run(
-      [sys.executable, *launcher, "tests/train/worker.py", *FLAGS, f"--workdir={workdir}"],
-      env=environment, capture_output=True, text=True, timeout=300,
+    [sys.executable, *launcher, "tests/train/worker.py", *FLAGS, f"--workdir={workdir}"],
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=300,
   )
   return done.returncode, done.stdout + done.stderr
 

@@ -26,13 +26,19 @@ def read_metrics(workdir):
 def config(**changes):
   found = configs.load_config("configs/clip.py:smoke")
   # Evaluation has tests of its own; one split keeps these short.
-  del_splits = {"evaluators.retrieval.splits": ("combo",), "evaluators.retrieval.gallery": ("combo",)}
+  del_splits = {
+    "evaluators.retrieval.splits": ("combo",),
+    "evaluators.retrieval.gallery": ("combo",),
+  }
   found.update_from_flattened_dict({**del_splits, **changes})
   return found
 
 
 def last_state(run):
-  with jax.set_mesh(run.mesh), checkpoint.open_manager(run.workdir / "checkpoints", read_only=True) as m:
+  with (
+    jax.set_mesh(run.mesh),
+    checkpoint.open_manager(run.workdir / "checkpoints", read_only=True) as m,
+  ):
     step, state = checkpoint.restore_latest(m, run.state_shapes)
   return step, jax.tree.map(np.asarray, state)
 
@@ -51,15 +57,23 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_what_it_promises(finished):
   names = {p.name for p in finished.workdir.iterdir()}
   assert names >= {
-      "config.json", "checkpoints", "metrics.jsonl", "results.json", "figures", "report.html",
-      "tensorboard", "tokenizer.json",
+    "config.json",
+    "checkpoints",
+    "metrics.jsonl",
+    "results.json",
+    "figures",
+    "report.html",
+    "tensorboard",
+    "tokenizer.json",
   }
   lines = read_metrics(finished.workdir)
   assert [line["step"] for line in lines] == list(range(1, 9))
   assert all({"train/loss", "train/lr", "examples_per_second"} <= set(line) for line in lines)
   results = json.loads((finished.workdir / "results.json").read_text())
   assert 0 <= results["retrieval/combo/image_to_text_r1"] <= 100
-  assert lines[-1]["retrieval/combo/image_to_text_r1"] == results["retrieval/combo/image_to_text_r1"]
+  assert (
+    lines[-1]["retrieval/combo/image_to_text_r1"] == results["retrieval/combo/image_to_text_r1"]
+  )
   page = (finished.workdir / "report.html").read_text()
   assert "retrieval/combo/image_to_text_r1" in page and page.count("data:image/png") >= 3
 
@@ -106,19 +120,19 @@ def test_a_run_cut_off_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch)
 
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
   script = (
-      "import os, signal\n"
-      "from vlx.core import config as configs\n"
-      "from vlx.train import loop\n"
-      "from vlx.train.run import Run\n"
-      "import pathlib\n"
-      "config = configs.load_config('configs/clip.py:smoke')\n"
-      "config.steps = 100000\n"
-      "write = loop.MetricsLog.write\n"
-      "def stop_at_three(self, step, values):\n"
-      "  write(self, step, values)\n"
-      "  if step == 3: os.kill(os.getpid(), signal.SIGTERM)\n"
-      "loop.MetricsLog.write = stop_at_three\n"
-      f"loop.train(Run(config, pathlib.Path({str(tmp_path)!r})))\n"
+    "import os, signal\n"
+    "from vlx.core import config as configs\n"
+    "from vlx.train import loop\n"
+    "from vlx.train.run import Run\n"
+    "import pathlib\n"
+    "config = configs.load_config('configs/clip.py:smoke')\n"
+    "config.steps = 100000\n"
+    "write = loop.MetricsLog.write\n"
+    "def stop_at_three(self, step, values):\n"
+    "  write(self, step, values)\n"
+    "  if step == 3: os.kill(os.getpid(), signal.SIGTERM)\n"
+    "loop.MetricsLog.write = stop_at_three\n"
+    f"loop.train(Run(config, pathlib.Path({str(tmp_path)!r})))\n"
   )
   done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
   assert done.returncode == 0, done.stderr
@@ -148,8 +162,10 @@ def test_a_loss_that_is_not_finite_stops_with_the_state_from_before(tmp_path, mo
 def test_evaluation_of_a_finished_run_gives_its_results_again(finished):
   evaluation, model = Evaluation.of(open_run(str(finished.workdir))), vlx.load(finished.workdir)
   results = {
-      f"retrieval/{k}": v
-      for k, v in contract.measures(evaluation.evaluators["retrieval"], model, evaluation.data).items()
+    f"retrieval/{k}": v
+    for k, v in contract.measures(
+      evaluation.evaluators["retrieval"], model, evaluation.data
+    ).items()
   }
   assert results == json.loads((finished.workdir / "results.json").read_text())
 
@@ -160,8 +176,7 @@ def test_one_device_and_eight_train_alike(finished, tmp_path):
   rules = ((r"(fc1|query|key|value)/kernel", (None, "fsdp")), (".*", ()))
   split = Run(config(**{"mesh.data": 4, "mesh.fsdp": 2, "partition": rules}), tmp_path / "split")
   loop.train(split)
-  one, other = (
-      [line["train/loss"] for line in read_metrics(r.workdir)] for r in (finished, split))
+  one, other = ([line["train/loss"] for line in read_metrics(r.workdir)] for r in (finished, split))
   np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
@@ -170,11 +185,16 @@ def test_twenty_steps_are_the_same_on_any_mesh(tmp_path):
   """Parameters split over `fsdp` and `tensor` by the published sizes' rules."""
   losses = {}
   for name, sizes in {
-      "data": dict(data=8), "fsdp": dict(data=1, fsdp=8), "both": dict(data=4, fsdp=2),
-      "tensor": dict(data=4, tensor=2), "all": dict(data=2, fsdp=2, tensor=2),
+    "data": dict(data=8),
+    "fsdp": dict(data=1, fsdp=8),
+    "both": dict(data=4, fsdp=2),
+    "tensor": dict(data=4, tensor=2),
+    "all": dict(data=2, fsdp=2, tensor=2),
   }.items():
     changes = {f"mesh.{axis}": size for axis, size in sizes.items()}
-    run = Run(config(steps=20, partition=defaults.TRANSFORMER_PARTITION, **changes), tmp_path / name)
+    run = Run(
+      config(steps=20, partition=defaults.TRANSFORMER_PARTITION, **changes), tmp_path / name
+    )
     loop.train(run)
     losses[name] = [line["train/loss"] for line in read_metrics(run.workdir)]
     assert len(losses[name]) == 20
@@ -211,7 +231,10 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(tmp_path, capl
 
 def test_a_checkpoint_of_another_model_names_every_mismatch(finished, tmp_path):
   other = Run(config(**{"model.embed_dim": 16, "model.loss_type": "sigmoid"}), tmp_path)
-  with jax.set_mesh(other.mesh), checkpoint.open_manager(finished.workdir / "checkpoints", read_only=True) as m:
+  with (
+    jax.set_mesh(other.mesh),
+    checkpoint.open_manager(finished.workdir / "checkpoints", read_only=True) as m,
+  ):
     with pytest.raises(UserError) as error:
       checkpoint.restore_latest(m, other.state_shapes)
   for name in ("logit_bias: nothing saved", "image_projection/kernel", "text_projection/kernel"):
@@ -219,7 +242,9 @@ def test_a_checkpoint_of_another_model_names_every_mismatch(finished, tmp_path):
 
 
 def test_what_leaves_the_mathematics_alone_may_change_where_a_run_goes_on(tmp_path, finished):
-  """Another mesh, other logging and evaluators; more steps where the schedule does not end with them."""
+  """Another mesh, other logging and evaluators; more steps where the schedule does not end with
+  them.
+  """
   first = {"optim.decay_steps": 8, "steps": 4}
   loop.train(Run(config(**first), tmp_path / "run"))
   free = {"mesh.data": 4, "mesh.fsdp": 2, "log_every": 2, "checkpoint.every": 2, "data.threads": 2}
@@ -230,7 +255,9 @@ def test_what_leaves_the_mathematics_alone_may_change_where_a_run_goes_on(tmp_pa
   for line in read_metrics(finished.workdir):
     if line["step"] in losses:
       np.testing.assert_allclose(losses[line["step"]], line["train/loss"], rtol=1e-5)
-  with pytest.raises(UserError, match="steps: 8 → 9; steps may change where optim.decay_steps was given"):
+  with pytest.raises(
+    UserError, match="steps: 8 → 9; steps may change where optim.decay_steps was given"
+  ):
     loop.train(Run(config(**{"steps": 9}), finished.workdir))
 
 
@@ -246,21 +273,31 @@ def test_a_second_process_on_a_folder_is_told(tmp_path):
 def test_data_that_is_not_what_the_system_takes_is_told(tmp_path):
   other = config()
   other.data.preprocess = other.data.preprocess.replace("random_affine(32", "random_affine(24")
-  with pytest.raises(UserError, match=r"CLIP takes examples of image float32\[32, 32, 3\] \(here float32\[24, 24, 3\]\)"):
+  with pytest.raises(
+    UserError,
+    match=r"CLIP takes examples of image float32\[32, 32, 3\] \(here float32\[24, 24, 3\]\)",
+  ):
     loop.train(Run(other, tmp_path / "run"))
 
 
 def test_a_batch_in_parts_that_are_no_whole_is_refused(tmp_path):
-  with pytest.raises(UserError, match="a pair's negatives are the other pairs of the batch.*accumulate_inexact"):
+  with pytest.raises(
+    UserError, match="a pair's negatives are the other pairs of the batch.*accumulate_inexact"
+  ):
     loop.train(Run(config(**{"optim.accumulate": 2}), tmp_path / "run"))
 
 
 def test_the_best_checkpoint_is_kept_beside_the_latest(tmp_path):
   """By a measure of which lower is better: the smallest recall here."""
   measure = "retrieval/combo/text_to_image_r10"
-  found = config(**{
-      "evaluators.retrieval.every": 2, "checkpoint.every": 2, "checkpoint.best": measure, "steps": 6,
-  })
+  found = config(
+    **{
+      "evaluators.retrieval.every": 2,
+      "checkpoint.every": 2,
+      "checkpoint.best": measure,
+      "steps": 6,
+    }
+  )
   run = Run(found, tmp_path / "run")
   evaluation = Evaluation.of(run)
   order = []
@@ -281,6 +318,10 @@ def test_the_best_checkpoint_is_kept_beside_the_latest(tmp_path):
       return False
 
   loop.train(run, on_evaluate=Told())
-  assert checkpoint.best_of(run.workdir / "checkpoints") == {"step": 4, "measure": measure, "value": 1.0}
+  assert checkpoint.best_of(run.workdir / "checkpoints") == {
+    "step": 4,
+    "measure": measure,
+    "value": 1.0,
+  }
   left = sorted(int(p.name) for p in (run.workdir / "checkpoints").iterdir() if p.name.isdigit())
   assert left == [4, 6]

@@ -13,7 +13,9 @@ from vlx.core import partition
 from vlx.core import system as systems
 from vlx.core.errors import UserError
 from vlx.core.system import Aux, Term, flatten
-from vlx.train import defaults, optimizer as optimizers, step as steps
+from vlx.train import defaults
+from vlx.train import optimizer as optimizers
+from vlx.train import step as steps
 
 SHAPE = jax.ShapeDtypeStruct
 
@@ -28,7 +30,10 @@ class Linear:
     return {"x": SHAPE((3,), jnp.float32), "y": SHAPE((2,), jnp.float32)}
 
   def init(self, rng):
-    params = {"head": {"kernel": jnp.full((3, 2), 0.5), "bias": jnp.zeros(2)}, "body": {"kernel": jnp.eye(3)}}
+    params = {
+      "head": {"kernel": jnp.full((3, 2), 0.5), "bias": jnp.zeros(2)},
+      "body": {"kernel": jnp.eye(3)},
+    }
     return {"params": params, "state": {"count": {"calls": jnp.zeros(())}}}
 
   def loss(self, variables, batch, rng, *, step, train, frozen):
@@ -38,8 +43,8 @@ class Linear:
     squares = ((x - batch["y"]) ** 2).mean(axis=1)
     seen = batch["x"][:, 0] > -0.5
     terms = {
-        "all": Term(squares.sum(), len(x)),
-        "seen": Term(jnp.sum(squares, where=seen), seen.sum(), 0.5),
+      "all": Term(squares.sum(), len(x)),
+      "seen": Term(jnp.sum(squares, where=seen), seen.sum(), 0.5),
     }
     calls = variables["state"]["count"]["calls"] + 1
     return terms, Aux({"absent": (~seen).mean()}, {"count": {"calls": calls}})
@@ -87,9 +92,18 @@ def test_a_frozen_parameter_does_not_move_by_a_bit_and_has_no_moments():
   assert sorted(sizes)[-2:] == [6, 6]  # moments of the head alone
   # And its gradient is not in the norm.
   params = Linear().init(None)["params"]
-  grads = jax.grad(lambda head: systems.total(Linear().loss(
-      {"params": {**params, "head": head}, "state": {"count": {"calls": 0.0}}}, batch(), jax.random.key(0),
-      step=0, train=True, frozen=frozenset({"body", "body/kernel"}))[0]))(params["head"])
+  grads = jax.grad(
+    lambda head: systems.total(
+      Linear().loss(
+        {"params": {**params, "head": head}, "state": {"count": {"calls": 0.0}}},
+        batch(),
+        jax.random.key(0),
+        step=0,
+        train=True,
+        frozen=frozenset({"body", "body/kernel"}),
+      )[0]
+    )
+  )(params["head"])
   norm = run(optim, steps_=1)[1]["grad_norm"]
   np.testing.assert_allclose(norm, optax.tree.norm(grads), rtol=1e-6)
 
@@ -97,16 +111,21 @@ def test_a_frozen_parameter_does_not_move_by_a_bit_and_has_no_moments():
 def test_learning_rate_rules_scale_the_update():
   whole, _ = run(section(name="sgd", b1=0.0), steps_=1)
   tenth, _ = run(section(name="sgd", b1=0.0, rules=((r"head/.*", dict(lr_scale=0.1)),)), steps_=1)
-  moved = lambda h: jax.tree.map(lambda a, b: a - b, h[1].variables["params"], h[0].variables["params"])
+  moved = lambda h: jax.tree.map(
+    lambda a, b: a - b, h[1].variables["params"], h[0].variables["params"]
+  )
   np.testing.assert_allclose(
-      moved(tenth)["head"]["kernel"], 0.1 * moved(whole)["head"]["kernel"], rtol=1e-4, atol=1e-7)
+    moved(tenth)["head"]["kernel"], 0.1 * moved(whole)["head"]["kernel"], rtol=1e-4, atol=1e-7
+  )
   np.testing.assert_array_equal(moved(tenth)["body"]["kernel"], moved(whole)["body"]["kernel"])
 
 
 def test_clipping_bounds_the_update():
   data = {"x": batch()["x"] * 100, "y": batch()["y"]}
   history, metrics = run(section(name="sgd", b1=0.0, lr=1.0, clip_norm=0.5), steps_=1, data=data)
-  moved = jax.tree.map(lambda a, b: a - b, history[1].variables["params"], history[0].variables["params"])
+  moved = jax.tree.map(
+    lambda a, b: a - b, history[1].variables["params"], history[0].variables["params"]
+  )
   assert metrics["grad_norm"] > 100
   np.testing.assert_allclose(optax.tree.norm(moved), 0.5, rtol=1e-4)
 
@@ -117,12 +136,15 @@ def test_accumulation_is_exact_also_where_parts_count_differently():
   seen = np.asarray(batch()["x"][:, 0] > -0.5).reshape(-1, 4).sum(axis=0)
   assert len(set(seen.tolist())) > 1  # else the test would say nothing
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-      whole[-1].variables["params"], parts[-1].variables["params"],
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    whole[-1].variables["params"],
+    parts[-1].variables["params"],
   )
   for name in ("loss", "all", "seen", "grad_norm", "absent"):
     np.testing.assert_allclose(one[name], other[name], rtol=1e-5, err_msg=name)
-  assert parts[-1].variables["state"]["count"]["calls"] == 4 * 5  # the state passes through the parts
+  assert (
+    parts[-1].variables["state"]["count"]["calls"] == 4 * 5
+  )  # the state passes through the parts
 
 
 def test_average_of_parameters():
@@ -132,14 +154,18 @@ def test_average_of_parameters():
     decay = min(0.9, (1 + step) / (10 + step))
     expected = decay * expected + (1 - decay) * state.variables["params"]["head"]["kernel"]
   np.testing.assert_allclose(history[-1].average["head"]["kernel"], expected, rtol=1e-5)
-  jax.tree.map(np.testing.assert_array_equal, history[-1].for_inference["params"], history[-1].average)
+  jax.tree.map(
+    np.testing.assert_array_equal, history[-1].for_inference["params"], history[-1].average
+  )
 
 
 def test_what_no_average_is_kept_of_is_itself_in_inference():
   history, _ = run(section(ema_decay=0.9, rules=((r"body/.*", dict(average=False)),)), steps_=3)
   state, params = history[-1], history[-1].for_inference["params"]
   assert "body" not in state.average
-  np.testing.assert_array_equal(params["body"]["kernel"], state.variables["params"]["body"]["kernel"])
+  np.testing.assert_array_equal(
+    params["body"]["kernel"], state.variables["params"]["body"]["kernel"]
+  )
   np.testing.assert_array_equal(params["head"]["kernel"], state.average["head"]["kernel"])
 
 
@@ -159,34 +185,46 @@ def test_a_loss_that_is_not_finite_changes_nothing_ever_after():
   after, metrics = train_step(before, frozen, bad)
   assert not metrics["finite"] and not after.finite
   later, _ = train_step(after, frozen, good)
-  jax.tree.map(np.testing.assert_array_equal, kept.replace(finite=False), jax.tree.map(np.asarray, later))
+  jax.tree.map(
+    np.testing.assert_array_equal, kept.replace(finite=False), jax.tree.map(np.asarray, later)
+  )
 
 
 def test_schedule():
-  schedule = optimizers.schedule(section(lr=2.0, warmup_steps=10, schedule="cosine", final_lr_ratio=0.1), 110)
+  schedule = optimizers.schedule(
+    section(lr=2.0, warmup_steps=10, schedule="cosine", final_lr_ratio=0.1), 110
+  )
   values = [float(schedule(s)) for s in (0, 5, 10, 60, 110)]
   np.testing.assert_allclose(values, [0.0, 1.0, 2.0, 1.1, 0.2], rtol=1e-6)
   linear = optimizers.schedule(section(lr=2.0, warmup_steps=10, schedule="linear"), 110)
   np.testing.assert_allclose([float(linear(s)) for s in (10, 60, 110)], [2.0, 1.0, 0.0], atol=1e-6)
 
 
-@pytest.mark.parametrize("changes,message", [
+@pytest.mark.parametrize(
+  "changes,message",
+  [
     (dict(schedule="cosin"), "did you mean 'cosine'"),
     (dict(name="adam"), "did you mean 'adamw'"),
     (dict(rules=(("hed/.*", {}),)), "match no parameter: 'hed/"),
     (dict(rules=(("kernel", {}),)), "match no parameter: 'kernel'"),  # the whole path must match
     (dict(rules=((".*", dict(weight_decai=1.0)),)), "did you mean 'weight_decay'"),
     (dict(rules=((".*", dict(dtype="bfloat16")),)), "it learns: only frozen parameters have one"),
-])
+  ],
+)
 def test_a_mistake_in_the_optimizer_is_told(changes, message):
   with pytest.raises(UserError, match=message):
     run(section(**changes), steps_=0)
 
 
 def test_later_rules_change_what_earlier_ones_left_field_by_field():
-  optim = section(weight_decay=0.1, rules=(
-      (r".*bias", dict(weight_decay=0.0)), (r"head/.*", dict(lr_scale=0.5)), (r"head/kernel", dict(lr_scale=2.0)),
-  ))
+  optim = section(
+    weight_decay=0.1,
+    rules=(
+      (r".*bias", dict(weight_decay=0.0)),
+      (r"head/.*", dict(lr_scale=0.5)),
+      (r"head/kernel", dict(lr_scale=2.0)),
+    ),
+  )
   found = optimizers.learning(optim, Linear().init(None)["params"], Linear())
   seen = {path: (one.lr_scale, one.weight_decay) for path, one in found.items()}
   assert seen == {"head/kernel": (2.0, 0.1), "head/bias": (0.5, 0.0), "body/kernel": (1.0, 0.1)}
@@ -216,9 +254,11 @@ class Whole:
 
 def test_a_part_is_frozen_unless_a_rule_names_it():
   frozen = lambda *rules: {
-      path for path, one in
-      optimizers.learning(section(rules=rules), systems.init(Whole(), jax.random.key(0))["params"], Whole()).items()
-      if one.frozen
+    path
+    for path, one in optimizers.learning(
+      section(rules=rules), systems.init(Whole(), jax.random.key(0))["params"], Whole()
+    ).items()
+    if one.frozen
   }
   inner = {"inner/head/kernel", "inner/head/bias", "inner/body/kernel"}
   assert frozen() == inner
@@ -236,14 +276,18 @@ def test_the_state_of_a_frozen_part_rests_and_that_of_one_that_learns_moves():
 
 @dataclasses.dataclass(frozen=True)
 class Game:
-  """Two players of one number each, x and y: x descends (x - y)², y ascends it; each counts the turns it sees."""
+  """Two players of one number each, x and y: x descends (x - y)², y ascends it; each counts the
+  turns it sees.
+  """
 
   players = {"first": r"first/.*", "second": r"second/.*"}
 
   def init(self, rng):
     return {
-        "params": {"first": {"x": jnp.ones(())}, "second": {"y": jnp.zeros(())}},
-        "state": {"batch_stats": {"first": {"turns": jnp.zeros(())}, "second": {"turns": jnp.zeros(())}}},
+      "params": {"first": {"x": jnp.ones(())}, "second": {"y": jnp.zeros(())}},
+      "state": {
+        "batch_stats": {"first": {"turns": jnp.zeros(())}, "second": {"turns": jnp.zeros(())}}
+      },
     }
 
   def inputs(self):
@@ -254,7 +298,9 @@ class Game:
     gap = (p["first"]["x"] - p["second"]["y"]) ** 2
     sign = {"first": 1, "second": -1}[player]
     state = {"batch_stats": jax.tree.map(lambda n: n + 1, turns)}
-    return {"gap": Term(sign * gap, 1)}, Aux({"x": p["first"]["x"], "noise": jax.random.normal(rng)}, state)
+    return {"gap": Term(sign * gap, 1)}, Aux(
+      {"x": p["first"]["x"], "noise": jax.random.normal(rng)}, state
+    )
 
   def accumulates(self):
     return ""
@@ -265,7 +311,9 @@ def test_players_act_in_turn_and_each_moves_its_own_alone():
   history, metrics = run(optim, Game(), steps_=1)
   params = history[1].variables["params"]
   np.testing.assert_allclose(params["first"]["x"], 1 - 0.1 * 2)
-  np.testing.assert_allclose(params["second"]["y"], 0 - 0.01 * 2 * 0.8, rtol=1e-6)  # sees the x that is new
+  np.testing.assert_allclose(
+    params["second"]["y"], 0 - 0.01 * 2 * 0.8, rtol=1e-6
+  )  # sees the x that is new
   np.testing.assert_allclose(metrics["second/x"], 0.8)
   assert metrics["first/noise"] != metrics["second/noise"]
   # Each turn counted both, and kept its own player's count.
@@ -294,11 +342,19 @@ def test_partition_by_size_splits_the_largest_axis_and_never_the_depth():
   mesh = partition.make_mesh(dict(data=1, fsdp=8, tensor=1))
   shape = lambda *s: SHAPE(s, jnp.float32)
   params = {
-      "blocks": {"kernel": shape(64, 48, 32)}, "embedding": shape(1000, 64), "odd": shape(1001, 63), "bias": shape(64),
+    "blocks": {"kernel": shape(64, 48, 32)},
+    "embedding": shape(1000, 64),
+    "odd": shape(1001, 63),
+    "bias": shape(64),
   }
-  specs = {n: s.spec for n, s in flatten(partition.shardings(((".*", "fsdp"),), params, mesh)).items()}
+  specs = {
+    n: s.spec for n, s in flatten(partition.shardings(((".*", "fsdp"),), params, mesh)).items()
+  }
   assert specs == {
-      "blocks/kernel": P(None, "fsdp", None), "embedding": P("fsdp", None), "odd": P(), "bias": P(),
+    "blocks/kernel": P(None, "fsdp", None),
+    "embedding": P("fsdp", None),
+    "odd": P(),
+    "bias": P(),
   }
 
 
@@ -308,9 +364,14 @@ def test_a_mesh_that_does_not_divide_a_parameter_is_told():
     partition.shardings((("head", ("fsdp",)),), {"head": SHAPE((3, 2), jnp.float32)}, mesh)
 
 
-@pytest.mark.parametrize("sizes", [
-    dict(data=3, fsdp=1, tensor=1), dict(data=-1, fsdp=-1, tensor=1), dict(data=-1, fsdp=3, tensor=1),
-])
+@pytest.mark.parametrize(
+  "sizes",
+  [
+    dict(data=3, fsdp=1, tensor=1),
+    dict(data=-1, fsdp=-1, tensor=1),
+    dict(data=-1, fsdp=3, tensor=1),
+  ],
+)
 def test_a_mesh_that_does_not_fit_is_told(sizes):
   with pytest.raises(UserError, match="does not fit 8 devices"):
     partition.make_mesh(sizes)

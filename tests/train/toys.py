@@ -28,8 +28,8 @@ class Scaler:
   def init(self, rng):
     keys = jax.random.split(rng, 2)
     params = {
-        "net": {"kernel": jax.random.normal(keys[0], (self.width, 1)), "bias": jnp.zeros(1)},
-        "blocks": {"gain": jax.random.normal(keys[1], (self.depth, self.width))},
+      "net": {"kernel": jax.random.normal(keys[0], (self.width, 1)), "bias": jnp.zeros(1)},
+      "blocks": {"gain": jax.random.normal(keys[1], (self.depth, self.width))},
     }
     return {"params": params, "state": {"batch_stats": {"net": {"mean": jnp.zeros(1)}}}}
 

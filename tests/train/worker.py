@@ -1,8 +1,9 @@
 """vlx.train, with the rows of every batch written down; for tests of many processes.
 
-Beside the flags of vlx.train: RECORD=DIR in the environment for `ids.PID.jsonl`, STOP_AT=STEP to get SIGTERM
-when that step is logged (in process 0), KILL_AT=STEP to be killed then (in the last process), FULL_AT=STEP for
-a disk that is full then, UNREADABLE=STEP for a checkpoint that the last process, and it alone, cannot read.
+Beside the flags of vlx.train: RECORD=DIR in the environment for `ids.PID.jsonl`, STOP_AT=STEP to
+get SIGTERM when that step is logged (in process 0), KILL_AT=STEP to be killed then (in the last
+process), FULL_AT=STEP for a disk that is full then, UNREADABLE=STEP for a checkpoint that the last
+process, and it alone, cannot read.
 """
 
 import json

@@ -12,7 +12,9 @@ from vlx import cli
 from vlx.ablate import experiment as experiments
 from vlx.core.errors import UserError
 
-EXPERIMENT = flags.DEFINE_string("experiment", None, "File with an EXPERIMENT, e.g. experiments/clip_similarity.py.")
+EXPERIMENT = flags.DEFINE_string(
+  "experiment", None, "File with an EXPERIMENT, e.g. experiments/clip_similarity.py."
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where experiments have their folders.")
 
 

@@ -72,7 +72,9 @@ def run_arms(experiment: Experiment, folder: pathlib.Path) -> dict[str, np.ndarr
     rows = []
     for seed in experiment.seeds:
       run = Run(arm_config(experiment, arm, seed), folder / arm / str(seed))
-      going_on.keep(run.requested, run.config, run.workdir)  # or complains that this run had another config
+      going_on.keep(
+        run.requested, run.config, run.workdir
+      )  # or complains that this run had another config
       done = run.workdir / "results.json"
       if not done.exists():
         loop.train(run, on_evaluate=Evaluation.of(run))
@@ -85,10 +87,12 @@ def run_arms(experiment: Experiment, folder: pathlib.Path) -> dict[str, np.ndarr
 def table(experiment: Experiment, values: Mapping[str, np.ndarray]) -> str:
   """Markdown: an arm a row, a measure a column, mean ± standard deviation over seeds."""
   lines = [
-      f"Claim: {experiment.claim}", "",
-      f"`{experiment.config}`, {len(experiment.seeds)} seeds; mean ± standard deviation.", "",
-      "| arm | " + " | ".join(experiment.measures) + " |",
-      "|---" * (len(experiment.measures) + 1) + "|",
+    f"Claim: {experiment.claim}",
+    "",
+    f"`{experiment.config}`, {len(experiment.seeds)} seeds; mean ± standard deviation.",
+    "",
+    "| arm | " + " | ".join(experiment.measures) + " |",
+    "|---" * (len(experiment.measures) + 1) + "|",
   ]
   for arm, runs in values.items():
     cells = [_with_spread(m, s) for m, s in zip(runs.mean(0), runs.std(0, ddof=len(runs) > 1))]

@@ -1,7 +1,8 @@
-"""Static figures of TPU kernels: what the compiler's final VLIW bundles hold. One bundle is one cycle.
+"""Static figures of TPU kernels: what the compiler's final VLIW bundles hold. One bundle is one
+cycle.
 
-Read from libtpu's dump (`DUMP_FLAGS`), where `*-final_hlo-static-per-bundle-utilization.txt` has a line
-for every bundle and a column for every unit.
+Read from libtpu's dump (`DUMP_FLAGS`), where `*-final_hlo-static-per-bundle-utilization.txt` has a
+line for every bundle and a column for every unit.
 """
 
 import dataclasses

@@ -1,15 +1,17 @@
 """Model FLOPs of a training step, counted in the traced loss: what MFU is measured against.
 
-Counted are matrix products (`dot_general`), convolutions and Pallas kernels, a multiplication and an
-addition as two; nothing elementwise. Each counts once for the loss, and once more for each of its two
-operands that depends on a trained parameter: the backward product that takes the gradient to that
-operand. So a hidden layer counts three times, the first layer twice (no gradient to images), a frozen one
-ahead of all that is trained once. What rematerialisation computes again is not counted.
+Counted are matrix products (`dot_general`), convolutions and Pallas kernels, a multiplication and
+an addition as two; nothing elementwise. Each counts once for the loss, and once more for each of
+its two operands that depends on a trained parameter: the backward product that takes the gradient
+to that operand. So a hidden layer counts three times, the first layer twice (no gradient to
+images), a frozen one ahead of all that is trained once. What rematerialisation computes again is
+not counted.
 
-Loops count with their length. Of the branches of a `cond` the most expensive counts; of implementations that
-depend on the platform, one without kernels where there is one: attention then counts as dense, masks or
-not. Another kernel counts what its author declared (`cost_estimate`), else the products of its body at
-every point of its grid; thrice where anything that goes in depends on a trained parameter.
+Loops count with their length. Of the branches of a `cond` the most expensive counts; of
+implementations that depend on the platform, one without kernels where there is one: attention then
+counts as dense, masks or not. Another kernel counts what its author declared (`cost_estimate`),
+else the products of its body at every point of its grid; thrice where anything that goes in depends
+on a trained parameter.
 """
 
 import dataclasses
@@ -110,7 +112,9 @@ def _convolution(equation) -> int:
   kernel, params = equation.invars[1].aval.shape, equation.params
   channels = kernel[params["dimension_numbers"].rhs_spec[0]]
   products = _size(equation.outvars[0]) * math.prod(kernel) // channels
-  return 2 * products // math.prod(params["lhs_dilation"])  # without the zeros between dilated inputs
+  return (
+    2 * products // math.prod(params["lhs_dilation"])
+  )  # without the zeros between dilated inputs
 
 
 _PRODUCTS = {"dot_general": _dot, "conv_general_dilated": _convolution}

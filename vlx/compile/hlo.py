@@ -1,4 +1,6 @@
-"""What an optimized HLO program says of itself: collectives and kernels, with how often each runs."""
+"""What an optimized HLO program says of itself: collectives and kernels, with how often each
+runs.
+"""
 
 import dataclasses
 import math
@@ -6,15 +8,22 @@ import re
 from collections.abc import Iterator
 
 COLLECTIVES = (
-    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
-    "collective-broadcast",
+  "all-gather",
+  "all-reduce",
+  "reduce-scatter",
+  "all-to-all",
+  "ragged-all-to-all",
+  "collective-permute",
+  "collective-broadcast",
 )
 # Mosaic's and Triton's targets of `custom-call`.
 KERNEL_TARGETS = ("tpu_custom_call", "__gpu$xla.gpu.triton", "triton_kernel_call")
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*)$")
-_CALLED = re.compile(r"(?:calls|body|condition|to_apply|true_computation|false_computation)=%?([^\s,)}]+)")
+_CALLED = re.compile(
+  r"(?:calls|body|condition|to_apply|true_computation|false_computation)=%?([^\s,)}]+)"
+)
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _BODY = re.compile(r'"body":"([^"]*)"')  # Mosaic's program
@@ -40,7 +49,8 @@ class Collective:
   Attributes:
     count: how many run.
     bytes: the larger side of each, together: what an all-gather gives, what a reduce-scatter takes.
-    in_unknown_loops: instructions in loops whose length the program does not say, counted as one turn.
+    in_unknown_loops: instructions in loops whose length the program does not say, counted as one
+      turn.
   """
 
   count: int = 0
@@ -149,7 +159,8 @@ def collectives(text: str) -> dict[str, Collective]:
 
 
 def kernels(text: str) -> dict[tuple[str, ...], int]:
-  """Pallas kernels → runs per step; a kernel by the names of the instructions that call the same code.
+  """Pallas kernels → runs per step; a kernel by the names of the instructions that call the same
+  code.
 
   So layers of a size, and a layer that rematerialisation computes again, count as one kernel.
   """
@@ -157,7 +168,7 @@ def kernels(text: str) -> dict[tuple[str, ...], int]:
   found: dict[str, int] = {}
   for _, instruction, runs, _, _ in executed(text):
     if instruction.opcode == "custom-call" and any(
-        f'custom_call_target="{t}"' in instruction.attributes for t in KERNEL_TARGETS
+      f'custom_call_target="{t}"' in instruction.attributes for t in KERNEL_TARGETS
     ):
       body = _BODY.search(instruction.attributes)
       code = body[1] if body else instruction.name

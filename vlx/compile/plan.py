@@ -1,4 +1,6 @@
-"""A run on devices that are not here, of data that is not here: what `vlx.train` would compile, as shapes."""
+"""A run on devices that are not here, of data that is not here: what `vlx.train` would compile,
+as shapes.
+"""
 
 import dataclasses
 import functools

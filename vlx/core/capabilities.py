@@ -1,7 +1,9 @@
-"""What a system can do, as protocols: the only thing that evaluators, commands and other systems ask of one.
+"""What a system can do, as protocols: the only thing that evaluators, commands and other systems
+ask of one.
 
-One verb, one shape, everywhere. All methods are deterministic pure functions; `v` are the system's variables.
-Images are f32 `[B, H, W, 3]` as the run's `data.image_transform` makes them, those that come out in [-1, 1].
+One verb, one shape, everywhere. All methods are deterministic pure functions; `v` are the system's
+variables. Images are f32 `[B, H, W, 3]` as the run's `data.image_transform` makes them, those that
+come out in [-1, 1].
 """
 
 import inspect
@@ -44,7 +46,7 @@ class EmbedsText(Protocol):
   def vocab_size(self) -> int: ...
 
   def embed_text(
-      self, v: Variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
+    self, v: Variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
   ) -> Float[Array, "batch dim"]: ...
 
 
@@ -53,7 +55,7 @@ class ComparesEmbeddings(Protocol):
   """Ranks pairs of image and text by something else than the cosine of their embeddings."""
 
   def similarity(
-      self, image: Float[Array, "images dim"], text: Float[Array, "texts dim"]
+    self, image: Float[Array, "images dim"], text: Float[Array, "texts dim"]
   ) -> Float[Array, "images texts"]: ...
 
 
@@ -61,7 +63,9 @@ class ComparesEmbeddings(Protocol):
 class EncodesImages(Protocol):
   """A vector for each position of an image: for cross-attention, LLaVA, perceptual losses."""
 
-  def encode_image(self, v: Variables, image: Image, *, layer: int = -1) -> Float[Array, "batch places dim"]: ...
+  def encode_image(
+    self, v: Variables, image: Image, *, layer: int = -1
+  ) -> Float[Array, "batch places dim"]: ...
 
 
 @runtime_checkable
@@ -69,7 +73,7 @@ class EncodesText(Protocol):
   """A vector for each token."""
 
   def encode_text(
-      self, v: Variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
+    self, v: Variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
   ) -> Float[Array, "batch length dim"]: ...
 
 
@@ -108,9 +112,13 @@ class Reconstructs(Protocol):
 class Autoencodes(Protocol):
   """Continuous latents of an image, and an image of them."""
 
-  def encode_latents(self, v: Variables, image: Image, rng: jax.Array) -> Float[Array, "batch rows columns dim"]: ...
+  def encode_latents(
+    self, v: Variables, image: Image, rng: jax.Array
+  ) -> Float[Array, "batch rows columns dim"]: ...
 
-  def decode_latents(self, v: Variables, latents: Float[Array, "batch rows columns dim"]) -> Image: ...
+  def decode_latents(
+    self, v: Variables, latents: Float[Array, "batch rows columns dim"]
+  ) -> Image: ...
 
 
 @runtime_checkable
@@ -121,10 +129,14 @@ class GeneratesImages(Protocol):
   Sampler: type
 
   def sample_inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """One example of what is sampled from, without a batch axis; empty where nothing is asked for."""
+    """One example of what is sampled from, without a batch axis; empty where nothing is asked
+    for.
+    """
     ...
 
-  def sample_images(self, v: Variables, inputs: Inputs, seeds: Int[Array, " batch"], sampler: Any) -> Image: ...
+  def sample_images(
+    self, v: Variables, inputs: Inputs, seeds: Int[Array, " batch"], sampler: Any
+  ) -> Image: ...
 
 
 @runtime_checkable
@@ -136,7 +148,7 @@ class SamplesImageEmbeddings(Protocol):
   def sample_inputs(self) -> dict[str, jax.ShapeDtypeStruct]: ...
 
   def sample_image_embeddings(
-      self, v: Variables, inputs: Inputs, seeds: Int[Array, " batch"], sampler: Any
+    self, v: Variables, inputs: Inputs, seeds: Int[Array, " batch"], sampler: Any
   ) -> Float[Array, "batch dim"]: ...
 
 
@@ -148,7 +160,7 @@ class CaptionsImages(Protocol):
   end_id: int
 
   def caption(
-      self, v: Variables, inputs: Inputs, search: Any
+    self, v: Variables, inputs: Inputs, search: Any
   ) -> tuple[Int[Array, "batch beam length"], Float[Array, "batch beam"]]: ...
 
 
@@ -161,7 +173,9 @@ class AnswersQuestions(Protocol):
 
 @runtime_checkable
 class GeneratesText(Protocol):
-  """Continues texts, or texts with images among them, with a cache: several turns go on in the same one."""
+  """Continues texts, or texts with images among them, with a cache: several turns go on in the
+  same one.
+  """
 
   @property
   def context_length(self) -> int: ...
@@ -174,11 +188,17 @@ class GeneratesText(Protocol):
     ...
 
   def empty_cache(self, batch: int, slots: int) -> Any:
-    """For `batch` texts of up to `slots` positions; its `lengths` are those that it holds of each."""
+    """For `batch` texts of up to `slots` positions; its `lengths` are those that it holds of
+    each.
+    """
     ...
 
-  def extend_cache(self, v: Variables, inputs: Inputs, cache: Any) -> tuple[Float[Array, "batch vocab"], Any]:
-    """Reads `text` and `text_mask` (and images, where it sees): logits of what comes after each row, the cache."""
+  def extend_cache(
+    self, v: Variables, inputs: Inputs, cache: Any
+  ) -> tuple[Float[Array, "batch vocab"], Any]:
+    """Reads `text` and `text_mask` (and images, where it sees): logits of what comes after each
+    row, the cache.
+    """
     ...
 
 
@@ -204,13 +224,30 @@ class DetectsObjects(Protocol):
 class ShowsAttention(Protocol):
   """Where it looks: at all, or at each token of a text."""
 
-  def attention_maps(self, v: Variables, inputs: Inputs) -> Float[Array, "batch *tokens rows columns"]: ...
+  def attention_maps(
+    self, v: Variables, inputs: Inputs
+  ) -> Float[Array, "batch *tokens rows columns"]: ...
 
 
 ALL = (
-    Classifies, EmbedsImages, EmbedsText, ComparesEmbeddings, EncodesImages, EncodesText, ScoresPairs,
-    TokenizesImages, Reconstructs, Autoencodes, GeneratesImages, SamplesImageEmbeddings, CaptionsImages,
-    AnswersQuestions, GeneratesText, SeesImages, DetectsObjects, ShowsAttention,
+  Classifies,
+  EmbedsImages,
+  EmbedsText,
+  ComparesEmbeddings,
+  EncodesImages,
+  EncodesText,
+  ScoresPairs,
+  TokenizesImages,
+  Reconstructs,
+  Autoencodes,
+  GeneratesImages,
+  SamplesImageEmbeddings,
+  CaptionsImages,
+  AnswersQuestions,
+  GeneratesText,
+  SeesImages,
+  DetectsObjects,
+  ShowsAttention,
 )
 
 
@@ -234,9 +271,9 @@ def require(system: Any, *capabilities: type, what: str = "") -> None:
   """
   lacking = [c for c in capabilities if not isinstance(system, c)]
   if lacking:
-    purpose = lambda c: inspect.cleandoc(c.__doc__ or "").partition("\n")[0]
+    purpose = lambda c: " ".join(inspect.cleandoc(c.__doc__ or "").partition("\n\n")[0].split())
     said = "; ".join(f"{c.__name__} ({purpose(c)})" for c in lacking)
     raise UserError(
-        f"{f'{what}: ' if what else ''}{type(system).__name__} lacks {said} It has: "
-        f"{', '.join(of(system)) or 'none of the capabilities of vlx.core.capabilities'}"
+      f"{f'{what}: ' if what else ''}{type(system).__name__} lacks {said} It has: "
+      f"{', '.join(of(system)) or 'none of the capabilities of vlx.core.capabilities'}"
     )

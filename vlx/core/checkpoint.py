@@ -1,7 +1,9 @@
-"""Checkpoints: Orbax, asynchronous and atomic, kept by count and by best measure; and what is frozen, written once.
+"""Checkpoints: Orbax, asynchronous and atomic, kept by count and by best measure; and what is
+frozen, written once.
 
-A checkpoint holds what training moves. What it does not move lies in `frozen/` beside, once for a run, and once where
-several parts hold the same tensor. A reader of variables need not know which is which.
+A checkpoint holds what training moves. What it does not move lies in `frozen/` beside, once for a
+run, and once where several parts hold the same tensor. A reader of variables need not know which is
+which.
 """
 
 import contextlib
@@ -23,9 +25,10 @@ from vlx.core.system import Variables, flatten, names, unflatten
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
-# Devices that hold the same array write a share of it each: of a small one, cutting it costs more than writing it.
+# Devices that hold the same array write a share of it each: of a small one, cutting it costs more
+# than writing it.
 _ARRAYS = ocp.type_handlers.create_type_handler_registry(
-    (jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20)),
+  (jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20))
 )
 
 
@@ -41,7 +44,9 @@ class _KeepBest:
     return [best is not None and info.step == best["step"] for info in checkpoints]
 
 
-def open_manager(folder: pathlib.Path, *, keep: int = 1, read_only: bool = False) -> ocp.CheckpointManager:
+def open_manager(
+  folder: pathlib.Path, *, keep: int = 1, read_only: bool = False
+) -> ocp.CheckpointManager:
   """A manager of `folder`/STEP.
 
   Args:
@@ -50,13 +55,17 @@ def open_manager(folder: pathlib.Path, *, keep: int = 1, read_only: bool = False
     read_only: for readers of a run that may be going on.
   """
   return ocp.CheckpointManager(
-      folder.absolute(),
-      item_handlers=ocp.PyTreeCheckpointHandler(type_handler_registry=_ARRAYS),
-      options=ocp.CheckpointManagerOptions(
-          preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), _KeepBest(folder)]),
-          create=not read_only, read_only=read_only, enable_async_checkpointing=not read_only,
-          cleanup_tmp_directories=not read_only,
+    folder.absolute(),
+    item_handlers=ocp.PyTreeCheckpointHandler(type_handler_registry=_ARRAYS),
+    options=ocp.CheckpointManagerOptions(
+      preservation_policy=policies.AnyPreservationPolicy(
+        [policies.LatestN(keep), _KeepBest(folder)]
       ),
+      create=not read_only,
+      read_only=read_only,
+      enable_async_checkpointing=not read_only,
+      cleanup_tmp_directories=not read_only,
+    ),
   )
 
 
@@ -73,24 +82,32 @@ def best_of(folder: pathlib.Path) -> dict[str, Any] | None:
 
 
 def mark_best(folder: pathlib.Path, step: int, measure: str, value: float, *, higher: bool) -> None:
-  """Marks the checkpoint of `step` as the best, where it is: it is kept until a better one comes."""
+  """Marks the checkpoint of `step` as the best, where it is: it is kept until a better one
+  comes.
+  """
   best = best_of(folder)
-  if best and best["measure"] == measure and not (value > best["value"] if higher else value < best["value"]):
+  if (
+    best
+    and best["measure"] == measure
+    and not (value > best["value"] if higher else value < best["value"])
+  ):
     return
   if np.isfinite(value) and distributed.is_first():
-    files.write(folder / "best.json", json.dumps({"step": step, "measure": measure, "value": value}) + "\n")
+    files.write(
+      folder / "best.json", json.dumps({"step": step, "measure": measure, "value": value}) + "\n"
+    )
 
 
 def restore_latest(
-    manager: ocp.CheckpointManager, like: Any, *, quarantine_corrupt: bool = False
+  manager: ocp.CheckpointManager, like: Any, *, quarantine_corrupt: bool = False
 ) -> tuple[int, Any] | None:
   """(step, state) of the newest checkpoint that can be read, None where there is none at all.
 
   Args:
     manager: of the run's checkpoints.
     like: a state of `jax.ShapeDtypeStruct` with shardings: the arrays come back so placed.
-    quarantine_corrupt: whether to rename newer ones that cannot be read to `damaged-STEP`, so that their
-      steps can be saved again.
+    quarantine_corrupt: whether to rename newer ones that cannot be read to `damaged-STEP`, so that
+      their steps can be saved again.
 
   Raises:
     UserError: where the checkpoint is of other shapes (every mismatch is named), or none of the
@@ -100,7 +117,11 @@ def restore_latest(
 
   def read(step):
     saved = _saved(manager, step)
-    renamed = schema1.state_names(saved, wanted) if schema1.is_state(saved) else {n: n for n in {*saved, *wanted}}
+    renamed = (
+      schema1.state_names(saved, wanted)
+      if schema1.is_state(saved)
+      else {n: n for n in {*saved, *wanted}}
+    )
     _check(step, {n: saved[s] for n, s in renamed.items() if s in saved}, wanted)
     found = _read(manager, step, {renamed[n]: s for n, s in wanted.items()})
     return jax.tree.unflatten(jax.tree.structure(like), [found[renamed[n]] for n in wanted])
@@ -109,7 +130,7 @@ def restore_latest(
 
 
 def _newest(
-    manager: ocp.CheckpointManager, read: Callable[[int], Any], quarantine_corrupt: bool = False
+  manager: ocp.CheckpointManager, read: Callable[[int], Any], quarantine_corrupt: bool = False
 ) -> tuple[int, Any] | None:
   """(step, read(step)) of the newest checkpoint that all processes can read."""
   failures = {}
@@ -124,7 +145,9 @@ def _newest(
     # What one process cannot read, no process uses: all must go on from the same step.
     if not multihost_utils.process_allgather(np.array(failure is None)).all():
       failures[step] = failure or "another process cannot read it"
-      logging.warning("checkpoint %s cannot be read, trying the one before: %s", step, failures[step])
+      logging.warning(
+        "checkpoint %s cannot be read, trying the one before: %s", step, failures[step]
+      )
       continue
     if failures and quarantine_corrupt:
       _put_aside(manager, failures)
@@ -152,14 +175,19 @@ def _saved(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
 
 
 def _read(manager: ocp.CheckpointManager, step: int, wanted: Shapes) -> dict[str, jax.Array]:
-  """Some arrays of a checkpoint, by the names they have there, each read straight to its shards and in its dtype."""
+  """Some arrays of a checkpoint, by the names they have there, each read straight to its shards
+  and in its dtype.
+  """
   tree = manager.item_metadata(step).tree
   item = jax.tree.map(lambda name: wanted.get(name, ocp.PLACEHOLDER), names(tree))
-  # Not `manager.restore`: it waits for the other processes at its end, and one that fails never comes.
+  # Not `manager.restore`: it waits for the other processes at its end, and one that fails never
+  # comes.
   with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
     found = handler.restore(
-        manager.directory / str(step) / "default",
-        args=ocp.args.PyTreeRestore(item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)),
+      manager.directory / str(step) / "default",
+      args=ocp.args.PyTreeRestore(
+        item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)
+      ),
     )
   return {n: x for n, x in flatten(found).items() if n in wanted}
 
@@ -171,24 +199,30 @@ def _check(step: int, saved: Mapping[str, Any], wanted: Shapes) -> None:
     raise UserError(f"checkpoint {step} does not match the model: {'; '.join(lines)}")
 
 
-def differences(these: Mapping[str, Any], those: Mapping[str, Any], here: str, there: str) -> list[str]:
+def differences(
+  these: Mapping[str, Any], those: Mapping[str, Any], here: str, there: str
+) -> list[str]:
   """A line for every name under which two trees, flat, have different descriptions."""
   return [
-      f"{name}: {these.get(name, 'nothing')} {here}, {those.get(name, 'nothing')} {there}"
-      for name in sorted({*these, *those}) if these.get(name) != those.get(name)
+    f"{name}: {these.get(name, 'nothing')} {here}, {those.get(name, 'nothing')} {there}"
+    for name in sorted({*these, *those})
+    if these.get(name) != those.get(name)
   ]
 
 
 def save_frozen(workdir: pathlib.Path, frozen: Variables) -> None:
   """Writes what training does not move, once, before the first checkpoint; equal arrays once.
 
-  Arrays are equal where they are the same object, as `vlx.train.initialize` gives parts of one source.
+  Arrays are equal where they are the same object, as `vlx.train.initialize` gives parts of one
+  source.
   """
   flat, first, same = flatten(frozen), {}, {}
   for name, x in flat.items():
     same[name] = first.setdefault(id(x), name)
   if distributed.is_first():
-    files.write(workdir / "frozen" / "same.json", json.dumps({n: s for n, s in same.items() if n != s}) + "\n")
+    files.write(
+      workdir / "frozen" / "same.json", json.dumps({n: s for n, s in same.items() if n != s}) + "\n"
+    )
   with open_manager(workdir / "frozen") as manager:
     save(manager, 0, unflatten({n: flat[n] for n in first.values()}))
 
@@ -198,7 +232,9 @@ def has_frozen(workdir: pathlib.Path) -> bool:
 
 
 def read_frozen(workdir: pathlib.Path, wanted: Shapes) -> dict[str, jax.Array]:
-  """Name → array of what `save_frozen` wrote; where two names have the same array there, they have it here."""
+  """Name → array of what `save_frozen` wrote; where two names have the same array there, they
+  have it here.
+  """
   if not wanted:
     return {}
   same = json.loads((workdir / "frozen" / "same.json").read_text())
@@ -211,7 +247,8 @@ def read_frozen(workdir: pathlib.Path, wanted: Shapes) -> dict[str, jax.Array]:
 
 
 class RunVariables:
-  """The variables of a run's or a converted folder, for inference: averaged where it keeps an average.
+  """The variables of a run's or a converted folder, for inference: averaged where it keeps an
+  average.
 
   Neither the run's data nor its mesh need be there. Names are "params/…" and "state/…".
 
@@ -262,4 +299,7 @@ class RunVariables:
 
       newest = _newest(manager, of_step)
     found: dict[str, jax.Array] = newest[1] if newest else {}
-    return {**found, **read_frozen(self._workdir, {n: s for n, s in wanted.items() if n not in found})}
+    return {
+      **found,
+      **read_frozen(self._workdir, {n: s for n, s in wanted.items() if n not in found}),
+    }

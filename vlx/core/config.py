@@ -41,7 +41,7 @@ def import_path(path: str) -> Any:
 
 
 def nearest(name: str, valid) -> str:
-  """", did you mean 'x'?" for the closest of the valid names, or a list of them all."""
+  """ ", did you mean 'x'?" for the closest of the valid names, or a list of them all."""
   close = difflib.get_close_matches(name, list(valid), n=1)
   return f"did you mean {close[0]!r}?" if close else f"valid names: {', '.join(sorted(valid))}"
 
@@ -61,10 +61,10 @@ def is_part(value: Any) -> bool:
 def build(cls: type, section: Mapping[str, Any], where: str) -> Any:
   """An instance of a dataclass from a config section with its fields' names.
 
-  A field that is itself a dataclass (a Linen module is one) is built from its nested section; of a union of
-  dataclasses, the one that has the section's fields. A part (`is_part`) becomes the system that it names, and the
-  field's annotation, a capability or None beside one, says what it must be able to do. Lists become tuples, so that
-  what is built can be hashed.
+  A field that is itself a dataclass (a Linen module is one) is built from its nested section; of a
+  union of dataclasses, the one that has the section's fields. A part (`is_part`) becomes the system
+  that it names, and the field's annotation, a capability or None beside one, says what it must be
+  able to do. Lists become tuples, so that what is built can be hashed.
 
   Args:
     cls: a dataclass.
@@ -72,8 +72,8 @@ def build(cls: type, section: Mapping[str, Any], where: str) -> Any:
     where: the section's dotted name, for messages.
 
   Raises:
-    UserError: for names that `cls` has not, with the nearest valid one, for missing fields, and for a part that
-      cannot do what it is there for.
+    UserError: for names that `cls` has not, with the nearest valid one, for missing fields, and for
+      a part that cannot do what it is there for.
   """
   fields = _fields(cls)
   for name in section:
@@ -89,7 +89,9 @@ def build(cls: type, section: Mapping[str, Any], where: str) -> Any:
     elif isinstance(value, Mapping) and (kinds := _dataclasses(hints[name])):
       value = build(_choose(kinds, value), value, f"{where}.{name}")
     elif _protocols(hints[name]) and value is not None:
-      raise UserError(f"{where}.{name} is a system: dict(source=PLACE) or dict(system=…, …), not {value!r}")
+      raise UserError(
+        f"{where}.{name} is a system: dict(source=PLACE) or dict(system=…, …), not {value!r}"
+      )
     arguments[name] = tuple(value) if isinstance(value, list) else value
   try:
     return cls(**arguments)
@@ -100,7 +102,9 @@ def build(cls: type, section: Mapping[str, Any], where: str) -> Any:
 def _build_part(section: Mapping[str, Any], hint: Any, where: str) -> Any:
   fields = {k: v for k, v in section.items() if k not in ("system", "source")}
   if "system" not in section:
-    raise ValueError(f"{where} is not resolved: nothing says of which system {section['source']} is")
+    raise ValueError(
+      f"{where} is not resolved: nothing says of which system {section['source']} is"
+    )
   system = build(import_path(section["system"]), fields, where)
   if wanted := _protocols(hint):
     capabilities.require(system, *wanted, what=where)
@@ -153,8 +157,9 @@ def _fields(cls: type) -> dict[str, dataclasses.Field]:
 
 def _required(cls: type) -> set[str]:
   return {
-      n for n, f in _fields(cls).items()
-      if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    n
+    for n, f in _fields(cls).items()
+    if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
   }
 
 
@@ -175,14 +180,17 @@ def _protocols(hint: Any) -> list[type]:
 def _choose(kinds: list[type], section: Mapping[str, Any]) -> type:
   """The dataclass that has all of the section's fields and misses none that it needs.
 
-  Where a name is mistyped none does: then the one with most of the names, whose `build` says what is wrong.
+  Where a name is mistyped none does: then the one with most of the names, whose `build` says what
+  is wrong.
   """
   fits = [k for k in kinds if _required(k) <= set(section) <= set(_fields(k))]
   return fits[0] if fits else max(kinds, key=lambda k: len(set(section) & set(_fields(k))))
 
 
 def finalize(config: ConfigDict) -> ConfigDict:
-  """Writes out the defaults of the model and the evaluators, so that each can be set and is kept with a run; locks."""
+  """Writes out the defaults of the model and the evaluators, so that each can be set and is kept
+  with a run; locks.
+  """
   config.model = with_defaults(import_path(config.system), config.model.to_dict())
   for name, section in config.get("evaluators", {}).items():
     if "type" in section:
@@ -191,7 +199,9 @@ def finalize(config: ConfigDict) -> ConfigDict:
 
 
 def build_system(config: ConfigDict) -> System:
-  """The system that `config.system` names, with the fields of `config.model`, whose parts are resolved."""
+  """The system that `config.system` names, with the fields of `config.model`, whose parts are
+  resolved.
+  """
   return build(import_path(config.system), config.model.to_dict(), "model")
 
 
@@ -211,7 +221,9 @@ def load_config(path: str) -> ConfigDict:
 
 
 def part_from(path: str) -> dict[str, Any]:
-  """The section of a part whose shape, not its variables, is that of a config file's variant: nothing trained it."""
+  """The section of a part whose shape, not its variables, is that of a config file's variant:
+  nothing trained it.
+  """
   config = load_config(path)
   return {"system": config.system, **config.model.to_dict()}
 
@@ -234,7 +246,11 @@ class Kept(NamedTuple):
 
 def write(folder: pathlib.Path, kept: Kept) -> None:
   """Writes `folder`/config.json."""
-  content = {"schema": SCHEMA, "requested": kept.requested.to_dict(), "resolved": kept.resolved.to_dict()}
+  content = {
+    "schema": SCHEMA,
+    "requested": kept.requested.to_dict(),
+    "resolved": kept.resolved.to_dict(),
+  }
   files.write(folder / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 

@@ -1,7 +1,7 @@
 """How one training becomes one of many processes.
 
-On TPU pods, under SLURM and Open MPI, JAX finds the other processes by itself. Elsewhere three flags
-say where they are; `scripts/local.py` starts several on one machine.
+On TPU pods, under SLURM and Open MPI, JAX finds the other processes by itself. Elsewhere three
+flags say where they are; `scripts/local.py` starts several on one machine.
 """
 
 import jax
@@ -17,11 +17,11 @@ SILENCE_S = 30
 def define_flags() -> tuple[flags.FlagHolder, ...]:
   """--coordinator, --num_processes and --process_id, whose values `join` takes."""
   return (
-      flags.DEFINE_string(
-          "coordinator", None, "HOST:PORT of process 0; not needed on TPU pods and under SLURM."
-      ),
-      flags.DEFINE_integer("num_processes", None, "How many processes train together."),
-      flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0."),
+    flags.DEFINE_string(
+      "coordinator", None, "HOST:PORT of process 0; not needed on TPU pods and under SLURM."
+    ),
+    flags.DEFINE_integer("num_processes", None, "How many processes train together."),
+    flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0."),
   )
 
 
@@ -34,11 +34,15 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
   given = (coordinator, num_processes, process_id)
   named = [value is not None for value in given]
   if any(named) and not all(named):
-    raise UserError("give --coordinator, --num_processes and --process_id together, or none of them")
+    raise UserError(
+      "give --coordinator, --num_processes and --process_id together, or none of them"
+    )
   try:
     jax.distributed.initialize(
-        *given, cluster_detection_method="deactivate" if all(named) else None,
-        heartbeat_timeout_seconds=SILENCE_S, shutdown_timeout_seconds=SILENCE_S,
+      *given,
+      cluster_detection_method="deactivate" if all(named) else None,
+      heartbeat_timeout_seconds=SILENCE_S,
+      shutdown_timeout_seconds=SILENCE_S,
     )
   except ValueError as e:
     if any(named):

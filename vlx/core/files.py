@@ -39,7 +39,9 @@ def cache_dir() -> pathlib.Path:
 
 
 def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The lines of a file of JSON objects; one that was cut off is left out, and there are none where it is not."""
+  """The lines of a file of JSON objects; one that was cut off is left out, and there are none
+  where it is not.
+  """
   lines = []
   for line in path.read_text().splitlines() if path.exists() else []:
     try:

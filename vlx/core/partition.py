@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from vlx.core.errors import UserError
 from vlx.core.system import flatten, names
@@ -38,8 +39,11 @@ def match(rules: Rules, params: Any, what: str) -> Any:
 
   matched = jax.tree.map(first, names(params))
   missing = [
-      n for n, i in zip(jax.tree.leaves(names(params)),
-                        jax.tree.leaves(matched, is_leaf=lambda i: i is None)) if i is None
+    n
+    for n, i in zip(
+      jax.tree.leaves(names(params)), jax.tree.leaves(matched, is_leaf=lambda i: i is None)
+    )
+    if i is None
   ]
   if missing:
     raise UserError(f"no {what} rule matches {len(missing)} parameters, e.g. {missing[0]}")
@@ -49,7 +53,9 @@ def match(rules: Rules, params: Any, what: str) -> Any:
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-  """A mesh with axes `data`, `fsdp`, `tensor`; one size may be -1: all the devices that are left."""
+  """A mesh with axes `data`, `fsdp`, `tensor`; one size may be -1: all the devices that are
+  left.
+  """
   devices = jax.devices() if devices is None else devices
   sizes = dict(sizes)
   known = int(np.prod([n for n in sizes.values() if n != -1]))
@@ -59,7 +65,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
   for axis in wild:
     sizes[axis] = len(devices) // known
   grid = mesh_utils.create_device_mesh(
-      tuple(sizes.values()), devices, allow_split_physical_axes=True
+    tuple(sizes.values()), devices, allow_split_physical_axes=True
   )
   return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
@@ -97,11 +103,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def shardings(rules: Rules, params: Any, mesh: Mesh) -> Any:
   """Shardings of parameters (or their shapes) by the rules.
 
-  A rule's value has an axis of the mesh, or None, for each axis of the array; or is "fsdp": the largest axis of a
-  parameter that `fsdp` divides (`largest_axis`).
+  A rule's value has an axis of the mesh, or None, for each axis of the array; or is "fsdp": the
+  largest axis of a parameter that `fsdp` divides (`largest_axis`).
 
   Raises:
-    UserError: where a rule fits no parameter, a parameter no rule, or the mesh does not divide what a rule splits.
+    UserError: where a rule fits no parameter, a parameter no rule, or the mesh does not divide what
+      a rule splits.
   """
   matched = flatten(match(rules, params, "partition"))
 
@@ -113,19 +120,23 @@ def shardings(rules: Rules, params: Any, mesh: Mesh) -> Any:
       found.shard_shape(leaf.shape)
     except ValueError as e:
       raise UserError(
-          f"the mesh {dict(mesh.shape)} does not divide {name} {list(leaf.shape)}, which its partition rule"
-          f" splits by {spec}"
+        f"the mesh {dict(mesh.shape)} does not divide {name} {list(leaf.shape)}, which its partition rule"
+        f" splits by {spec}"
       ) from e
     return found
 
   return jax.tree.map(sharding, names(params), params)
 
 
-SMALL = 2**14  # numbers; below, a parameter is on every device: to gather it would cost more than it saves
+SMALL = (
+  2**14
+)  # numbers; below, a parameter is on every device: to gather it would cost more than it saves
 
 
 def largest_axis(name: str, shape: Sequence[int], mesh: Mesh) -> P:
-  """The largest axis that the mesh's `fsdp` divides, over it; never the depth of scanned layers ("blocks/…")."""
+  """The largest axis that the mesh's `fsdp` divides, over it; never the depth of scanned layers
+  ("blocks/…").
+  """
   scanned = "blocks" in name.split("/")
   axes = [i for i, n in enumerate(shape) if not n % mesh.shape["fsdp"] and not (scanned and i == 0)]
   if not axes or np.prod(shape) < SMALL:

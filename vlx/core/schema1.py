@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-
 SIZE = r"(?:random_affine|cut_object|resize|resize_small|central_crop|random_crop|random_resized_crop)\((\d+)"
 TASKS = "vlx.evaluate.tasks"
 RENAMED = {"bad_records": "max_bad_records", "ahead": "prefetch", "least_b": "min_scale"}
@@ -14,7 +13,8 @@ NEVER = 1_000_000_000  # `eval_every` of runs that are evaluated at their end
 def upgrade(config: dict[str, Any], part: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
   """The content of a config.json of schema 1 as one of schema 2.
 
-  How its parameters learn is not told: a run that goes on takes `optim.rules` from the config that it is started with.
+  How its parameters learn is not told: a run that goes on takes `optim.rules` from the config that
+  it is started with.
 
   Args:
     config: the content.
@@ -24,16 +24,29 @@ def upgrade(config: dict[str, Any], part: Callable[[str], dict[str, Any]]) -> di
   preprocess = data["preprocess"]
   evaluators = config.get("evaluators", {})
   image_transform = data.pop("picture", "") or next(
-      (_image_ops(e["preprocess"]) for e in evaluators.values() if "normalize" in e.get("preprocess", "")), ""
+    (
+      _image_ops(e["preprocess"])
+      for e in evaluators.values()
+      if "normalize" in e.get("preprocess", "")
+    ),
+    "",
   )
   upgraded = {
-      **{k: v for k, v in config.items() if k not in ("init_from", "eval_every")},
-      "data": {**data, "image_transform": image_transform, "streams": {}, "mixture": "by_step"},
-      "init": [],
-      "optim": {"decay_steps": 0, "players": {}, "accumulate_inexact": False, **config["optim"], "rules": []},
-      "evaluators": _evaluators(evaluators, config.get("eval_every", NEVER), image_transform),
+    **{k: v for k, v in config.items() if k not in ("init_from", "eval_every")},
+    "data": {**data, "image_transform": image_transform, "streams": {}, "mixture": "by_step"},
+    "init": [],
+    "optim": {
+      "decay_steps": 0,
+      "players": {},
+      "accumulate_inexact": False,
+      **config["optim"],
+      "rules": [],
+    },
+    "evaluators": _evaluators(evaluators, config.get("eval_every", NEVER), image_transform),
   }
-  upgraded["system"], upgraded["model"] = _model(config["system"], dict(config["model"]), preprocess, part)
+  upgraded["system"], upgraded["model"] = _model(
+    config["system"], dict(config["model"]), preprocess, part
+  )
   return {"schema": 1, "requested": upgraded, "resolved": upgraded}
 
 
@@ -59,12 +72,19 @@ def _model(system: str, model: dict[str, Any], preprocess: str, part) -> tuple[s
     system = "vlx.models.pretraining.bert.BERTEncoder"
   if isinstance(model.get("tokenizer"), str):
     model["tokenizer"] = part(model["tokenizer"])
-  sizes, lengths = re.findall(SIZE, preprocess), re.findall(r'tokenize\("caption", (\d+)', preprocess)
+  sizes, lengths = (
+    re.findall(SIZE, preprocess),
+    re.findall(r'tokenize\("caption", (\d+)', preprocess),
+  )
   if "captioning" in system and lengths:
     model["text_length"] = int(lengths[-1])
   for field in ("tower", "encoder"):  # those that take images of any size did not say which
     tower = model.get(field)
-    if isinstance(tower, dict) and {"stage_sizes", "convolutions", "wide_kernel"} & set(tower) and sizes:
+    if (
+      isinstance(tower, dict)
+      and {"stage_sizes", "convolutions", "wide_kernel"} & set(tower)
+      and sizes
+    ):
       model[field] = {**tower, "image_size": int(sizes[-1])}
   return system, model
 
@@ -88,7 +108,11 @@ def _evaluators(sections: Mapping[str, Any], every: int, image_transform: str) -
     if kind == "Generation":
       new.pop("batch_size", None)
       tokenize = next(iter(re.findall(r"tokenize\([^)]*\)", section["preprocess"])))
-      found["loss"] = {"type": f"{TASKS}.loss.HeldOutLoss", "splits": section["splits"], "ops": tokenize}
+      found["loss"] = {
+        "type": f"{TASKS}.loss.HeldOutLoss",
+        "splits": section["splits"],
+        "ops": tokenize,
+      }
     found[name] = new
   return found
 
@@ -101,8 +125,8 @@ def is_state(saved: Mapping[str, Any]) -> bool:
 def state_names(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, str]:
   """Name in a training state of today → where it stood.
 
-  Each rule of the optimizer had a state of its own, of the parameters that matched it: a parameter's moments are
-  found by what their names end with.
+  Each rule of the optimizer had a state of its own, of the parameters that matched it: a
+  parameter's moments are found by what their names end with.
   """
   moments, counts = {}, []
   for name in saved:
@@ -125,7 +149,9 @@ def state_names(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str
 
 
 def variable_names(found: Mapping[str, str], parts: Sequence[str]) -> dict[str, str]:
-  """Variable → its name in a checkpoint, where parts stood whole in `state`: "state/tokenizer/params/…"."""
+  """Variable → its name in a checkpoint, where parts stood whole in `state`:
+  "state/tokenizer/params/…".
+  """
   renamed = {}
   for name, saved in found.items():
     kind, *steps = name.split("/")

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 Variables = dict[str, Any]
 # The names of design: image [B,H,W,3], text [B,T], text_mask [B,T], label [B], example_mask [B], …
 Batch = Mapping[str, jax.Array]
-# Paths of subtrees of `params` that are wholly frozen, joined by "/": {"encoder", "encoder/backbone", …}.
+# Paths of subtrees of `params` that are wholly frozen, joined by "/": {"encoder",
+# "encoder/backbone", …}.
 Frozen = frozenset[str]
 
 
@@ -60,9 +61,9 @@ class System(Protocol):
 class Trains(System, Protocol):
   """A system with a loss.
 
-  `frozen` are paths of parameters that do not learn: the loss applies what stands there with `train=False`.
-  With the attribute `players`, name → path pattern of the parameters that are its own, the loss takes
-  `player=NAME` too, and each player has a turn at each batch, in this order.
+  `frozen` are paths of parameters that do not learn: the loss applies what stands there with
+  `train=False`. With the attribute `players`, name → path pattern of the parameters that are its
+  own, the loss takes `player=NAME` too, and each player has a turn at each batch, in this order.
   """
 
   def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -70,13 +71,20 @@ class Trains(System, Protocol):
     ...
 
   def loss(
-      self, variables: Variables, batch: Batch, rng: jax.Array, *, step: jax.Array, train: bool, frozen: Frozen
+    self,
+    variables: Variables,
+    batch: Batch,
+    rng: jax.Array,
+    *,
+    step: jax.Array,
+    train: bool,
+    frozen: Frozen,
   ) -> tuple[Terms, Aux]:
     """The terms of a (global) batch's loss, a pure function of its arguments."""
     ...
 
   def accumulates(self) -> str:
-    """"" where the parts of a batch make up the whole, else the reason why they do not."""
+    """ "" where the parts of a batch make up the whole, else the reason why they do not."""
     ...
 
 
@@ -107,7 +115,9 @@ def text_inputs(length: int) -> dict[str, jax.ShapeDtypeStruct]:
   return {"text": shape((length,), jnp.int32), "text_mask": shape((length,), jnp.bool_)}
 
 
-def batch_shapes(inputs: Mapping[str, jax.ShapeDtypeStruct], size: int) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(
+  inputs: Mapping[str, jax.ShapeDtypeStruct], size: int
+) -> dict[str, jax.ShapeDtypeStruct]:
   """The inputs with a batch axis."""
   return {k: jax.ShapeDtypeStruct((size, *s.shape), s.dtype) for k, s in inputs.items()}
 
@@ -128,7 +138,10 @@ def init(system: System, rng: jax.Array) -> Variables:
   """Fresh variables of a system and of its parts."""
   variables = system.init(rng)
   below = {name: init(inner, rng) for name, inner in parts(system).items()}
-  return {kind: {**variables[kind], **{n: v[kind] for n, v in below.items()}} for kind in ("params", "state")}
+  return {
+    kind: {**variables[kind], **{n: v[kind] for n, v in below.items()}}
+    for kind in ("params", "state")
+  }
 
 
 def part(variables: Variables, name: str) -> Variables:
@@ -139,14 +152,15 @@ def part(variables: Variables, name: str) -> Variables:
 def own(variables: Variables, *names: str) -> Variables:
   """The variables without those of the parts in these fields."""
   return {
-      kind: {k: v for k, v in variables[kind].items() if k not in names} for kind in ("params", "state")
+    kind: {k: v for k, v in variables[kind].items() if k not in names}
+    for kind in ("params", "state")
   }
 
 
 def names(tree: Any) -> Any:
   """The tree with each leaf replaced by its name, keys joined by "/"."""
   return jax.tree_util.tree_map_with_path(
-      lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), tree
+    lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), tree
   )
 
 
@@ -170,8 +184,8 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 def split_state(name: str, system: System) -> tuple[str, str]:
   """(Flax's collection, path of the network in `params`) of a leaf of `state`.
 
-  "batch_stats/encoder/norm/mean" → ("batch_stats", "encoder/norm/mean"). A part's leaf begins with the part's name:
-  "tokenizer/batch_stats/norm/mean" → ("batch_stats", "tokenizer/norm/mean").
+  "batch_stats/encoder/norm/mean" → ("batch_stats", "encoder/norm/mean"). A part's leaf begins with
+  the part's name: "tokenizer/batch_stats/norm/mean" → ("batch_stats", "tokenizer/norm/mean").
   """
   steps, prefix = name.split("/"), []
   while steps and steps[0] in (below := parts(system)):

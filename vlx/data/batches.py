@@ -11,10 +11,10 @@ from typing import Protocol
 
 import numpy as np
 
+from vlx.core.errors import UserError
 from vlx.data import sources
 from vlx.data.records import BadRecord, Source
 from vlx.data.transforms.preprocess import Preprocess
-from vlx.core.errors import UserError
 
 HostBatch = dict[str, np.ndarray]
 
@@ -41,7 +41,9 @@ def _stack(examples: list[dict]) -> HostBatch:
       return objects(values)
     shapes = {np.shape(value) for value in values}
     if len(shapes) > 1:
-      raise UserError(f"examples differ in the shape of {name!r}: {', '.join(map(str, sorted(shapes)))}; resize, crop or pad")
+      raise UserError(
+        f"examples differ in the shape of {name!r}: {', '.join(map(str, sorted(shapes)))}; resize, crop or pad"
+      )
     return np.stack(values)
 
   return {name: column(name) for name in examples[0]}
@@ -95,15 +97,17 @@ class Examples:
     logging.warning("bad record %d of at most %d: %s", len(self._bad), self._limit, message)
     if len(self._bad) > self._limit:
       raise UserError(
-          f"{len(self._bad)} bad records, more than the {self._limit} allowed here (data.max_bad_records): "
-          + "; ".join(self._bad.values())
+        f"{len(self._bad)} bad records, more than the {self._limit} allowed here (data.max_bad_records): "
+        + "; ".join(self._bad.values())
       ) from error
 
 
 class Batches:
-  """batches[step] → this process's rows of the batch, with `example_id` (record indices) among them.
+  """batches[step] → this process's rows of the batch, with `example_id` (record indices) among
+  them.
 
-  Row r of step s is position s·B + r of an endless stream in which every epoch is a new permutation.
+  Row r of step s is position s·B + r of an endless stream in which every epoch is a new
+  permutation.
 
   Args:
     examples: record index → example.
@@ -114,8 +118,13 @@ class Batches:
   """
 
   def __init__(
-      self, examples: Examples, batch_size: int, seed: int, *, rows: np.ndarray | None = None,
-      shuffle: bool = True,
+    self,
+    examples: Examples,
+    batch_size: int,
+    seed: int,
+    *,
+    rows: np.ndarray | None = None,
+    shuffle: bool = True,
   ):
     self._examples, self._batch_size, self._seed = examples, batch_size, seed
     self._rows = np.arange(batch_size) if rows is None else rows
@@ -132,7 +141,7 @@ class Batches:
 
 
 def iterate(
-    batches: ByStep, start: int, stop: int, *, workers: int = 0, threads: int = 2, prefetch: int = 4
+  batches: ByStep, start: int, stop: int, *, workers: int = 0, threads: int = 2, prefetch: int = 4
 ) -> Iterator[HostBatch]:
   """Batches start … stop-1 in order, made ahead of their use.
 
@@ -149,12 +158,14 @@ def iterate(
   steps = grain.MapDataset.range(start, stop).map(batches.__getitem__)
   if not workers:
     return iter(steps.to_iter_dataset(grain.ReadOptions(threads, prefetch)))
-  options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, prefetch // workers))
+  options = grain.MultiprocessingOptions(
+    workers, per_worker_buffer_size=max(1, prefetch // workers)
+  )
   return iter(steps.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(options))
 
 
 def one_pass(
-    examples: Examples, batch_size: int, rows: np.ndarray | None = None
+  examples: Examples, batch_size: int, rows: np.ndarray | None = None
 ) -> Iterator[HostBatch]:
   """Every record once, in order; the last batch is filled up with copies of the last record.
 

@@ -34,7 +34,7 @@ def strings(value: str | Sequence[str]) -> Sequence[str]:
 
 
 def readable_texts(
-    row: Callable[[int], Record], count: int, fields: Sequence[str]
+  row: Callable[[int], Record], count: int, fields: Sequence[str]
 ) -> Iterator[str]:
   """The fields' strings of rows 0 … count-1; bad rows are passed over, to be counted when read.
 
@@ -53,5 +53,7 @@ def readable_texts(
 
 
 def evenly(count: int, wanted: int) -> list[int]:
-  """`wanted` of `count` indices from the first to the last, evenly spaced; all where there are fewer."""
+  """`wanted` of `count` indices from the first to the last, evenly spaced; all where there are
+  fewer.
+  """
   return np.linspace(0, count - 1, min(wanted, count)).astype(int).tolist()

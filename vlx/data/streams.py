@@ -5,10 +5,12 @@
       sentences=dict(source="text:data/sentences.txt", preprocess="…", weight=1.0),
   )
 
-What a stream does not say, `config.data` says. `config.data.mixture` says how they are put together:
+What a stream does not say, `config.data` says. `config.data.mixture` says how they are put
+together:
 
   by_step  each step takes a batch of one stream; `task` i32 [B] is its index among their names in alphabetical
-           order, for `jax.lax.switch(batch["task"][0], …)`. All streams give arrays of the same names and shapes.
+           order, for `jax.lax.switch(batch["task"][0], …)`. All streams give arrays of the same
+           names and shapes.
   all      each step takes a batch of every stream, each of its own size: batch["captions"]["image"]; `weight` says
            nothing here, for the loss weighs its terms
 
@@ -43,11 +45,12 @@ class Stream:
 
 @dataclasses.dataclass(frozen=True)
 class Streams:
-  """Those of a config by name, in alphabetical order; the only one is called "" where it has no `streams`.
+  """Those of a config by name, in alphabetical order; the only one is called "" where it has no
+  `streams`.
 
   Raises:
-    UserError: for a field that a stream does not have, an unknown mixture, a weight that is not above 0, streams of
-      different sizes that take turns.
+    UserError: for a field that a stream does not have, an unknown mixture, a weight that is not
+      above 0, streams of different sizes that take turns.
   """
 
   by_name: Mapping[str, Stream]
@@ -62,7 +65,9 @@ class Streams:
     for name, changes in sorted(data.streams.items()) or [("", {})]:
       for field in changes:
         if field not in (*FIELDS, "weight"):
-          raise UserError(f"data.streams.{name} has no {field!r}, {nearest(field, (*FIELDS, 'weight'))}")
+          raise UserError(
+            f"data.streams.{name} has no {field!r}, {nearest(field, (*FIELDS, 'weight'))}"
+          )
       found[name] = Stream(**common | dict(changes))
       if not found[name].weight > 0:
         raise UserError(f"data.streams.{name}.weight is {found[name].weight}, not above 0")
@@ -87,12 +92,14 @@ class Streams:
     if "" in self.by_name:
       return {"": seed}
     return {
-        name: int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
-        for index, name in enumerate(self.by_name)
+      name: int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+      for index, name in enumerate(self.by_name)
     }
 
   def texts(self, fields: Sequence[str]) -> Iterator[str]:
-    """All strings of these fields, of every stream; a source that two streams read gives them once."""
+    """All strings of these fields, of every stream; a source that two streams read gives them
+    once.
+    """
     opened = dict.fromkeys((stream.source, stream.split) for stream in self.by_name.values())
     return itertools.chain.from_iterable(sources.open_source(*one).texts(fields) for one in opened)
 
@@ -106,23 +113,27 @@ class Streams:
 
 
 class _Nested:
-
   def __init__(self, streams):
     self._streams = streams
 
   def __getitem__(self, step: int) -> HostBatch:
     return {
-        f"{stream}/{name}": array for stream, batches in self._streams.items() for name, array in batches[step].items()
+      f"{stream}/{name}": array
+      for stream, batches in self._streams.items()
+      for name, array in batches[step].items()
     }
 
 
 class _TakingTurns:
-
   def __init__(self, streams, weights):
     import grain
 
-    # The k-th step of stream i as (i, k). By Grain's mix the shares hold in every stretch of the steps.
-    steps = [grain.MapDataset.range(2**40).map(lambda k, index=index: (index, k)) for index in range(len(streams))]
+    # The k-th step of stream i as (i, k). By Grain's mix the shares hold in every stretch of the
+    # steps.
+    steps = [
+      grain.MapDataset.range(2**40).map(lambda k, index=index: (index, k))
+      for index in range(len(streams))
+    ]
     self._streams, self._order = list(streams.values()), grain.MapDataset.mix(steps, weights)
 
   def __getitem__(self, step: int) -> HostBatch:

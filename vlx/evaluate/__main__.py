@@ -1,8 +1,9 @@
 """python -m vlx.evaluate --workdir=runs/clip [--config=configs/clip.py:emoji]
 python -m vlx.evaluate --model=PLACE --data=folder:PATH [--split=val]
 
-Runs the evaluators of a run's config on its last checkpoint, or those of --config; writes results.json, figures/ and
-report.html. Or prints what can be measured of any model, a run or a public checkpoint, on any data.
+Runs the evaluators of a run's config on its last checkpoint, or those of --config; writes
+results.json, figures/ and report.html. Or prints what can be measured of any model, a run or a
+public checkpoint, on any data.
 """
 
 import pathlib
@@ -12,7 +13,8 @@ from absl import flags
 
 import vlx
 from vlx import cli
-from vlx.core import config as configs, distributed
+from vlx.core import config as configs
+from vlx.core import distributed
 from vlx.core.errors import UserError
 from vlx.evaluate import runner
 from vlx.evaluate.measure import measure_on
@@ -21,7 +23,9 @@ from vlx.evaluate.report import page
 PROCESSES = distributed.define_flags()
 CONFIG = cli.define_config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
-MODEL = flags.DEFINE_string("model", None, "A public checkpoint, or a run beside other data: what vlx.load takes.")
+MODEL = flags.DEFINE_string(
+  "model", None, "A public checkpoint, or a run beside other data: what vlx.load takes."
+)
 DATA = flags.DEFINE_string("data", None, "What to measure it on: KIND:PLACE, e.g. folder:PATH.")
 SPLIT = flags.DEFINE_string("split", "val", "Of the data.")
 
@@ -53,7 +57,9 @@ def evaluate_run(workdir: pathlib.Path) -> None:
   if CONFIG.value is not None:
     config = with_evaluators(config, CONFIG.value, workdir)
   model = vlx.load(workdir)
-  evaluation = runner.Evaluation.from_parts(config, model.system, model.tokenizer, model.mesh, workdir)
+  evaluation = runner.Evaluation.from_parts(
+    config, model.system, model.tokenizer, model.mesh, workdir
+  )
   measures, figures = runner.evaluate(evaluation.evaluators, model, evaluation.data, _say)
   runner.save_figures(figures, workdir)
   runner.write_results(workdir, measures)
@@ -63,9 +69,11 @@ def evaluate_run(workdir: pathlib.Path) -> None:
 
 
 def with_evaluators(
-    config: ml_collections.ConfigDict, other: ml_collections.ConfigDict, workdir: pathlib.Path
+  config: ml_collections.ConfigDict, other: ml_collections.ConfigDict, workdir: pathlib.Path
 ) -> ml_collections.ConfigDict:
-  """A run's config with the evaluators and baselines of another, which must be of the same system."""
+  """A run's config with the evaluators and baselines of another, which must be of the same
+  system.
+  """
   if other.system != config.system:
     raise UserError(f"--config is of a {other.system}, and {workdir} holds a {config.system}")
   changed = config.to_dict() | {name: other[name].to_dict() for name in ("evaluators", "baselines")}

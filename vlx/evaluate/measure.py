@@ -1,7 +1,13 @@
 """What can be measured of any model on any data, by its capabilities."""
 
 from vlx.core import capabilities
-from vlx.core.capabilities import Classifies, EmbedsImages, EmbedsText, Reconstructs, TokenizesImages
+from vlx.core.capabilities import (
+  Classifies,
+  EmbedsImages,
+  EmbedsText,
+  Reconstructs,
+  TokenizesImages,
+)
 from vlx.core.errors import UserError
 from vlx.data.records import BadRecord
 from vlx.evaluate import runner
@@ -17,8 +23,9 @@ from vlx.model import Model
 def measure_on(model: Model, spec: str, split: str, say=lambda text: None) -> dict[str, float]:
   """`evaluator/split/measure` → number, of all that a model's capabilities and the data allow.
 
-  The classes of zero-shot classification are the distinct labels of the records, where these have a text for
-  `label`, else their distinct captions; records of several captions and no label give retrieval alone.
+  The classes of zero-shot classification are the distinct labels of the records, where these have a
+  text for `label`, else their distinct captions; records of several captions and no label give
+  retrieval alone.
 
   Args:
     model: to measure.
@@ -27,7 +34,8 @@ def measure_on(model: Model, spec: str, split: str, say=lambda text: None) -> di
     say: is told what is being done.
 
   Raises:
-    UserError: where nothing can be measured, the first record cannot be read, or the model lacks what it needs.
+    UserError: where nothing can be measured, the first record cannot be read, or the model lacks
+      what it needs.
   """
   data = Data(spec, model.tokenizer, model.image_transform)
   source = data.source(split)
@@ -41,7 +49,9 @@ def measure_on(model: Model, spec: str, split: str, say=lambda text: None) -> di
     found["retrieval"] = Retrieval(splits=(split,), gallery=(split,))
     classes = "label" if isinstance(record.get("label"), str) else "caption"
     if isinstance(record.get(classes), str):
-      found["zero_shot"] = ZeroShot(splits=(split,), classes=(split,), field=classes, templates=IMAGENET)
+      found["zero_shot"] = ZeroShot(
+        splits=(split,), classes=(split,), field=classes, templates=IMAGENET
+      )
   if can(TokenizesImages, Reconstructs):
     found["reconstruction"] = Reconstruction(splits=(split,))
   if can(Classifies) and "label" in record:
@@ -49,7 +59,7 @@ def measure_on(model: Model, spec: str, split: str, say=lambda text: None) -> di
     found["classification"] = Classification(splits=(split,), ops="label_id" if named else "")
   if not found:
     raise UserError(
-        f"no evaluator of vlx fits a {type(model.system).__name__} and such records: it has"
-        f" {', '.join(capabilities.of(model.system))}; name evaluators of your own by --workdir and --config"
+      f"no evaluator of vlx fits a {type(model.system).__name__} and such records: it has"
+      f" {', '.join(capabilities.of(model.system))}; name evaluators of your own by --workdir and --config"
     )
   return runner.evaluate(found, model, data, say)[0]

@@ -14,8 +14,15 @@ from vlx.model import Model, call
 
 
 def predict_examples(
-    model: Model, examples: batches.Examples, method: str, names: tuple[str, ...], targets: tuple[str, ...] = (),
-    *, batch_size: int, as_inputs: bool = False, **options: Any,
+  model: Model,
+  examples: batches.Examples,
+  method: str,
+  names: tuple[str, ...],
+  targets: tuple[str, ...] = (),
+  *,
+  batch_size: int,
+  as_inputs: bool = False,
+  **options: Any,
 ) -> tuple[Any, dict[str, np.ndarray]]:
   """`method` of the model's system applied to every example.
 
@@ -39,7 +46,9 @@ def predict_examples(
   for batch in batches.one_pass(examples, batch_size, rows):
     arrays = {n: partition.make_global_array(batch[n], sharding, batch_size) for n in names}
     inputs = (arrays,) if as_inputs else tuple(arrays.values())
-    result = call(model.system, method, model.variables, *inputs, options=tuple(sorted(options.items())))
+    result = call(
+      model.system, method, model.variables, *inputs, options=tuple(sorted(options.items()))
+    )
     outputs.append(jax.tree.map(np.asarray, result))
     for target in targets:
       found[target].append(gather_rows(batch[target], rows, batch_size))
@@ -65,7 +74,7 @@ def gather_rows(own: np.ndarray, rows: np.ndarray, batch_size: int) -> np.ndarra
 
 
 def texts(
-    model: Model, strings: list[str], *, batch_size: int, templates: tuple[str, ...] = ("{}",)
+  model: Model, strings: list[str], *, batch_size: int, templates: tuple[str, ...] = ("{}",)
 ) -> np.ndarray:
   """Text embeddings `[N, D]`.
 

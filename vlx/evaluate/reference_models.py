@@ -1,7 +1,8 @@
-"""Other models that say something of images: a CLIP how well they fit their texts, classifiers what they show.
+"""Other models that say something of images: a CLIP how well they fit their texts, classifiers what
+they show.
 
-An image is scored as a record of its data: the ops that make a record an example of the reference's make its text
-or label too. What a system has sampled replaces the record's own image.
+An image is scored as a record of its data: the ops that make a record an example of the reference's
+make its text or label too. What a system has sampled replaces the record's own image.
 """
 
 import dataclasses
@@ -13,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vlx.core import capabilities, config as configs
+from vlx.core import capabilities
+from vlx.core import config as configs
 from vlx.core.capabilities import Classifies, EmbedsImages, EmbedsText
 from vlx.core.errors import UserError
 from vlx.data.records import Record
@@ -35,13 +37,15 @@ class ReferenceModel:
   image_transform: str = ""  # instead of the model's own
 
   def over(
-      self, records: Sequence[Record], method: str, *targets: str
+    self, records: Sequence[Record], method: str, *targets: str
   ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """(the system's `method` of the records' images, {target: what the ops leave in that field})."""
     data = Data("", self.model.tokenizer, self.image_transform or self.model.image_transform)
     examples = data.of_records(records, self.ops, f"keep{('image', *targets)}")
     rows = min(ROWS, -(-len(records) // self.model.mesh.size) * self.model.mesh.size)
-    return predict.predict_examples(self.model, examples, method, ("image",), targets, batch_size=rows)
+    return predict.predict_examples(
+      self.model, examples, method, ("image",), targets, batch_size=rows
+    )
 
   def features(self, records: Sequence[Record]) -> np.ndarray:
     """f64 `[N, D]`."""
@@ -64,7 +68,9 @@ def _load(source: str, mesh: Mesh, wanted: tuple[type, ...]) -> Model:
   model = load(source, mesh)
   capabilities.require(model.system, *wanted, what=source)
   if not model.image_transform:
-    raise UserError(f"{source}: cannot infer image preprocessing: its config has no data.image_transform")
+    raise UserError(
+      f"{source}: cannot infer image preprocessing: its config has no data.image_transform"
+    )
   return model
 
 
@@ -92,7 +98,8 @@ def open_clip(source: str, mesh: Mesh) -> ReferenceModel:
 
 
 def open_classifier(workdir: str, mesh: Mesh) -> ReferenceModel:
-  """The classifier of a run; records become examples, labels among them, as in its classification evaluator.
+  """The classifier of a run; records become examples, labels among them, as in its classification
+  evaluator.
 
   Raises:
     UserError: where the folder holds no such run.
@@ -101,7 +108,9 @@ def open_classifier(workdir: str, mesh: Mesh) -> ReferenceModel:
   sections = configs.read(pathlib.Path(workdir)).resolved.evaluators.to_dict().values()
   found = [s for s in sections if s["type"].endswith("Classification")]
   if not found:
-    raise UserError(f"{workdir} holds a classifier whose config has no Classification evaluator: what is its label?")
+    raise UserError(
+      f"{workdir} holds a classifier whose config has no Classification evaluator: what is its label?"
+    )
   return ReferenceModel(model, found[0].get("ops", ""), found[0].get("image_transform", ""))
 
 
@@ -113,7 +122,9 @@ class Scorers:
   classifiers: Mapping[str, ReferenceModel]
 
   def measure(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
-    """`[N]` each: `clip_score`; `NAME_accuracy`, 100 where a classifier sees what the record is, else 0."""
+    """`[N]` each: `clip_score`; `NAME_accuracy`, 100 where a classifier sees what the record is,
+    else 0.
+    """
     found = {}
     if self.clip:
       found["clip_score"] = metrics.clip_score(self.clip.cosines(records))
@@ -125,6 +136,8 @@ class Scorers:
 
 
 def open_scorers(clip: str, classifiers: Sequence[str], mesh: Mesh) -> Scorers:
-  """Of what `open_clip` ("": none) and `open_classifier` take; a classifier is called as its folder."""
+  """Of what `open_clip` ("": none) and `open_classifier` take; a classifier is called as its
+  folder.
+  """
   named = {pathlib.Path(workdir).name: open_classifier(workdir, mesh) for workdir in classifiers}
   return Scorers(open_clip(clip, mesh) if clip else None, named)

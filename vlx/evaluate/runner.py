@@ -1,7 +1,8 @@
 """Runs the evaluators that a config lists.
 
-An evaluator is a frozen dataclass, called with (model, data), that returns `Results`; `config.evaluators` names its
-class under `type` and gives its fields. `every` says after how many steps it runs, 0 only at the end.
+An evaluator is a frozen dataclass, called with (model, data), that returns `Results`;
+`config.evaluators` names its class under `type` and gives its fields. `every` says after how many
+steps it runs, 0 only at the end.
 """
 
 import dataclasses
@@ -15,7 +16,8 @@ import jax
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from vlx.core import capabilities, config as configs, distributed, files
+from vlx.core import capabilities, distributed, files
+from vlx.core import config as configs
 from vlx.core.errors import UserError
 from vlx.core.system import System, Variables
 from vlx.data.tokenizers import Tokenizer
@@ -79,17 +81,24 @@ class Evaluation:
 
   @classmethod
   def from_parts(
-      cls, config: Any, system: System, tokenizer: Tokenizer | None, mesh: jax.sharding.Mesh, workdir: pathlib.Path
+    cls,
+    config: Any,
+    system: System,
+    tokenizer: Tokenizer | None,
+    mesh: jax.sharding.Mesh,
+    workdir: pathlib.Path,
   ) -> "Evaluation":
     """Of what a config makes.
 
     Raises:
-      UserError: where an evaluator asks for what the system cannot do, for a split that is not there, or for another
-        model that cannot be opened.
+      UserError: where an evaluator asks for what the system cannot do, for a split that is not
+        there, or for another model that cannot be opened.
     """
     sections = config.evaluators.to_dict()
     evaluators = {name: build(sections[name], f"evaluators.{name}") for name in sorted(sections)}
-    data = Data(config.data.source, tokenizer, config.data.image_transform, config.data.max_bad_records)
+    data = Data(
+      config.data.source, tokenizer, config.data.image_transform, config.data.max_bad_records
+    )
     for name, evaluator in evaluators.items():
       capabilities.require(system, *evaluator.requires, what=f"evaluators.{name}")
       for split in evaluator.splits:
@@ -97,7 +106,13 @@ class Evaluation:
     for evaluator in evaluators.values():
       if isinstance(evaluator, Checks):
         evaluator.check(data, mesh)
-    return cls(evaluators, Model(system, {}, tokenizer, config.data.image_transform, mesh), data, workdir, config)
+    return cls(
+      evaluators,
+      Model(system, {}, tokenizer, config.data.image_transform, mesh),
+      data,
+      workdir,
+      config,
+    )
 
   def due(self, step: int, last: int) -> bool:
     return any(self._is_due(e, step, last) for e in self.evaluators.values())
@@ -109,7 +124,9 @@ class Evaluation:
     """Evaluates what is due; writes figures, and at the end results.json."""
     last = self.config.steps
     due = {n: e for n, e in self.evaluators.items() if self._is_due(e, step, last)}
-    measures, figures = evaluate(due, dataclasses.replace(self.model, variables=variables), self.data, log.say)
+    measures, figures = evaluate(
+      due, dataclasses.replace(self.model, variables=variables), self.data, log.say
+    )
     for name, figure in figures.items():
       log.figure(step, name, figure)
     save_figures(figures, self.workdir)
@@ -132,14 +149,19 @@ class Evaluation:
 
   def write_report(self) -> None:
     page.write(
-        self.workdir, self.config, self.model.system, directions=lambda key: direction(self.evaluators, key)
+      self.workdir,
+      self.config,
+      self.model.system,
+      directions=lambda key: direction(self.evaluators, key),
     )
     if distributed.is_first() and (self.workdir / "results.json").exists():
-      print(f"{self.workdir}/report.html: what was trained, the figures, images to look at", flush=True)
+      print(
+        f"{self.workdir}/report.html: what was trained, the figures, images to look at", flush=True
+      )
 
 
 def evaluate(
-    evaluators: Mapping[str, Evaluator], model: Model, data: Data, say: Any = lambda text: None
+  evaluators: Mapping[str, Evaluator], model: Model, data: Data, say: Any = lambda text: None
 ) -> tuple[dict[str, float], dict[str, Figure]]:
   """("evaluator/split/measure" → number, name → figure), of all of them; `say` is told of each one's beginning."""
   measures, figures = {}, {}
@@ -163,7 +185,9 @@ def save_figures(figures: Mapping[str, Figure], workdir: pathlib.Path) -> None:
 def write_results(workdir: pathlib.Path, results: Mapping[str, float]) -> None:
   """results.json of the run's folder."""
   if distributed.is_first():
-    files.write(workdir / "results.json", json.dumps(dict(results), indent=2, sort_keys=True) + "\n")
+    files.write(
+      workdir / "results.json", json.dumps(dict(results), indent=2, sort_keys=True) + "\n"
+    )
 
 
 def table(results: Mapping[str, float], baselines: Mapping[str, float], title: str) -> str:

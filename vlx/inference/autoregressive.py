@@ -1,8 +1,8 @@
 """Continues texts token by token, with a cache.
 
-One program reads prompts, padded to a power of two, and another decodes a chunk of tokens: each is compiled
-once for all prompts up to that length. Rows stop by themselves; a row's text is a function of its prompt and
-its seed, whatever the batch. A second turn goes on in the cache of the first.
+One program reads prompts, padded to a power of two, and another decodes a chunk of tokens: each is
+compiled once for all prompts up to that length. Rows stop by themselves; a row's text is a function
+of its prompt and its seed, whatever the batch. A second turn goes on in the cache of the first.
 """
 
 import functools
@@ -23,19 +23,19 @@ SHORTEST = 32  # what the shortest prompts are padded to
 
 
 def generate(
-    system: GeneratesText,
-    variables: Variables,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_tokens: int,
-    sampling: Sampling = Sampling(),
-    seeds: int | Sequence[int] = 0,
-    stop_ids: Sequence[int] = (),
-    chunk: int = 16,
-    on_tokens: Callable[[list[list[int]]], None] | None = None,
-    inputs: Mapping[str, np.ndarray] = {},
-    cache: Any = None,
-    slots: int = 0,
+  system: GeneratesText,
+  variables: Variables,
+  prompts: Sequence[Sequence[int]],
+  *,
+  max_tokens: int,
+  sampling: Sampling = Sampling(),
+  seeds: int | Sequence[int] = 0,
+  stop_ids: Sequence[int] = (),
+  chunk: int = 16,
+  on_tokens: Callable[[list[list[int]]], None] | None = None,
+  inputs: Mapping[str, np.ndarray] = {},
+  cache: Any = None,
+  slots: int = 0,
 ) -> tuple[list[list[int]], Any]:
   """(the tokens that follow each prompt, without the stop token; the cache that has read the prompts and these).
 
@@ -63,7 +63,9 @@ def generate(
     raise UserError("a prompt has no tokens")
   if (held + lengths).max() + max_tokens > room:
     before = f" after {held.max()}" if cache is not None else ""
-    raise UserError(f"{lengths.max()} tokens{before} and {max_tokens} to come: this model reads {room} in all")
+    raise UserError(
+      f"{lengths.max()} tokens{before} and {max_tokens} to come: this model reads {room} in all"
+    )
   bound = min(max(SHORTEST, 1 << int(lengths.max() - 1).bit_length()), room)
   text = np.zeros((len(prompts), bound), np.int32)
   for row, prompt in zip(text, prompts):
@@ -103,6 +105,8 @@ def _prefill(system, sampling, variables, inputs, cache, seeds, stops) -> Drawn:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
 def _decode(system, sampling, chunk, variables, state, limit, seeds, stops):
   def step(cache, tokens, going):
-    return system.extend_cache(variables, {"text": tokens[:, None], "text_mask": going[:, None]}, cache)
+    return system.extend_cache(
+      variables, {"text": tokens[:, None], "text_mask": going[:, None]}, cache
+    )
 
   return draw_more(step, sampling, state, limit, chunk, seeds, stops)

@@ -2,11 +2,12 @@
 
   step(state, tokens i32 [rows]) -> (logits f32 [rows, vocabulary], state)
 
-`state` is a pytree whose leaves have `rows` as their first axis: one row per sequence. What is the same for
-all sequences of an example (annotations of its image) need not be in it: `step` can close over it, and in beam
-search row r belongs to example r // beam_size.
+`state` is a pytree whose leaves have `rows` as their first axis: one row per sequence. What is the
+same for all sequences of an example (annotations of its image) need not be in it: `step` can close
+over it, and in beam search row r belongs to example r // beam_size.
 
-`draw_more` is the loop of sampling, greedy search among it, `beam_search` that of beams, whose rows change places.
+`draw_more` is the loop of sampling, greedy search among it, `beam_search` that of beams, whose rows
+change places.
 """
 
 import dataclasses
@@ -35,10 +36,16 @@ class Drawn(NamedTuple):
 
 
 def draw_first(
-    sampling: Sampling, logits: Float[Array, "rows vocab"], state: Any, positions: Int[Array, " rows"],
-    seen: Bool[Array, "rows vocab_or_none"], seeds: Int[Array, " rows"], stops: Int[Array, " stops"],
+  sampling: Sampling,
+  logits: Float[Array, "rows vocab"],
+  state: Any,
+  positions: Int[Array, " rows"],
+  seen: Bool[Array, "rows vocab_or_none"],
+  seeds: Int[Array, " rows"],
+  stops: Int[Array, " stops"],
 ) -> Drawn:
-  """The first token of each row, by the logits that follow what the model has read; a stop token ends its row.
+  """The first token of each row, by the logits that follow what the model has read; a stop token
+  ends its row.
 
   Args:
     sampling: how tokens are drawn.
@@ -50,14 +57,22 @@ def draw_first(
     stops: tokens at any of which a row ends.
   """
   nobody = jnp.zeros(len(logits), bool)
-  return _drawn(sampling, logits, Drawn(state, positions, positions, seen, nobody), positions, seeds, stops)
+  return _drawn(
+    sampling, logits, Drawn(state, positions, positions, seen, nobody), positions, seeds, stops
+  )
 
 
 def draw_more(
-    step: Step, sampling: Sampling, drawn: Drawn, limit: Int[Array, ""] | int, chunk: int,
-    seeds: Int[Array, " rows"], stops: Int[Array, " stops"],
+  step: Step,
+  sampling: Sampling,
+  drawn: Drawn,
+  limit: Int[Array, ""] | int,
+  chunk: int,
+  seeds: Int[Array, " rows"],
+  stops: Int[Array, " stops"],
 ) -> tuple[Drawn, tuple[Int[Array, "rows chunk"], Bool[Array, "rows chunk"]]]:
-  """`limit` ≤ `chunk` more tokens of each row that is not done: (sequences, (tokens, which of them are real)).
+  """`limit` ≤ `chunk` more tokens of each row that is not done: (sequences, (tokens, which of them
+  are real)).
 
   Args:
     step: the model; (state, tokens, which rows go on) → (logits, state).
@@ -98,8 +113,12 @@ def _gnmt(length, alpha):
   return ((5.0 + length) / 6.0) ** alpha
 
 
-# By what a log-probability is divided; α = 0 is no normalisation, α = 1 of "length" the mean per token.
-LENGTH_NORMS = {"gnmt": _gnmt, "length": lambda length, alpha: jnp.asarray(length, jnp.float32) ** alpha}
+# By what a log-probability is divided; α = 0 is no normalisation, α = 1 of "length" the mean per
+# token.
+LENGTH_NORMS = {
+  "gnmt": _gnmt,
+  "length": lambda length, alpha: jnp.asarray(length, jnp.float32) ** alpha,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,13 +139,17 @@ class Search:
 
   def __post_init__(self):
     if self.beam_size < 1 or self.max_length < 1:
-      raise UserError(f"beam_size and max_length are 1 at least, not {self.beam_size} and {self.max_length}")
+      raise UserError(
+        f"beam_size and max_length are 1 at least, not {self.beam_size} and {self.max_length}"
+      )
     if self.length_norm not in LENGTH_NORMS:
       raise UserError(f"length_norm is one of {', '.join(LENGTH_NORMS)}, not {self.length_norm!r}")
 
 
 class _Live(NamedTuple):
-  """Sequences that go on, and the best that ended, best first; -inf where there are fewer than beams."""
+  """Sequences that go on, and the best that ended, best first; -inf where there are fewer than
+  beams.
+  """
 
   length: Int[Array, ""]  # tokens of every live sequence
   tokens: Int[Array, "batch beam"]  # the last of each live sequence
@@ -138,14 +161,15 @@ class _Live(NamedTuple):
 
 
 def beam_search(
-    step: Step, state: Any, batch: int, search: Search, *, start_id: int, end_id: int
+  step: Step, state: Any, batch: int, search: Search, *, start_id: int, end_id: int
 ) -> tuple[Int[Array, "batch beam length"], Float[Array, "batch beam"]]:
   """The best sequences, best first, and their scores.
 
-  Every step takes the best continuations of all live sequences together: those among the first `beam_size`
-  that end are kept aside, and the first `beam_size` that do not end live on. An example is done when none of
-  its live sequences can come before its kept ones any more, and the search when all examples are; what
-  lengthens it for one example so never changes another's result. One beam is greedy search.
+  Every step takes the best continuations of all live sequences together: those among the first
+  `beam_size` that end are kept aside, and the first `beam_size` that do not end live on. An example
+  is done when none of its live sequences can come before its kept ones any more, and the search
+  when all examples are; what lengthens it for one example so never changes another's result. One
+  beam is greedy search.
 
   Args:
     step: the model (see above).
@@ -156,8 +180,9 @@ def beam_search(
     end_id: the token that ends a sequence.
 
   Returns:
-    ids, zeros after the end token, and the scores they are ranked by. Where fewer than `beam_size` ended,
-    sequences cut off at `max_length` follow, and after them, where there are no more, zeros at -inf.
+    ids, zeros after the end token, and the scores they are ranked by. Where fewer than `beam_size`
+    ended, sequences cut off at `max_length` follow, and after them, where there are no more, zeros
+    at -inf.
   """
   beam_size, max_length = search.beam_size, search.max_length
   norm = lambda length: LENGTH_NORMS[search.length_norm](length, search.length_penalty)
@@ -184,18 +209,31 @@ def beam_search(
     origin = jnp.take_along_axis(beams, chosen, axis=1)
     rows = rearrange(jnp.arange(batch)[:, None] * beam_size + origin, "b k -> (b k)")
     return _Live(
-        length, jnp.take_along_axis(tokens, chosen, axis=1), _of_beams(ids, chosen), live, ended_ids, ended,
-        jax.tree.map(lambda x: x[rows], state),
+      length,
+      jnp.take_along_axis(tokens, chosen, axis=1),
+      _of_beams(ids, chosen),
+      live,
+      ended_ids,
+      ended,
+      jax.tree.map(lambda x: x[rows], state),
     )
 
   shape = (batch, beam_size)
   # All beams start alike: one of them is enough.
   one = jnp.tile(jnp.where(jnp.arange(beam_size) == 0, 0.0, -jnp.inf), (batch, 1))
-  found = jax.lax.while_loop(undecided, extend, _Live(
-      jnp.int32(0), jnp.full(shape, start_id, jnp.int32), jnp.zeros((*shape, max_length), jnp.int32), one,
-      jnp.zeros((*shape, max_length), jnp.int32), jnp.full(shape, -jnp.inf),
+  found = jax.lax.while_loop(
+    undecided,
+    extend,
+    _Live(
+      jnp.int32(0),
+      jnp.full(shape, start_id, jnp.int32),
+      jnp.zeros((*shape, max_length), jnp.int32),
+      one,
+      jnp.zeros((*shape, max_length), jnp.int32),
+      jnp.full(shape, -jnp.inf),
       jax.tree.map(lambda x: repeat(x, "b ... -> (b k) ...", k=beam_size), state),
-  ))
+    ),
+  )
   count = jnp.isfinite(found.ended).sum(axis=1, keepdims=True)
   slot = jnp.arange(beam_size)
   order = jnp.where(slot < count, slot, beam_size + slot - count)  # the ended, then the live
@@ -206,7 +244,7 @@ def beam_search(
 
 
 def _best(
-    totals: Float[Array, "batch beam vocabulary"], count: int
+  totals: Float[Array, "batch beam vocabulary"], count: int
 ) -> tuple[Float[Array, "batch count"], Int[Array, "batch count"], Int[Array, "batch count"]]:
   """The `count` greatest of all beams together: values, beams, tokens.
 
@@ -214,12 +252,14 @@ def _best(
   """
   beams, vocabulary = totals.shape[1:]
   values, tokens = jax.lax.top_k(totals, min(count, vocabulary))
-  found, index = jax.lax.top_k(rearrange(values, "b k c -> b (k c)"), min(count, beams * values.shape[2]))
+  found, index = jax.lax.top_k(
+    rearrange(values, "b k c -> b (k c)"), min(count, beams * values.shape[2])
+  )
   tokens = jnp.take_along_axis(rearrange(tokens, "b k c -> b (k c)"), index, axis=1)
   return found, index // values.shape[2], tokens
 
 
 def _of_beams(
-    x: Int[Array, "batch beam length"], index: Int[Array, "batch chosen"]
+  x: Int[Array, "batch beam length"], index: Int[Array, "batch chosen"]
 ) -> Int[Array, "batch chosen length"]:
   return jnp.take_along_axis(x, index[:, :, None], axis=1)

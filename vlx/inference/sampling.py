@@ -1,7 +1,8 @@
 """From logits to the next token: what changes logits, as pure functions, and how one is drawn.
 
-The functions, and the order in which `Sampling` applies them, are those of Hugging Face's `generate`:
-repetition penalty, temperature, top-k, top-p. A token that is ruled out has the logit −∞.
+The functions, and the order in which `Sampling` applies them, are those of Hugging Face's
+`generate`: repetition penalty, temperature, top-k, top-p. A token that is ruled out has the logit
+−∞.
 """
 
 import dataclasses
@@ -18,7 +19,8 @@ Logits = Float[Array, "batch vocab"]
 def penalize_repetition(logits: Logits, seen: Bool[Array, "batch vocab"], penalty: float) -> Logits:
   """Makes the tokens that a text already has less likely (CTRL, Keskar et al., 2019, §4.1).
 
-  The paper divides their logits; where one is below zero, that would make it likelier, and it is multiplied.
+  The paper divides their logits; where one is below zero, that would make it likelier, and it is
+  multiplied.
   """
   return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
@@ -30,7 +32,9 @@ def keep_top_k(logits: Logits, k: int) -> Logits:
 
 
 def keep_top_p(logits: Logits, p: float) -> Logits:
-  """The fewest tokens that hold a probability of p (Holtzman et al., 2020), and ties of the last."""
+  """The fewest tokens that hold a probability of p (Holtzman et al., 2020), and ties of the
+  last.
+  """
   ordered = -jnp.sort(-logits, axis=-1)
   probabilities = jax.nn.softmax(ordered, axis=-1)
   before = jnp.cumsum(probabilities, axis=-1) - probabilities
@@ -42,7 +46,8 @@ def keep_top_p(logits: Logits, p: float) -> Logits:
 class Sampling:
   """How tokens are drawn; as it stands, greedily.
 
-  `temperature` 0 takes the likeliest token. `top_k` 0, `top_p` 1 and `repetition_penalty` 1 change nothing.
+  `temperature` 0 takes the likeliest token. `top_k` 0, `top_p` 1 and `repetition_penalty` 1 change
+  nothing.
   """
 
   temperature: float = 0.0
@@ -52,10 +57,10 @@ class Sampling:
 
   def __post_init__(self):
     for name, fits, wanted in (
-        ("temperature", self.temperature >= 0, "not below 0"),
-        ("top_k", self.top_k >= 0, "not below 0"),
-        ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-        ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+      ("temperature", self.temperature >= 0, "not below 0"),
+      ("top_k", self.top_k >= 0, "not below 0"),
+      ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+      ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
     ):
       if not fits:
         raise UserError(f"{name} is {wanted}, not {getattr(self, name)}")
@@ -72,13 +77,14 @@ class Sampling:
     return keep_top_p(logits, self.top_p) if self.top_p < 1 else logits
 
   def draw(
-      self,
-      logits: Logits,
-      seen: Bool[Array, "batch vocab"],
-      seeds: Int[Array, " batch"],
-      positions: Int[Array, " batch"],
+    self,
+    logits: Logits,
+    seen: Bool[Array, "batch vocab"],
+    seeds: Int[Array, " batch"],
+    positions: Int[Array, " batch"],
   ) -> Int[Array, " batch"]:
-    """A token of each row, by a key of the row's seed and position alone: the other rows change nothing.
+    """A token of each row, by a key of the row's seed and position alone: the other rows change
+    nothing.
 
     Args:
       logits: of the next token.

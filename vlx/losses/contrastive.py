@@ -12,9 +12,7 @@ from vlx.ops.axes import BATCH_AXES
 Similarity = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def cosine_similarity(
-    x: Float[Array, "n dim"], y: Float[Array, "m dim"]
-) -> Float[Array, "n m"]:
+def cosine_similarity(x: Float[Array, "n dim"], y: Float[Array, "m dim"]) -> Float[Array, "n m"]:
   """⟨x, y⟩ / (‖x‖ ‖y‖) for all pairs."""
   return inner_product(normalize(x), normalize(y))
 
@@ -33,9 +31,9 @@ def negative_l2(x: Float[Array, "n dim"], y: Float[Array, "m dim"]) -> Float[Arr
 
 
 SIMILARITIES: dict[str, Similarity] = {
-    "cosine": cosine_similarity,
-    "inner_product": inner_product,
-    "negative_l2": negative_l2,
+  "cosine": cosine_similarity,
+  "inner_product": inner_product,
+  "negative_l2": negative_l2,
 }
 
 
@@ -54,9 +52,7 @@ def _over_batch_axes(block, *arrays):
   if not axes:
     return block((), *arrays)
   specs = tuple(P(axes) if a.ndim else P() for a in arrays)
-  return jax.shard_map(
-      lambda *local: block(axes, *local), in_specs=specs, out_specs=P()
-  )(*arrays)
+  return jax.shard_map(lambda *local: block(axes, *local), in_specs=specs, out_specs=P())(*arrays)
 
 
 def _sum(x, axes):
@@ -73,10 +69,10 @@ def _first_row(rows: int, axes) -> jax.Array | int:
 
 
 def info_nce(
-    x: Float[Array, "batch dim"],
-    y: Float[Array, "batch dim"],
-    scale: Float[Array, ""],
-    similarity: Similarity = cosine_similarity,
+  x: Float[Array, "batch dim"],
+  y: Float[Array, "batch dim"],
+  scale: Float[Array, ""],
+  similarity: Similarity = cosine_similarity,
 ) -> Float[Array, ""]:
   """Symmetric InfoNCE: ½ (CE over rows + CE over columns) of scale · similarity(x, y).
 
@@ -96,7 +92,7 @@ def info_nce(
     rows, batch = x.shape[0], _gather(y, axes)
     logits = scale * similarity(x, batch)
     positives = jnp.take_along_axis(
-        logits, (_first_row(rows, axes) + jnp.arange(rows))[:, None], axis=1
+      logits, (_first_row(rows, axes) + jnp.arange(rows))[:, None], axis=1
     )[:, 0]
     row_normalizer = jax.nn.logsumexp(logits, axis=1)
     highest = jax.lax.stop_gradient(logits).max(axis=0)
@@ -111,13 +107,14 @@ def info_nce(
 
 
 def sigmoid_contrastive(
-    x: Float[Array, "batch dim"],
-    y: Float[Array, "batch dim"],
-    scale: Float[Array, ""],
-    bias: Float[Array, ""],
-    similarity: Similarity = cosine_similarity,
+  x: Float[Array, "batch dim"],
+  y: Float[Array, "batch dim"],
+  scale: Float[Array, ""],
+  bias: Float[Array, ""],
+  similarity: Similarity = cosine_similarity,
 ) -> Float[Array, ""]:
-  """SigLIP: −1/B ΣᵢΣⱼ log σ(zᵢⱼ (scale · similarity(xᵢ, yⱼ) + bias)), z = +1 on the diagonal, else −1.
+  """SigLIP: −1/B ΣᵢΣⱼ log σ(zᵢⱼ (scale · similarity(xᵢ, yⱼ) + bias)), z = +1 on the diagonal, else
+  −1.
 
   Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023, eq. 1. Exact over the global
   batch; a device holds its own rows of the matrix.

@@ -1,18 +1,19 @@
 """Attention: softmax(scale · q·kᵀ) · v over the pairs that a mask lets through.
 
-Vaswani et al., "Attention Is All You Need", 2017, §3.2.1; by tiles, with the softmax carried along and
-recomputed for the gradients: Dao et al., "FlashAttention", 2022, and Dao, "FlashAttention-2", 2023. Grouped
-queries: Ainslie et al., "GQA", 2023.
+Vaswani et al., "Attention Is All You Need", 2017, §3.2.1; by tiles, with the softmax carried along
+and recomputed for the gradients: Dao et al., "FlashAttention", 2022, and Dao, "FlashAttention-2",
+2023. Grouped queries: Ainslie et al., "GQA", 2023.
 
-Every implementation but `reference` is a pair of functions, which `attention` makes one differentiable whole:
+Every implementation but `reference` is a pair of functions, which `attention` makes one
+differentiable whole:
 
     forward(queries, keys, values, mask, scale) -> out, lse
     backward(queries, keys, values, d_out, lse, delta, mask, scale) -> d_queries, d_keys, d_values
 
-lse f32 `[batch, heads, length]` is the logarithm of the softmax's denominator; from it the weights of any
-tile can be had again, so nothing of size length × keys is kept for the gradients. delta, of the same shape,
-is Σ d_out · out − d_lse. Here stands the dense pair, for XLA; the kernels are in `attention_tpu` and
-`attention_gpu`.
+lse f32 `[batch, heads, length]` is the logarithm of the softmax's denominator; from it the weights
+of any tile can be had again, so nothing of size length × keys is kept for the gradients. delta, of
+the same shape, is Σ d_out · out − d_lse. Here stands the dense pair, for XLA; the kernels are in
+`attention_tpu` and `attention_gpu`.
 """
 
 import functools
@@ -22,7 +23,8 @@ import math
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jax.sharding import AxisType, PartitionSpec as P
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from vlx.ops.axes import BATCH_AXES, HEAD_AXIS
@@ -32,42 +34,46 @@ IMPLEMENTATIONS = ("auto", "reference", "xla", "pallas_tpu", "pallas_gpu")
 
 
 def attention(
-    queries: Float[Array, "batch length heads head_dim"],
-    keys: Float[Array, "batch keys groups head_dim"],
-    values: Float[Array, "batch keys groups head_dim"],
-    *,
-    mask: Mask = Full(),
-    scale: float | None = None,
-    implementation: str = "auto",
-    return_lse: bool = False,
+  queries: Float[Array, "batch length heads head_dim"],
+  keys: Float[Array, "batch keys groups head_dim"],
+  values: Float[Array, "batch keys groups head_dim"],
+  *,
+  mask: Mask = Full(),
+  scale: float | None = None,
+  implementation: str = "auto",
+  return_lse: bool = False,
 ) -> (
-    Float[Array, "batch length heads head_dim"]
-    | tuple[Float[Array, "batch length heads head_dim"], Float[Array, "batch heads length"]]
+  Float[Array, "batch length heads head_dim"]
+  | tuple[Float[Array, "batch length heads head_dim"], Float[Array, "batch heads length"]]
 ):
   """softmax(scale · q·kᵀ) · v. A query that sees nothing gets zeros, and passes no gradient on.
 
-  `auto` takes the kernels where the program is lowered for a TPU or a CUDA GPU and there are at least 2^16
-  pairs, and 128 positions on either side: below that a kernel's tiles are mostly padding, and the scores of
-  the dense form are few, as they are when tokens are decoded one by one. Everywhere else, and for head dims
-  above 256 or types other than f32 and bf16, it takes `xla`, which on CPU is faster than
-  `jax.nn.dot_product_attention`.
+  `auto` takes the kernels where the program is lowered for a TPU or a CUDA GPU and there are at
+  least 2^16 pairs, and 128 positions on either side: below that a kernel's tiles are mostly
+  padding, and the scores of the dense form are few, as they are when tokens are decoded one by one.
+  Everywhere else, and for head dims above 256 or types other than f32 and bf16, it takes `xla`,
+  which on CPU is faster than `jax.nn.dot_product_attention`.
 
-  The kernels load and compute only the tiles that the mask leaves. Where a mesh is set (`jax.set_mesh`) they
-  run on each device's part of the batch (mesh axes `data`, `fsdp`) and of the heads (`tensor`); what an axis
-  does not divide stays whole on it. Inside a `shard_map` they take the arrays as they are.
+  The kernels load and compute only the tiles that the mask leaves. Where a mesh is set
+  (`jax.set_mesh`) they run on each device's part of the batch (mesh axes `data`, `fsdp`) and of the
+  heads (`tensor`); what an axis does not divide stays whole on it. Inside a `shard_map` they take
+  the arrays as they are.
 
   Args:
-    queries: f32 or bf16; f64 too for `reference` and `xla`. f32 is multiplied as f32 on every device.
+    queries: f32 or bf16; f64 too for `reference` and `xla`. f32 is multiplied as f32 on every
+      device.
     keys: `groups` divides `heads`; heads h·r … h·r + r − 1, r = heads / groups, share group h.
     values: as `keys`.
     mask: which query sees which key. Its arrays have the batch's size, or 1.
     scale: positive; 1/√head_dim where None.
-    implementation: `reference` (plain, differentiated by JAX), `xla` (dense), `pallas_tpu`, `pallas_gpu` or
-      `auto`. Lowered for a CPU, `pallas_*` interpret their kernels: correct, and slow.
+    implementation: `reference` (plain, differentiated by JAX), `xla` (dense), `pallas_tpu`,
+      `pallas_gpu` or `auto`. Lowered for a CPU, `pallas_*` interpret their kernels: correct, and
+      slow.
     return_lse: also the log of the softmax's denominator, −∞ for a query that sees nothing.
 
   Raises:
-    ValueError: for an unknown implementation, shapes or types that do not go together, a scale not above 0.
+    ValueError: for an unknown implementation, shapes or types that do not go together, a scale not
+      above 0.
   """
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(f"implementation {implementation!r} is none of {', '.join(IMPLEMENTATIONS)}")
@@ -83,11 +89,11 @@ def attention(
 
 
 def attention_weights(
-    queries: Float[Array, "batch length heads head_dim"],
-    keys: Float[Array, "batch keys groups head_dim"],
-    *,
-    mask: Mask = Full(),
-    scale: float | None = None,
+  queries: Float[Array, "batch length heads head_dim"],
+  keys: Float[Array, "batch keys groups head_dim"],
+  *,
+  mask: Mask = Full(),
+  scale: float | None = None,
 ) -> Float[Array, "batch heads length keys"]:
   """softmax(scale · q·kᵀ), at least f32, to be looked at: `attention` never makes this array.
 
@@ -103,16 +109,26 @@ def attention_weights(
 def _checked(queries, keys, values, mask, scale):
   """(the mask with int32 arrays of the batch's size, the scale)."""
   (batch, length, heads, head_dim), (_, keys_length, groups, _) = queries.shape, keys.shape
-  if keys.shape != values.shape or keys.shape[0] != batch or keys.shape[3] != head_dim or heads % groups:
-    raise ValueError(f"queries {queries.shape}, keys {keys.shape}, values {values.shape} do not go together")
+  if (
+    keys.shape != values.shape
+    or keys.shape[0] != batch
+    or keys.shape[3] != head_dim
+    or heads % groups
+  ):
+    raise ValueError(
+      f"queries {queries.shape}, keys {keys.shape}, values {values.shape} do not go together"
+    )
   if not queries.dtype == keys.dtype == values.dtype:
-    raise ValueError(f"queries {queries.dtype}, keys {keys.dtype} and values {values.dtype} differ in type")
+    raise ValueError(
+      f"queries {queries.dtype}, keys {keys.dtype} and values {values.dtype} differ in type"
+    )
 
   def checked(size, what):
     def of(x):
       if x.ndim != 2 or x.shape[0] not in (1, batch) or x.shape[1] != size:
         raise ValueError(f"the mask's array over {what} is {x.shape}, not {(batch, size)}")
       return jnp.broadcast_to(x.astype(jnp.int32), (batch, size))
+
     return of
 
   if scale is not None and scale <= 0:
@@ -124,10 +140,10 @@ def _checked(queries, keys, values, mask, scale):
 def _kernel_pays(queries, keys) -> bool:
   length, keys_length, head_dim = queries.shape[1], keys.shape[1], queries.shape[3]
   return (
-      queries.dtype in (jnp.float32, jnp.bfloat16)
-      and head_dim <= 256
-      and min(length, keys_length) >= 128
-      and length * keys_length >= 2**16
+    queries.dtype in (jnp.float32, jnp.bfloat16)
+    and head_dim <= 256
+    and min(length, keys_length) >= 128
+    and length * keys_length >= 2**16
   )
 
 
@@ -158,7 +174,7 @@ def _attend_backward(scale, implementation, saved, cotangents):
   delta = jnp.einsum("bthd,bthd->bht", d_out.astype(lse.dtype), out.astype(lse.dtype)) - d_lse
   delta = jnp.where(lse == -jnp.inf, 0, delta)  # whatever came back for a row that sees nothing
   gradients = _run(
-      "backward", (queries, keys, values, d_out, lse, delta), mask, scale, implementation
+    "backward", (queries, keys, values, d_out, lse, delta), mask, scale, implementation
   )
   return *gradients, None
 
@@ -170,14 +186,16 @@ _attend.defvjp(_attend_forward, _attend_backward)
 @functools.partial(jax.jit, static_argnames=("direction", "scale", "implementation"))
 def _run(direction: str, operands, mask: Mask, scale: float, implementation: str):
   """forward(*operands, mask, scale) or backward, of the implementation."""
-  dense = functools.partial(_dense_forward if direction == "forward" else _dense_backward, scale=scale)
+  dense = functools.partial(
+    _dense_forward if direction == "forward" else _dense_backward, scale=scale
+  )
   if implementation == "xla":
     return dense(*operands, mask)
 
   def kernel(platform, interpret=False):
     function = getattr(_kernels(platform), direction)
     return functools.partial(
-        _over_devices, functools.partial(function, scale=scale, interpret=interpret), direction
+      _over_devices, functools.partial(function, scale=scale, interpret=interpret), direction
     )
 
   match implementation:
@@ -200,7 +218,9 @@ def _kernels(platform: str):
 
 
 def _mapped_into_batch(function):
-  """The function; under `vmap` the mapped axis becomes part of the batch, for kernels know no other."""
+  """The function; under `vmap` the mapped axis becomes part of the batch, for kernels know no
+  other.
+  """
   function = jax.custom_batching.custom_vmap(function)
 
   @function.def_vmap
@@ -219,14 +239,15 @@ def _mapped_into_batch(function):
 def _over_devices(kernel, direction: str, *operands_and_mask):
   """The kernel on each device's rows and heads, where a mesh is set.
 
-  XLA does not know how to split a kernel. This stands inside the forward and the backward, so no gradient
-  passes through it, and devices that hold the same rows and heads compute the same.
+  XLA does not know how to split a kernel. This stands inside the forward and the backward, so no
+  gradient passes through it, and devices that hold the same rows and heads compute the same.
   """
   *operands, mask = operands_and_mask
   mesh = jax.sharding.get_abstract_mesh()
   sizes = {
-      axis: mesh.shape[axis]
-      for axis, kind in zip(mesh.axis_names, mesh.axis_types) if kind != AxisType.Manual
+    axis: mesh.shape[axis]
+    for axis, kind in zip(mesh.axis_names, mesh.axis_types)
+    if kind != AxisType.Manual
   }
   if not sizes:
     return kernel(*operands, mask)
@@ -239,14 +260,14 @@ def _over_devices(kernel, direction: str, *operands_and_mask):
   rows = rows or None
   of_array, of_statistic = P(rows, None, heads, None), P(rows, heads, None)
   outputs = jax.shard_map(
-      kernel,
-      in_specs=(
-          *(of_array if x.ndim == 4 else of_statistic for x in operands),
-          jax.tree.map(lambda _: P(rows, None), mask),
-      ),
-      out_specs=(of_array, of_statistic) if direction == "forward" else (of_array,) * 3,
-      axis_names=set(sizes),
-      check_vma=False,
+    kernel,
+    in_specs=(
+      *(of_array if x.ndim == 4 else of_statistic for x in operands),
+      jax.tree.map(lambda _: P(rows, None), mask),
+    ),
+    out_specs=(of_array, of_statistic) if direction == "forward" else (of_array,) * 3,
+    axis_names=set(sizes),
+    check_vma=False,
   )(*operands, mask)
   return _equally_varying((operands, outputs))[1]  # over axes of a `shard_map` around this one
 
@@ -254,7 +275,10 @@ def _over_devices(kernel, direction: str, *operands_and_mask):
 def _reference(queries, keys, values, mask, scale):
   dtype = jnp.promote_types(queries.dtype, jnp.float32)
   share = queries.shape[2] // keys.shape[2]
-  q, k, v = queries.astype(dtype), *(jnp.repeat(x.astype(dtype), share, axis=2) for x in (keys, values))
+  q, k, v = (
+    queries.astype(dtype),
+    *(jnp.repeat(x.astype(dtype), share, axis=2) for x in (keys, values)),
+  )
   seen = mask.dense(q.shape[1], k.shape[1])[:, None]
   some = seen.any(axis=-1, keepdims=True)
   scores = scale * jnp.einsum("bthd,bshd->bhts", q, k, precision="highest")
@@ -278,7 +302,12 @@ def _dense_forward(queries, keys, values, mask, scale):
 
 
 def _dense_backward(queries, keys, values, d_out, lse, delta, mask, scale):
-  q, k, v, d_out = _by_group(queries, keys), _by_head(keys), _by_head(values), _by_group(d_out, keys)
+  q, k, v, d_out = (
+    _by_group(queries, keys),
+    _by_head(keys),
+    _by_head(values),
+    _by_group(d_out, keys),
+  )
   lse, delta = (rearrange(x, "b (g r) t -> b g (r t) 1", g=k.shape[1]) for x in (lse, delta))
   lse = jnp.where(lse == -jnp.inf, jnp.inf, lse)
   weights = jnp.exp(_scores(q, k, mask, scale, queries.shape[1]) - lse)
@@ -287,7 +316,7 @@ def _dense_backward(queries, keys, values, d_out, lse, delta, mask, scale):
   d_queries = _dot("bgqk,bgkd->bgqd", d_scores, k)
   d_keys = _dot("bgqk,bgqd->bgkd", d_scores, q)
   return _by_position(d_queries, queries), *(
-      rearrange(x, "b g s d -> b s g d").astype(k.dtype) for x in (d_keys, d_values)
+    rearrange(x, "b g s d -> b s g d").astype(k.dtype) for x in (d_keys, d_values)
   )
 
 
@@ -300,15 +329,18 @@ def _exponentials(scores):
 
 
 def _scores(q, k, mask, scale, length):
-  """scale · q·kᵀ, −∞ where the mask hides it: `[batch, groups, share · length, keys]`, at least f32."""
+  """scale · q·kᵀ, −∞ where the mask hides it: `[batch, groups, share · length, keys]`, at least
+  f32.
+  """
   scores = scale * _dot("bgqd,bgkd->bgqk", q, k)
   if isinstance(mask, Full):
     return scores
   positions = (
-      jax.lax.broadcasted_iota(jnp.int32, shape, axis)
-      for shape, axis in (((1, length, 1), 1), ((1, 1, k.shape[2]), 2))
+    jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+    for shape, axis in (((1, length, 1), 1), ((1, 1, k.shape[2]), 2))
   )
-  # Of positions, not of `dense`: the compiler fuses it, and no array of pairs becomes part of the program.
+  # Of positions, not of `dense`: the compiler fuses it, and no array of pairs becomes part of the
+  # program.
   seen = mask.with_arrays(lambda x: x[:, :, None], lambda x: x[:, None, :]).visible(*positions)
   by_share = rearrange(scores, "b g (r t) s -> b g r t s", t=length)
   return jnp.where(seen[:, None, None], by_share, -jnp.inf).reshape(scores.shape)
@@ -319,8 +351,8 @@ def _dot(pattern, x, y):
   return jnp.einsum(pattern, x, y, precision="highest", preferred_element_type=dtype)
 
 
-# Heads before length: batched products of contiguous matrices, on CPU twice as fast as length before heads.
-# The heads of a group stand below one another: one product with the keys they share.
+# Heads before length: batched products of contiguous matrices, on CPU twice as fast as length
+# before heads. The heads of a group stand below one another: one product with the keys they share.
 
 
 def _by_head(x):

@@ -5,9 +5,10 @@ carries the softmax along. For the gradients the weights are recomputed from the
 a tile of queries (dq), one a tile of keys and values and goes over the queries of all heads that share them
 (dk, dv). Nothing is added up in memory, so results are the same bit for bit from run to run.
 
-A program reads from its row of a plan which tiles to visit: first those that the mask leaves whole, which are
-not masked, then those in part. Tiles that it leaves nothing of are not in the plan, nor, since XLA makes the
-plan as the program runs where the mask has data, those that only the data empties.
+A program reads from its row of a plan which tiles to visit: first those that the mask leaves whole,
+which are not masked, then those in part. Tiles that it leaves nothing of are not in the plan, nor,
+since XLA makes the plan as the program runs where the mask has data, those that only the data
+empties.
 """
 
 import dataclasses
@@ -35,8 +36,12 @@ class _Tile:
 
 
 def _tile(kernel: str, dtype, padded_dim: int) -> _Tile:
-  """The largest tried that keep all in registers: `ptxas -v` of CUDA 12.9 for sm_90 counts no spills."""
-  if dtype == jnp.float32:  # the ordinary units multiply it, and a thread holds whole rows of the operands
+  """The largest tried that keep all in registers: `ptxas -v` of CUDA 12.9 for sm_90 counts no
+  spills.
+  """
+  if (
+    dtype == jnp.float32
+  ):  # the ordinary units multiply it, and a thread holds whole rows of the operands
     own, other, warps = 32 if padded_dim > 128 else 64, 32 if padded_dim <= 64 else 16, 8
   elif padded_dim > 128:
     own, other, warps = 128 if kernel == "forward" else 64, 32, 8
@@ -46,13 +51,13 @@ def _tile(kernel: str, dtype, padded_dim: int) -> _Tile:
 
 
 def forward(
-    queries: Float[Array, "batch length heads head_dim"],
-    keys: Float[Array, "batch keys groups head_dim"],
-    values: Float[Array, "batch keys groups head_dim"],
-    mask: Mask,
-    scale: float,
-    *,
-    interpret: bool = False,
+  queries: Float[Array, "batch length heads head_dim"],
+  keys: Float[Array, "batch keys groups head_dim"],
+  values: Float[Array, "batch keys groups head_dim"],
+  mask: Mask,
+  scale: float,
+  *,
+  interpret: bool = False,
 ) -> tuple[Float[Array, "batch length heads head_dim"], Float[Array, "batch heads length"]]:
   """(out, log-sum-exp): see `vlx.ops.attention`."""
   call = _Call.of(queries, keys, mask, "forward")
@@ -80,25 +85,28 @@ def forward(
     q_tile.store(lse_ref, scale * highest + jnp.log2(total) / _LOG2_E)
 
   return call.over_queries(
-      kernel, (queries, keys, values), (queries, jax.ShapeDtypeStruct(call.rows, jnp.float32)), interpret
+    kernel,
+    (queries, keys, values),
+    (queries, jax.ShapeDtypeStruct(call.rows, jnp.float32)),
+    interpret,
   )
 
 
 def backward(
-    queries: Float[Array, "batch length heads head_dim"],
-    keys: Float[Array, "batch keys groups head_dim"],
-    values: Float[Array, "batch keys groups head_dim"],
-    d_out: Float[Array, "batch length heads head_dim"],
-    lse: Float[Array, "batch heads length"],
-    delta: Float[Array, "batch heads length"],
-    mask: Mask,
-    scale: float,
-    *,
-    interpret: bool = False,
+  queries: Float[Array, "batch length heads head_dim"],
+  keys: Float[Array, "batch keys groups head_dim"],
+  values: Float[Array, "batch keys groups head_dim"],
+  d_out: Float[Array, "batch length heads head_dim"],
+  lse: Float[Array, "batch heads length"],
+  delta: Float[Array, "batch heads length"],
+  mask: Mask,
+  scale: float,
+  *,
+  interpret: bool = False,
 ) -> tuple[
-    Float[Array, "batch length heads head_dim"],
-    Float[Array, "batch keys groups head_dim"],
-    Float[Array, "batch keys groups head_dim"],
+  Float[Array, "batch length heads head_dim"],
+  Float[Array, "batch keys groups head_dim"],
+  Float[Array, "batch keys groups head_dim"],
 ]:
   """The gradients: see `vlx.ops.attention`."""
   operands = (queries, keys, values, d_out, lse, delta)
@@ -132,16 +140,21 @@ def _backward_keys(operands, mask, scale, interpret):
   queries, keys, values, *_ = operands
   call = _Call.of(queries, keys, mask, "dkv")
 
-  def kernel(visit, k_tile, seen, q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, dk_ref, dv_ref):
+  def kernel(
+    visit, k_tile, seen, q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, dk_ref, dv_ref
+  ):
     k, v = k_tile.load(k_ref), k_tile.load(v_ref)
 
     def of_head(head, carry):
       def step(q_tile, carry, masked):
         dk, dv = carry
-        # Keys by queries, so that no product needs a transposed tile of weights. Of rows beyond the last all
-        # that is loaded is 0, and so is what they add.
+        # Keys by queries, so that no product needs a transposed tile of weights. Of rows beyond the
+        # last all that is loaded is 0, and so is what they add.
         q, d_out = q_tile.load(q_ref, head), q_tile.load(d_out_ref, head)
-        lse_2, delta = _in_base_2(q_tile.load(lse_ref, head))[None], q_tile.load(delta_ref, head)[None]
+        lse_2, delta = (
+          _in_base_2(q_tile.load(lse_ref, head))[None],
+          q_tile.load(delta_ref, head)[None],
+        )
         scores = _dot(k, q, "kd,qd->kq")
         if masked:
           scores = jnp.where(seen(q_tile), scores, -jnp.inf)
@@ -172,7 +185,9 @@ def _in_base_2(lse):
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-  """`size` positions from `start` on. Those from `limit` on are not there: loaded as 0, not stored."""
+  """`size` positions from `start` on. Those from `limit` on are not there: loaded as 0, not
+  stored.
+  """
 
   start: Int[Array, ""]
   size: int
@@ -227,7 +242,8 @@ class _Call:
   @classmethod
   def of(cls, queries, keys, mask, name):
     (*_, head_dim), (_, keys_length, groups, _) = queries.shape, keys.shape
-    # A size that is no power of two is filled up with zeros as it is loaded; 16 is the least that multiplies.
+    # A size that is no power of two is filled up with zeros as it is loaded; 16 is the least that
+    # multiplies.
     padded_dim = max(pl.next_power_of_2(head_dim), 16)
     tile = _tile(name, queries.dtype, padded_dim)
     return cls(*queries.shape[:3], keys_length, groups, head_dim, padded_dim, mask, tile, name)
@@ -255,8 +271,8 @@ class _Call:
   def over_queries(self, kernel, operands, outputs, interpret):
     """kernel(visit, q_tile, seen, *refs), run for every tile of queries of every head.
 
-    visit(step, carry) calls carry = step(k_tile, carry, masked) for the tiles to visit; seen(k_tile) says
-    what of a tile is visible. The outputs are of queries.
+    visit(step, carry) calls carry = step(k_tile, carry, masked) for the tiles to visit;
+    seen(k_tile) says what of a tile is visible. The outputs are of queries.
     """
     return self._run(kernel, operands, outputs, interpret, by_keys=False)
 
@@ -281,7 +297,7 @@ class _Call:
 
       def seen(other):
         arrays = [
-            other.load(ref)[None] if x is None else x for x, ref in zip(own_arrays, mask_refs)
+          other.load(ref)[None] if x is None else x for x, ref in zip(own_arrays, mask_refs)
         ]
         positions = own.positions[:, None], other.positions[None]
         q, k = reversed(positions) if by_keys else positions
@@ -294,8 +310,10 @@ class _Call:
         for kind, first, last in ((FULL, 0, plan_ref[1]), (PARTIAL, plan_ref[1], plan_ref[2])):
           if (kinds == kind).any():
             carry = jax.lax.fori_loop(
-                first, last,
-                lambda j, c: step(of_other(plan_ref[3 + j], whole=kind == FULL), c, kind == PARTIAL), carry,
+              first,
+              last,
+              lambda j, c: step(of_other(plan_ref[3 + j], whole=kind == FULL), c, kind == PARTIAL),
+              carry,
             )
         return carry
 
@@ -317,20 +335,23 @@ class _Call:
     varying = jax.typeof(queries).manual_axis_type
     of_outputs = of_keys if by_keys else of_queries
     return pl.pallas_call(
-        run,
-        grid=(plan.shape[1], self.groups if by_keys else self.heads, self.batch),
-        in_specs=[
-            pl.BlockSpec(
-                (None, None, plan.shape[2]), lambda i, head, b: (b if len(plan) > 1 else 0, i, 0)
-            ),
-            *(pl.BlockSpec((None, x.shape[1]), lambda i, head, b: (b, 0)) for _, x in leaves),
-            of_queries(queries), of_keys(keys), of_keys(values), *map(of_queries, others),
-        ],
-        out_specs=[of_outputs(x) for x in outputs],
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying) for x in outputs],
-        compiler_params=plgpu.CompilerParams(num_warps=self.tile.warps, num_stages=2),
-        name=f"attention_{self.name}",
-        interpret=interpret,
+      run,
+      grid=(plan.shape[1], self.groups if by_keys else self.heads, self.batch),
+      in_specs=[
+        pl.BlockSpec(
+          (None, None, plan.shape[2]), lambda i, head, b: (b if len(plan) > 1 else 0, i, 0)
+        ),
+        *(pl.BlockSpec((None, x.shape[1]), lambda i, head, b: (b, 0)) for _, x in leaves),
+        of_queries(queries),
+        of_keys(keys),
+        of_keys(values),
+        *map(of_queries, others),
+      ],
+      out_specs=[of_outputs(x) for x in outputs],
+      out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying) for x in outputs],
+      compiler_params=plgpu.CompilerParams(num_warps=self.tile.warps, num_stages=2),
+      name=f"attention_{self.name}",
+      interpret=interpret,
     )(plan, *(x for _, x in leaves), *operands)
 
   def _kinds(self):
@@ -342,12 +363,17 @@ class _Call:
 
 
 def _plan(
-    kinds: Int[np.ndarray, "q_blocks k_blocks"], mask: Mask, length, keys_length, tile: _Tile, by_keys: bool
+  kinds: Int[np.ndarray, "q_blocks k_blocks"],
+  mask: Mask,
+  length,
+  keys_length,
+  tile: _Tile,
+  by_keys: bool,
 ) -> Int[Array, "#batch programs 3+tiles"]:
   """Which tiles each program visits; of those of keys (`by_keys`) or of queries, the longest first.
 
-  A row holds the program's own tile, the number of FULL tiles, that of FULL and PARTIAL ones together, and
-  the other side's tiles in this order.
+  A row holds the program's own tile, the number of FULL tiles, that of FULL and PARTIAL ones
+  together, and the other side's tiles in this order.
   """
   own = 1 if by_keys else 0
   order = 2 - kinds[None].astype(np.int32)  # 0 FULL, 1 PARTIAL, 2 EMPTY
@@ -359,7 +385,9 @@ def _plan(
   tiles = order.argsort(axis=2, stable=True)
   numpy = jnp if mask.depends_on_data else np
   columns = [
-      numpy.broadcast_to(rows[:, None], (*order.shape[:2], 1)),
-      (order == 0).sum(axis=2, keepdims=True), (order < 2).sum(axis=2, keepdims=True), tiles,
+    numpy.broadcast_to(rows[:, None], (*order.shape[:2], 1)),
+    (order == 0).sum(axis=2, keepdims=True),
+    (order < 2).sum(axis=2, keepdims=True),
+    tiles,
   ]
   return numpy.concatenate([x.astype(np.int32) for x in columns], axis=2)

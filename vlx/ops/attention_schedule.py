@@ -1,9 +1,9 @@
 """Which tiles a blocked attention visits, in which order: the grid of the TPU kernels.
 
-`mask.tiles` says which tiles hold anything to see. Only those become steps of the grid, one row of tiles
-after another (or one column after another, where a result belongs to keys), so cost follows the visible area.
-What only the data tells comes as a table that a kernel reads while it runs: an idle step names the tile of
-the step before it, which is in memory already.
+`mask.tiles` says which tiles hold anything to see. Only those become steps of the grid, one row of
+tiles after another (or one column after another, where a result belongs to keys), so cost follows
+the visible area. What only the data tells comes as a table that a kernel reads while it runs: an
+idle step names the tile of the step before it, which is in memory already.
 """
 
 import dataclasses
@@ -21,7 +21,12 @@ from jaxtyping import Array, Int
 from vlx.ops.masks import EMPTY, FULL, Keys, Mask
 
 LANES = 128
-FIRST, LAST, BUSY, WHOLE = 1, 2, 4, 8  # flags of a step; FIRST and LAST in its row (column) of tiles
+FIRST, LAST, BUSY, WHOLE = (
+  1,
+  2,
+  4,
+  8,
+)  # flags of a step; FIRST and LAST in its row (column) of tiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +63,10 @@ def steps(kinds: Int[np.ndarray, "q_blocks k_blocks"], by_keys: bool = False) ->
   kind = kinds[row, column]
   new_row = np.diff(row, prepend=-1) != 0
   flags = (
-      FIRST * new_row + LAST * np.append(new_row[1:], True) + BUSY * (kind != EMPTY) + WHOLE * (kind == FULL)
+    FIRST * new_row
+    + LAST * np.append(new_row[1:], True)
+    + BUSY * (kind != EMPTY)
+    + WHOLE * (kind == FULL)
   )
   return Steps(*(x.astype(np.int32) for x in (row, column, flags)))
 
@@ -66,8 +74,8 @@ def steps(kinds: Int[np.ndarray, "q_blocks k_blocks"], by_keys: bool = False) ->
 def block_size(length: int, head_bytes: int) -> int:
   """The multiple of 128, from 256 on, that pads `length` least; the largest of those that tie.
 
-  At most 640, by which a DALL-E of 1280 tokens pads nothing; 384 where a position has more than 512 bytes per
-  head, for the VMEM that the compiler grants.
+  At most 640, by which a DALL-E of 1280 tokens pads nothing; 384 where a position has more than 512
+  bytes per head, for the VMEM that the compiler grants.
   """
   if length <= LANES:
     return LANES
@@ -90,9 +98,10 @@ def _hides(mask, q_length, first, last):
 
 
 def sources(
-    mask: Mask, schedule: Steps, sizes: tuple[int, int, int, int]
+  mask: Mask, schedule: Steps, sizes: tuple[int, int, int, int]
 ) -> Int[Array, "#batch steps"] | None:
-  """The step whose tile each step finds in memory: itself where it computes, else the last that did.
+  """The step whose tile each step finds in memory: itself where it computes, else the last that
+  did.
 
   None where nothing depends on data. `sizes` are those of `mask.may_see`.
   """
@@ -138,10 +147,17 @@ def plan(queries, keys, mask, blocks, interpret, by_keys):
     padding = -x.shape[1] % (block_q if name == "queries" else block_k)
     arrays.append(jnp.pad(x.astype(jnp.int32), ((0, 0), (0, padding)))[:, None])
   planned = Plan(
-      schedule, tree, over, q_length, k_length, block_q, block_k, by_keys,
-      # Up to two operations hide behind the products; two bodies are twice the code.
-      whole_apart=schedule.some_whole and _operations(mask, block_q, block_k) > 2,
-      interpreted=bool(interpret),
+    schedule,
+    tree,
+    over,
+    q_length,
+    k_length,
+    block_q,
+    block_k,
+    by_keys,
+    # Up to two operations hide behind the products; two bodies are twice the code.
+    whole_apart=schedule.some_whole and _operations(mask, block_q, block_k) > 2,
+    interpreted=bool(interpret),
   )
   return planned, (table, arrays)
 
@@ -155,7 +171,8 @@ def _operations(mask, block_q, block_k):
 
 
 def call(kernel, name, plan, data, inputs, outputs, scratch, *, heads, kv_heads, interpret):
-  """The kernel over grid (batch, heads, steps), or (batch, kv_heads, steps, heads of the group) by keys.
+  """The kernel over grid (batch, heads, steps), or (batch, kv_heads, steps, heads of the group) by
+  keys.
 
   Inputs and outputs are `[batch, heads, dim, length]`, each over the positions of "query" or "key".
   """
@@ -172,7 +189,9 @@ def call(kernel, name, plan, data, inputs, outputs, scratch, *, heads, kv_heads,
     source = refs[3][b, step] if moves and sources is not None else step
     tile = refs[0 if over == "query" else 1][jnp.maximum(source, 0)]
     if plan.by_keys:
-      member = rest[0] if sources is None else jnp.where(refs[3][b, step] == step, rest[0], group - 1)
+      member = (
+        rest[0] if sources is None else jnp.where(refs[3][b, step] == step, rest[0], group - 1)
+      )
       return (head * group + member if over == "query" else head), tile
     return (head if over == "query" or group == 1 else lax.div(head, group)), tile
 
@@ -190,27 +209,33 @@ def call(kernel, name, plan, data, inputs, outputs, scratch, *, heads, kv_heads,
   def array_spec(over):
     over = "query" if over == "queries" else "key"
     block = plan.block_q if over == "query" else plan.block_k
-    return pl.BlockSpec((None, 1, block), lambda *ids: (ids[0], 0, tile_of(over, ids[:dims], ids[dims:])[1]))
+    return pl.BlockSpec(
+      (None, 1, block), lambda *ids: (ids[0], 0, tile_of(over, ids[:dims], ids[dims:])[1])
+    )
 
   turned_over, turned_block = ("keys", plan.block_k) if plan.by_keys else ("queries", plan.block_q)
-  turned = [pltpu.VMEM((turned_block, LANES), jnp.int32) for over in plan.arrays_over if over == turned_over]
+  turned = [
+    pltpu.VMEM((turned_block, LANES), jnp.int32) for over in plan.arrays_over if over == turned_over
+  ]
   counts = (len(inputs), len(arrays), len(outputs), len(scratch))
   return pl.pallas_call(
-      functools.partial(kernel, plan, len(prefetched), counts),
-      name=name,
-      grid_spec=pltpu.PrefetchScalarGridSpec(
-          num_scalar_prefetch=len(prefetched),
-          grid=(batch, kv_heads, len(plan.steps), group) if plan.by_keys else (batch, heads, len(plan.steps)),
-          in_specs=[*(spec(x.shape, over) for x, over in inputs), *map(array_spec, plan.arrays_over)],
-          out_specs=[spec(shape, over) for shape, _, over in outputs],
-          scratch_shapes=[*scratch, *turned],
-      ),
-      out_shape=[
-          jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(inputs[0][0]).manual_axis_type)
-          for shape, dtype, _ in outputs
-      ],
-      compiler_params=pltpu.CompilerParams(
-          dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")[:dims]
-      ),
-      interpret=interpret,
+    functools.partial(kernel, plan, len(prefetched), counts),
+    name=name,
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=len(prefetched),
+      grid=(batch, kv_heads, len(plan.steps), group)
+      if plan.by_keys
+      else (batch, heads, len(plan.steps)),
+      in_specs=[*(spec(x.shape, over) for x, over in inputs), *map(array_spec, plan.arrays_over)],
+      out_specs=[spec(shape, over) for shape, _, over in outputs],
+      scratch_shapes=[*scratch, *turned],
+    ),
+    out_shape=[
+      jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(inputs[0][0]).manual_axis_type)
+      for shape, dtype, _ in outputs
+    ],
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")[:dims]
+    ),
+    interpret=interpret,
   )(*prefetched, *(x for x, _ in inputs), *arrays)

@@ -1,12 +1,13 @@
 """Attention as TPU kernels: forward, the gradient of queries, and those of keys and values.
 
-The online softmax of *FlashAttention* (Dao et al., 2022): a tile of scores lives in VMEM for one step of the
-grid and is computed anew for the gradients, so nothing of size `[length, keys]` is ever stored.
+The online softmax of *FlashAttention* (Dao et al., 2022): a tile of scores lives in VMEM for one
+step of the grid and is computed anew for the gradients, so nothing of size `[length, keys]` is ever
+stored.
 
-Operands are read as `[batch, heads, head_dim, length]`. Where head_dim does not fill 128 lanes, that is how
-XLA lays out `[batch, length, heads, head_dim]`, so the kernels take arguments and give results without a
-copy, and nothing is padded to 128. What a tile of scores meets over and over is turned once per row of tiles:
-every product then has a form that the matrix unit takes as it stands.
+Operands are read as `[batch, heads, head_dim, length]`. Where head_dim does not fill 128 lanes,
+that is how XLA lays out `[batch, length, heads, head_dim]`, so the kernels take arguments and give
+results without a copy, and nothing is padded to 128. What a tile of scores meets over and over is
+turned once per row of tiles: every product then has a form that the matrix unit takes as it stands.
 
 Scores are in units of log2(e), for the vector unit's own exponential is 2^x.
 """
@@ -40,52 +41,61 @@ _ROWS_BY_ROWS = ((1,), (1,))  # [m, d] x [n, d]
 
 
 def forward(
-    queries: Float[Array, "batch length heads head_dim"],
-    keys: Float[Array, "batch keys kv_heads head_dim"],
-    values: Float[Array, "batch keys kv_heads head_dim"],
-    mask: Mask,
-    scale: float,
-    *,
-    interpret: Any = False,
-    blocks: tuple[int, int] | None = None,
+  queries: Float[Array, "batch length heads head_dim"],
+  keys: Float[Array, "batch keys kv_heads head_dim"],
+  values: Float[Array, "batch keys kv_heads head_dim"],
+  mask: Mask,
+  scale: float,
+  *,
+  interpret: Any = False,
+  blocks: tuple[int, int] | None = None,
 ) -> tuple[Float[Array, "batch length heads head_dim"], Float[Array, "batch heads length"]]:
-  """Softmax(scale queries keys') values, and the log of the sum of exponentials, -inf where nothing is seen.
+  """Softmax(scale queries keys') values, and the log of the sum of exponentials, -inf where nothing
+  is seen.
 
-  `blocks` are positions of queries and of keys per tile, multiples of 128; by length where not given.
+  `blocks` are positions of queries and of keys per tile, multiples of 128; by length where not
+  given.
   """
   plan, data = schedules.plan(queries, keys, mask, blocks, interpret, by_keys=False)
   q, k, v = (_lengthwise(x) for x in (queries, keys, values))
   heads, head_dim = q.shape[1:3]
   f32 = functools.partial(pltpu.VMEM, dtype=jnp.float32)
   out, lse = schedules.call(
-      _kernel(_forward_kernel, scale), "attention_forward", plan, data,
-      inputs=[(q, "query"), (k, "key"), (v, "key")],
-      outputs=[(q.shape, q.dtype, "query"), ((*q.shape[:2], 1, q.shape[3]), jnp.float32, "query")],
-      scratch=[
-          pltpu.VMEM((plan.block_q, head_dim), q.dtype), f32((plan.block_q, LANES)),
-          f32((plan.block_q, LANES)), f32((plan.block_q, head_dim)),
-      ],
-      heads=heads, kv_heads=k.shape[1], interpret=interpret,
+    _kernel(_forward_kernel, scale),
+    "attention_forward",
+    plan,
+    data,
+    inputs=[(q, "query"), (k, "key"), (v, "key")],
+    outputs=[(q.shape, q.dtype, "query"), ((*q.shape[:2], 1, q.shape[3]), jnp.float32, "query")],
+    scratch=[
+      pltpu.VMEM((plan.block_q, head_dim), q.dtype),
+      f32((plan.block_q, LANES)),
+      f32((plan.block_q, LANES)),
+      f32((plan.block_q, head_dim)),
+    ],
+    heads=heads,
+    kv_heads=k.shape[1],
+    interpret=interpret,
   )
   return _headwise(out, queries), rearrange(lse, "b h 1 t -> b h t")
 
 
 def backward(
-    queries: Float[Array, "batch length heads head_dim"],
-    keys: Float[Array, "batch keys kv_heads head_dim"],
-    values: Float[Array, "batch keys kv_heads head_dim"],
-    d_out: Float[Array, "batch length heads head_dim"],
-    lse: Float[Array, "batch heads length"],
-    delta: Float[Array, "batch heads length"],
-    mask: Mask,
-    scale: float,
-    *,
-    interpret: Any = False,
-    blocks: tuple[int, int] | None = None,
+  queries: Float[Array, "batch length heads head_dim"],
+  keys: Float[Array, "batch keys kv_heads head_dim"],
+  values: Float[Array, "batch keys kv_heads head_dim"],
+  d_out: Float[Array, "batch length heads head_dim"],
+  lse: Float[Array, "batch heads length"],
+  delta: Float[Array, "batch heads length"],
+  mask: Mask,
+  scale: float,
+  *,
+  interpret: Any = False,
+  blocks: tuple[int, int] | None = None,
 ) -> tuple[
-    Float[Array, "batch length heads head_dim"],
-    Float[Array, "batch keys kv_heads head_dim"],
-    Float[Array, "batch keys kv_heads head_dim"],
+  Float[Array, "batch length heads head_dim"],
+  Float[Array, "batch keys kv_heads head_dim"],
+  Float[Array, "batch keys kv_heads head_dim"],
 ]:
   """Gradients of queries, keys and values from that of the output.
 
@@ -100,27 +110,44 @@ def backward(
   plan, data = schedules.plan(queries, keys, mask, blocks, interpret, by_keys=False)
   turned = pltpu.VMEM((plan.block_q, head_dim), q.dtype)
   (dq,) = schedules.call(
-      _kernel(_dq_kernel, scale), "attention_dq", plan, data, inputs,
-      outputs=[(q.shape, q.dtype, "query")],
-      scratch=[
-          turned, turned, f32((plan.block_q, LANES)), f32((plan.block_q, LANES)),
-          f32(_gradient_shape(plan.block_q, head_dim)),
-      ],
-      heads=heads, kv_heads=kv_heads, interpret=interpret,
+    _kernel(_dq_kernel, scale),
+    "attention_dq",
+    plan,
+    data,
+    inputs,
+    outputs=[(q.shape, q.dtype, "query")],
+    scratch=[
+      turned,
+      turned,
+      f32((plan.block_q, LANES)),
+      f32((plan.block_q, LANES)),
+      f32(_gradient_shape(plan.block_q, head_dim)),
+    ],
+    heads=heads,
+    kv_heads=kv_heads,
+    interpret=interpret,
   )
   plan, data = schedules.plan(queries, keys, mask, blocks, interpret, by_keys=True)
   turned = pltpu.VMEM((plan.block_k, head_dim), k.dtype)
   dk, dv = schedules.call(
-      _kernel(_dkv_kernel, scale), "attention_dkv", plan, data, inputs,
-      outputs=[(k.shape, k.dtype, "key"), (v.shape, v.dtype, "key")],
-      scratch=[turned, turned, *[f32(_gradient_shape(plan.block_k, head_dim))] * 2],
-      heads=heads, kv_heads=kv_heads, interpret=interpret,
+    _kernel(_dkv_kernel, scale),
+    "attention_dkv",
+    plan,
+    data,
+    inputs,
+    outputs=[(k.shape, k.dtype, "key"), (v.shape, v.dtype, "key")],
+    scratch=[turned, turned, *[f32(_gradient_shape(plan.block_k, head_dim))] * 2],
+    heads=heads,
+    kv_heads=kv_heads,
+    interpret=interpret,
   )
   return _headwise(dq, queries), _headwise(dk, keys), _headwise(dv, values)
 
 
 def _gradient_shape(block, head_dim):
-  """Of the sum of a gradient over tiles. Heads that leave lanes of the matrix unit idle lie across them."""
+  """Of the sum of a gradient over tiles. Heads that leave lanes of the matrix unit idle lie
+  across them.
+  """
   return (head_dim, block) if head_dim < LANES else (block, head_dim)
 
 
@@ -159,7 +186,9 @@ def _kernel(body, scale):
 
 
 def _step(plan, tables, arrays, columns):
-  """Where the grid stands; the mask's arrays that a whole row of tiles shares are turned into `columns`."""
+  """Where the grid stands; the mask's arrays that a whole row of tiles shares are turned into
+  `columns`.
+  """
   at = pl.program_id(2)
   flags = tables[2][at]
   busy = flags & BUSY != 0 if len(tables) == 3 else tables[3][pl.program_id(0), at] == at
@@ -201,7 +230,9 @@ def _when_busy(step, body):
 
 
 def _hide(step, scores):
-  """The scores `[block_q, block_k]`, or `[block_k, block_q]` by keys, `_HIDDEN` where the mask hides them."""
+  """The scores `[block_q, block_k]`, or `[block_k, block_q]` by keys, `_HIDDEN` where the mask
+  hides them.
+  """
   plan = step.plan
   q_axis, k_axis = (1, 0) if plan.by_keys else (0, 1)
 
@@ -210,10 +241,10 @@ def _hide(step, scores):
     return tile * block + lax.broadcasted_iota(jnp.int32, shape, axis)
 
   arrays = [
-      ref[...] if ref.shape[0] == 1 else _lanes(ref[...], scores.shape[1]) for ref in step.arrays
+    ref[...] if ref.shape[0] == 1 else _lanes(ref[...], scores.shape[1]) for ref in step.arrays
   ]
   seen = jax.tree.unflatten(plan.mask, arrays).visible(
-      positions(step.q_tile, plan.block_q, q_axis), positions(step.k_tile, plan.block_k, k_axis)
+    positions(step.q_tile, plan.block_q, q_axis), positions(step.k_tile, plan.block_k, k_axis)
   )
   return jnp.where(seen, scores, _HIDDEN)
 
@@ -222,7 +253,8 @@ def _clear_tail(step, over, refs_and_values):
   """Overwrites what lies beyond the last position: it is not zeros but anything, NaN too."""
   plan = step.plan
   length, block, tile = {
-      "query": (plan.q_length, plan.block_q, step.q_tile), "key": (plan.k_length, plan.block_k, step.k_tile)
+    "query": (plan.q_length, plan.block_q, step.q_tile),
+    "key": (plan.k_length, plan.block_k, step.k_tile),
   }[over]
   if length % block:
 
@@ -236,10 +268,13 @@ def _clear_tail(step, over, refs_and_values):
 def _dot(step, a, b, contracted):
   """Accumulates in f32; the products of f32 operands are exact to f32, not bf16."""
   if step.plan.interpreted:
-    a, b = a.astype(jnp.float32), b.astype(jnp.float32)  # the same products; a CPU makes none of bf16
+    a, b = (
+      a.astype(jnp.float32),
+      b.astype(jnp.float32),
+    )  # the same products; a CPU makes none of bf16
   precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
   return lax.dot_general(
-      a, b, (contracted, ((), ())), precision=precision, preferred_element_type=jnp.float32
+    a, b, (contracted, ((), ())), precision=precision, preferred_element_type=jnp.float32
   )
 
 
@@ -351,7 +386,9 @@ def _dkv_kernel(step, inputs, outputs, scratch, *, scale):
 
 
 def _accumulate(step, acc, weights, ref):
-  """Adds weights `[m, n]` times what `ref` holds, `[head_dim, n]` turned; `acc` is of `_gradient_shape`."""
+  """Adds weights `[m, n]` times what `ref` holds, `[head_dim, n]` turned; `acc` is of
+  `_gradient_shape`.
+  """
   weights = weights.astype(ref.dtype)
   pair = (ref[...], weights) if ref.shape[0] < LANES else (weights, ref[...])
   acc[...] += _dot(step, *pair, _ROWS_BY_ROWS)

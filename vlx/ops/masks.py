@@ -2,8 +2,8 @@
 
 A mask answers three questions. Whether pair (q, k) is visible: `visible`, a function of integer
 positions that a kernel can inline. Which tiles of a blocked computation are empty, partial or full:
-`tiles`, before anything runs; and `may_see`, for what only the data tells. What the whole looks like:
-`dense`, for tests and small inputs.
+`tiles`, before anything runs; and `may_see`, for what only the data tells. What the whole looks
+like: `dense`, for tests and small inputs.
 
     PrefixCausal(256) & KeyPadding(text_mask)      Causal() & Segments.of(packed_ids)
 
@@ -31,7 +31,8 @@ class Mask:
   depends_on_data = False
 
   def visible(self, q, k):
-    """Whether query positions `q` see key positions `k`: integer arrays that broadcast, as the result does.
+    """Whether query positions `q` see key positions `k`: integer arrays that broadcast, as the
+    result does.
 
     The mask's own arrays must be of shapes that broadcast with them (see `with_arrays`).
     """
@@ -50,11 +51,15 @@ class Mask:
     return (self.tiles(q_length, k_length, block_q, block_k) != EMPTY)[None]
 
   def tiles(self, q_length: int, k_length: int, block_q: int, block_k: int) -> np.ndarray:
-    """int8 `[q_blocks, k_blocks]` of EMPTY, PARTIAL and FULL; PARTIAL where that depends on data."""
+    """int8 `[q_blocks, k_blocks]` of EMPTY, PARTIAL and FULL; PARTIAL where that depends on
+    data.
+    """
     return _tiles(jax.tree.map(lambda _: None, self), q_length, k_length, block_q, block_k)
 
   def with_arrays(self, queries, keys) -> Self:
-    """The mask with `queries(array)` for its arrays over queries, `keys(array)` for those over keys."""
+    """The mask with `queries(array)` for its arrays over queries, `keys(array)` for those over
+    keys.
+    """
     functions = {"queries": queries, "keys": keys}
     return jax.tree_util.tree_map_with_path(lambda path, x: functions[path[-1].name](x), self)
 
@@ -90,17 +95,17 @@ def _mask(cls=None, *, data: tuple[str, ...] = ()):
 @functools.lru_cache(maxsize=256)
 def _tiles(mask: Mask, q_length: int, k_length: int, block_q: int, block_k: int) -> np.ndarray:
   q, k = (
-      (first, np.minimum(first + block, length) - 1)
-      for first, block, length in (
-          (np.arange(0, q_length, block_q)[:, None], block_q, q_length),
-          (np.arange(0, k_length, block_k)[None, :], block_k, k_length),
-      )
+    (first, np.minimum(first + block, length) - 1)
+    for first, block, length in (
+      (np.arange(0, q_length, block_q)[:, None], block_q, q_length),
+      (np.arange(0, k_length, block_k)[None, :], block_k, k_length),
+    )
   )
   kinds = mask._kinds(q, k).astype(np.int8)
   if not mask.depends_on_data:
     for i, j in zip(*np.nonzero(kinds == PARTIAL)):
       seen = mask.visible(
-          np.arange(q[0][i, 0], q[1][i, 0] + 1)[:, None], np.arange(k[0][0, j], k[1][0, j] + 1)[None]
+        np.arange(q[0][i, 0], q[1][i, 0] + 1)[:, None], np.arange(k[0][0, j], k[1][0, j] + 1)[None]
       )
       kinds[i, j] = FULL if seen.all() else PARTIAL if seen.any() else EMPTY
   kinds.flags.writeable = False
@@ -137,7 +142,9 @@ class Full(_Interval):
 
 @_mask
 class Causal(_Interval):
-  """k ≤ q + offset. Where the queries are the last of the keys' positions, offset is keys − length."""
+  """k ≤ q + offset. Where the queries are the last of the keys' positions, offset is keys −
+  length.
+  """
 
   offset: int = 0
 
@@ -222,7 +229,8 @@ class Row(_TextToImage):
 class Column(_TextToImage):
   """An image position sees its own column, up to itself: Figure 11 (b).
 
-  With the image's positions in column-major order, `transposed`, a column's keys stand together: Figure 11 (c).
+  With the image's positions in column-major order, `transposed`, a column's keys stand together:
+  Figure 11 (c).
   """
 
   text: int
@@ -240,8 +248,8 @@ class Column(_TextToImage):
 class Conv(_TextToImage):
   """An image position sees the `size` × `size` square around it, up to itself: Figure 11 (d).
 
-  In raster order, "with wraparound behavior (similar to the row attention)": what the square has beyond an
-  edge is the other end of the row before or after.
+  In raster order, "with wraparound behavior (similar to the row attention)": what the square has
+  beyond an edge is the other end of the row before or after.
   """
 
   text: int
@@ -271,15 +279,14 @@ class Segments(Mask):
     return cls(ids, ids)
 
   @classmethod
-  def per_image(
-      cls, starts: Bool[Array, "batch length"], images: int, tokens: int
-  ) -> Self:
-    """Each text token sees the `tokens` keys of the image that began last at or before it, if any did.
+  def per_image(cls, starts: Bool[Array, "batch length"], images: int, tokens: int) -> Self:
+    """Each text token sees the `tokens` keys of the image that began last at or before it, if any
+    did.
 
     Flamingo (Alayrac et al., 2022), §2.4. The keys are those of `images` images, one after another.
     """
     keys = jnp.broadcast_to(
-        jnp.repeat(jnp.arange(1, images + 1), tokens), (starts.shape[0], images * tokens)
+      jnp.repeat(jnp.arange(1, images + 1), tokens), (starts.shape[0], images * tokens)
     )
     return cls(jnp.cumsum(starts, axis=1, dtype=jnp.int32), keys)
 
@@ -309,7 +316,9 @@ class KeyPadding(Mask):
 
 @_mask(data=("queries",))
 class UpTo(Mask):
-  """A query sees the keys k ≤ its entry: causal, where queries stand at positions of their own (a cache)."""
+  """A query sees the keys k ≤ its entry: causal, where queries stand at positions of their own
+  (a cache).
+  """
 
   queries: Int[Array, "batch length"]
 
@@ -324,7 +333,9 @@ class UpTo(Mask):
 
 @_mask(data=("queries",))
 class At(Mask):
-  """What `mask` shows a query at the position in its entry: queries of positions of their own (a cache)."""
+  """What `mask` shows a query at the position in its entry: queries of positions of their own (a
+  cache).
+  """
 
   mask: Mask
   queries: Int[Array, "batch length"]
@@ -344,8 +355,8 @@ def _ranges(ids, block):
   """(min, max) of the ids that are not padding in each block; (_FAR, -_FAR) where all are."""
   blocks = _blocks(ids, block)
   return (
-      jnp.where(blocks == 0, _FAR, blocks).min(axis=2),
-      jnp.where(blocks == 0, -_FAR, blocks).max(axis=2),
+    jnp.where(blocks == 0, _FAR, blocks).min(axis=2),
+    jnp.where(blocks == 0, -_FAR, blocks).max(axis=2),
   )
 
 

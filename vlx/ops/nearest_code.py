@@ -1,8 +1,10 @@
-"""Vector quantisation: the nearest code, gradients past it, and the statistics that move a codebook.
+"""Vector quantisation: the nearest code, gradients past it, and the statistics that move a
+codebook.
 
-van den Oord et al., "Neural Discrete Representation Learning", 2017 (VQ-VAE): the nearest code and the
-straight-through gradient of §3.2, the statistics of the moving averages of appendix A.1. Cosine distance as in the
-tokenizer of BEiT v2 and BEiT-3 (Peng et al., 2022, §3.1: rows and codes are normalised).
+van den Oord et al., "Neural Discrete Representation Learning", 2017 (VQ-VAE): the nearest code and
+the straight-through gradient of §3.2, the statistics of the moving averages of appendix A.1. Cosine
+distance as in the tokenizer of BEiT v2 and BEiT-3 (Peng et al., 2022, §3.1: rows and codes are
+normalised).
 
 `nearest_code` is exact whatever computes it: `nearest_code_xla` tells how.
 """
@@ -18,33 +20,36 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from vlx.ops.axes import BATCH_AXES
 from vlx.ops import nearest_code_xla as xla
+from vlx.ops.axes import BATCH_AXES
 
 IMPLEMENTATIONS = ("auto", "reference", "xla", "pallas_tpu", "pallas_gpu")
 DISTANCES = ("l2", "cosine")
 
 
 def nearest_code(
-    x: Float[ArrayLike, "*batch dim"],
-    codebook: Float[ArrayLike, "codes dim"],
-    *,
-    distance: Literal["l2", "cosine"] = "l2",
-    implementation: Literal["auto", "reference", "xla", "pallas_tpu", "pallas_gpu"] = "auto",
+  x: Float[ArrayLike, "*batch dim"],
+  codebook: Float[ArrayLike, "codes dim"],
+  *,
+  distance: Literal["l2", "cosine"] = "l2",
+  implementation: Literal["auto", "reference", "xla", "pallas_tpu", "pallas_gpu"] = "auto",
 ) -> Int[Array, "*batch"]:
-  """int32 index of the code nearest to each row of `x`, the lowest of those as near. It carries no gradient.
+  """int32 index of the code nearest to each row of `x`, the lowest of those as near. It carries no
+  gradient.
 
-  Nearest for the f32 or bf16 values as they stand: where f32 leaves it open, distances are compared in twice its
-  digits. Squares of the values must neither overflow f32 nor vanish in it. The `[rows, codes]` matrix is never held.
+  Nearest for the f32 or bf16 values as they stand: where f32 leaves it open, distances are compared
+  in twice its digits. Squares of the values must neither overflow f32 nor vanish in it. The `[rows,
+  codes]` matrix is never held.
 
-  Where a mesh is set (`jax.set_mesh`) each device takes its part of the first axis of `x` (mesh axes `data`, `fsdp`;
-  all of it if that does not divide) and the whole codebook. Inside a `shard_map` arrays are taken as they are.
+  Where a mesh is set (`jax.set_mesh`) each device takes its part of the first axis of `x` (mesh
+  axes `data`, `fsdp`; all of it if that does not divide) and the whole codebook. Inside a
+  `shard_map` arrays are taken as they are.
 
   Args:
     distance: `l2`: squared; `cosine`: 1 − ⟨x, c⟩ / (|x||c|), 1 where either is zero.
-    implementation: `reference` (row by row, for tests), `xla`, `pallas_tpu`, `pallas_gpu`; `auto` is the kernel of the
-      platform that the program is lowered for, `xla` where there is none. Lowered for a CPU, `pallas_*` interpret
-      their kernels: correct, and slow.
+    implementation: `reference` (row by row, for tests), `xla`, `pallas_tpu`, `pallas_gpu`; `auto`
+      is the kernel of the platform that the program is lowered for, `xla` where there is none.
+      Lowered for a CPU, `pallas_*` interpret their kernels: correct, and slow.
 
   Raises:
     ValueError: for an unknown name, or shapes that do not go together.
@@ -66,9 +71,10 @@ def nearest_code(
 
 
 def straight_through(
-    x: Float[Array, "*batch dim"], quantized: Float[Array, "*batch dim"]
+  x: Float[Array, "*batch dim"], quantized: Float[Array, "*batch dim"]
 ) -> Float[Array, "*batch dim"]:
-  """`quantized`, bit for bit where x is finite, with the gradient of the identity to x and none to `quantized`.
+  """`quantized`, bit for bit where x is finite, with the gradient of the identity to x and none to
+  `quantized`.
 
   van den Oord et al., 2017, §3.2.
   """
@@ -76,21 +82,22 @@ def straight_through(
 
 
 def code_statistics(
-    x: Float[ArrayLike, "*batch dim"],
-    ids: Int[ArrayLike, "*batch"],
-    num_codes: int,
-    mask: Bool[ArrayLike, "*batch"] | None = None,
-) -> tuple[Float[Array, "codes"], Float[Array, "codes dim"]]:
+  x: Float[ArrayLike, "*batch dim"],
+  ids: Int[ArrayLike, "*batch"],
+  num_codes: int,
+  mask: Bool[ArrayLike, "*batch"] | None = None,
+) -> tuple[Float[Array, " codes"], Float[Array, "codes dim"]]:
   """(rows of each code, their sum), f32: n and the sum of z in van den Oord et al., 2017, appendix A.1.
 
-  Of all rows, on whatever devices they are; rows that are False in `mask` do not count. Rows are added where they
-  belong: no one-hot matrix is held. Without gradient, as moving averages are.
+  Of all rows, on whatever devices they are; rows that are False in `mask` do not count. Rows are
+  added where they belong: no one-hot matrix is held. Without gradient, as moving averages are.
   """
   x, ids = jnp.asarray(x), jnp.asarray(ids)
   mask = jnp.ones(ids.shape, bool) if mask is None else jnp.asarray(mask)
 
   def local(axes, x, ids, mask):
-    # A row that does not count goes to a code that is not there; negative ids would count from the end.
+    # A row that does not count goes to a code that is not there; negative ids would count from the
+    # end.
     ids = jnp.where(mask & (ids >= 0), ids, num_codes).reshape(-1)
     x = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
     counts = jnp.zeros((num_codes,), jnp.int32).at[ids].add(1, mode="drop")  # f32 would stop at 2²⁴
@@ -105,7 +112,8 @@ def code_statistics(
 def _over_rows(local, x, *others, out_by_rows: bool):
   """local(axes, x, *others) on each device's part of the arrays' first axis.
 
-  Arrays with the length of `x` go by rows when the result is a sum over them; a codebook goes whole.
+  Arrays with the length of `x` go by rows when the result is a sum over them; a codebook goes
+  whole.
   """
   mesh = jax.sharding.get_abstract_mesh()
   # All axes: a TPU's kernel is not lowered where any is left to the compiler.
@@ -121,9 +129,11 @@ def _over_rows(local, x, *others, out_by_rows: bool):
   rows = P(by_rows or None) if x.ndim > 1 else P()
   whole = P() if out_by_rows else rows
   return jax.shard_map(
-      functools.partial(local, by_rows),
-      in_specs=(rows, *(whole for _ in others)), out_specs=rows if out_by_rows else P(),
-      axis_names=free, check_vma=False,
+    functools.partial(local, by_rows),
+    in_specs=(rows, *(whole for _ in others)),
+    out_specs=rows if out_by_rows else P(),
+    axis_names=free,
+    check_vma=False,
   )(x, *others)
 
 
@@ -134,7 +144,7 @@ def _nearest(x, codebook, *, cosine, implementation):
     return xla.reference(x, codebook, cosine)
   center, radius = xla.center_and_radius(codebook, cosine)
   ids, limits = lax.platform_dependent(
-      x, codebook, center, radius, **_candidates(cosine, implementation)
+    x, codebook, center, radius, **_candidates(cosine, implementation)
   )
   return xla.resolve(x, codebook, center, ids, limits, cosine)
 

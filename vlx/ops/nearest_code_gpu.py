@@ -1,7 +1,8 @@
 """Scores of codes on a GPU: a Triton kernel of three bf16 passes, split as in `nearest_code_tpu`.
 
-bf16 products on tensor cores, where Triton would take f32 ones to the ordinary units or cut them to tf32. A program
-holds one tile of rows and goes over the codes; norms are computed outside, vectors that they are.
+bf16 products on tensor cores, where Triton would take f32 ones to the ordinary units or cut them to
+tf32. A program holds one tile of rows and goes over the codes; norms are computed outside, vectors
+that they are.
 """
 
 import functools
@@ -20,37 +21,50 @@ _ROWS, _CODES, _DIMS = 128, 128, 32
 
 
 def candidates(
-    x: Float[Array, "n dim"],
-    codebook: Float[Array, "codes dim"],
-    center: Float[Array, "dim"],
-    radius: Float[Array, ""],
-    cosine: bool,
-    *,
-    interpret: bool = False,
-) -> tuple[Int[Array, "n"], Float[Array, "n"]]:
+  x: Float[Array, "n dim"],
+  codebook: Float[Array, "codes dim"],
+  center: Float[Array, " dim"],
+  radius: Float[Array, ""],
+  cosine: bool,
+  *,
+  interpret: bool = False,
+) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
   """As `nearest_code_xla.candidates`."""
   n, dim = x.shape
 
   def norms(rows):
     rows_unit, zero = xla.unit(rows, cosine)
-    return xla.norm_scale(rows, cosine)[:, 0], jnp.sum((rows_unit - center) ** 2, axis=1) + zero[:, 0]
+    return xla.norm_scale(rows, cosine)[:, 0], jnp.sum((rows_unit - center) ** 2, axis=1) + zero[
+      :, 0
+    ]
 
   whole = pl.BlockSpec(memory_space=pl.ANY)
   return pl.pallas_call(
-      functools.partial(_kernel, dim=dim, cosine=cosine),
-      grid=(pl.cdiv(n, _ROWS),),
-      in_specs=[whole] * 8,
-      out_specs=[whole] * 2,
-      out_shape=[jax.ShapeDtypeStruct((n,), jnp.int32), jax.ShapeDtypeStruct((n,), jnp.float32)],
-      compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=2),
-      interpret=interpret,
-      name="nearest_code",
+    functools.partial(_kernel, dim=dim, cosine=cosine),
+    grid=(pl.cdiv(n, _ROWS),),
+    in_specs=[whole] * 8,
+    out_specs=[whole] * 2,
+    out_shape=[jax.ShapeDtypeStruct((n,), jnp.int32), jax.ShapeDtypeStruct((n,), jnp.float32)],
+    compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=2),
+    interpret=interpret,
+    name="nearest_code",
   )(x, codebook, center, radius[None], *norms(x), *norms(codebook))
 
 
 def _kernel(
-    x_ref, codes_ref, center_ref, radius_ref, x_scale_ref, x_square_ref, code_scale_ref, code_square_ref,
-    ids_ref, limits_ref, *, dim, cosine,
+  x_ref,
+  codes_ref,
+  center_ref,
+  radius_ref,
+  x_scale_ref,
+  x_square_ref,
+  code_scale_ref,
+  code_square_ref,
+  ids_ref,
+  limits_ref,
+  *,
+  dim,
+  cosine,
 ):
   (n, _), num_codes = x_ref.shape, codes_ref.shape[0]
   rows = pl.ds(pl.program_id(0) * _ROWS, _ROWS)
@@ -86,17 +100,22 @@ def _kernel(
     which = jnp.min(jnp.where(scores == lowest[:, None], code, _CODES - 1), axis=1)
     next_lowest = jnp.min(jnp.where(code == which[:, None], jnp.inf, scores), axis=1)
     return (
-        jnp.minimum(best, lowest),
-        jnp.minimum(jnp.minimum(second, next_lowest), jnp.maximum(best, lowest)),
-        jnp.where(lowest < best, tile * _CODES + which, ids),
+      jnp.minimum(best, lowest),
+      jnp.minimum(jnp.minimum(second, next_lowest), jnp.maximum(best, lowest)),
+      jnp.where(lowest < best, tile * _CODES + which, ids),
     )
 
   infinite = jnp.full((_ROWS,), jnp.inf, jnp.float32)
   start = (infinite, infinite, jnp.zeros((_ROWS,), jnp.int32))
   best, second, ids = lax.fori_loop(0, pl.cdiv(num_codes, _CODES), code_tile, start)
   limits = xla.limit(
-      best, second, 1.01 * _load(x_square_ref, rows, is_row), radius_ref[0],
-      dim=dim, products=PRODUCTS, cosine=cosine,
+    best,
+    second,
+    1.01 * _load(x_square_ref, rows, is_row),
+    radius_ref[0],
+    dim=dim,
+    products=PRODUCTS,
+    cosine=cosine,
   )
   ids, limits = xla.settle(x_scale == 0, ids, limits)
   plgpu.store(ids_ref.at[rows], ids, mask=is_row)

@@ -1,15 +1,16 @@
-"""Nearest codes without the `[N, K]` matrix: scores with a bound on their error, then an exact look.
+"""Nearest codes without the `[N, K]` matrix: scores with a bound on their error, then an exact
+look.
 
-A score |c|² − 2⟨x, c⟩ orders the codes of a row x as |x − c|² does, and costs one product. It is computed
-in low precision or in another order than another machine's, so it is off by up to a margin that `limit`
-bounds. A row is *open* where a second code scores within the margin of the best: there, every code within
-it is looked at again, in twice the digits of f32 (`resolve`). Few rows are open unless codes are
-duplicates, so the cost is that of the scores; and the result does not depend on how they were computed.
+A score |c|² − 2⟨x, c⟩ orders the codes of a row x as |x − c|² does, and costs one product. It is
+computed in low precision or in another order than another machine's, so it is off by up to a margin
+that `limit` bounds. A row is *open* where a second code scores within the margin of the best:
+there, every code within it is looked at again, in twice the digits of f32 (`resolve`). Few rows are
+open unless codes are duplicates, so the cost is that of the scores; and the result does not depend
+on how they were computed.
 
-Codes and rows are first centred on the codes' mean. The margin is then in proportion to the spread of the
-codes, not to their distance from the origin.
+Codes and rows are first centred on the codes' mean. The margin is then in proportion to the spread
+of the codes, not to their distance from the origin.
 """
-
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,9 @@ def unit(x: Float[Array, "n dim"], cosine: bool) -> tuple[jax.Array, jax.Array]:
   return (x * scale if cosine else x), jnp.where(scale > 0, 0.0, 1.0)
 
 
-def center_and_radius(codebook: Float[Array, "codes dim"], cosine: bool) -> tuple[jax.Array, jax.Array]:
+def center_and_radius(
+  codebook: Float[Array, "codes dim"], cosine: bool
+) -> tuple[jax.Array, jax.Array]:
   """(mean code `[dim]`, a bound on the distance of any code from it `[]`)."""
   codes, _ = unit(codebook, cosine)
   center = jnp.mean(codes, axis=0)
@@ -53,11 +56,13 @@ def center_and_radius(codebook: Float[Array, "codes dim"], cosine: bool) -> tupl
 
 
 def limit(best, second, x_square, radius, *, dim: int, products: float, cosine: bool):
-  """The highest score that the truly nearest code may have; −inf where that is the best one for sure.
+  """The highest score that the truly nearest code may have; −inf where that is the best one for
+  sure.
 
   With x, c centred, the score's error is at most α|x||c| + γ|c|² + ε:
   - α: a product is off by `products` of its size, and `dim` additions of the accumulator by 2⁻²³ each,
-    in any order, be it by rounding or (tensor cores) by truncation; 8 more for centring and the rest.
+    in any order, be it by rounding or (tensor cores) by truncation; 8 more for centring and the
+    rest.
   - γ: |c|² is a sum of `dim` terms in f32.
   - ε: what normalising leaves, where `cosine`: the norms' error, and the rounding of numbers up to 1
     before they are centred.
@@ -72,7 +77,9 @@ def limit(best, second, x_square, radius, *, dim: int, products: float, cosine: 
   gamma = (dim + 8) * 2.0**-24
   eps = (4 * dim + 80) * 2.0**-24 + 2.0**-16 if cosine else 0.0
   x = jnp.sqrt(x_square)
-  distance = jnp.sqrt(1.01 * (jnp.maximum(best + x_square, 0) + 2 * (alpha + gamma) * x_square + eps))
+  distance = jnp.sqrt(
+    1.01 * (jnp.maximum(best + x_square, 0) + 2 * (alpha + gamma) * x_square + eps)
+  )
   c = jnp.minimum(radius, x + distance)
   highest = best + 2 * (c * (alpha * x + gamma * c) + eps) + 1e-35  # below that, products underflow
   # What overflowed compares as false: it is open, to all codes.
@@ -84,7 +91,9 @@ def settle(zero, ids, limits):
   return jnp.where(zero, 0, ids), jnp.where(zero, -jnp.inf, limits)
 
 
-def _scores(x: Float[Array, "n dim"], codes, valid, center, cosine: bool) -> Float[Array, "codes n"]:
+def _scores(
+  x: Float[Array, "n dim"], codes, valid, center, cosine: bool
+) -> Float[Array, "codes n"]:
   """Scores of centred rows; +inf for codes that are not `valid` `[codes]`."""
   codes, zero = unit(codes, cosine)
   codes = codes - center
@@ -100,8 +109,8 @@ def _tile(x, start, size):
 
 
 def candidates(
-    x: Float[Array, "n dim"], codebook: Float[Array, "codes dim"], center, radius, cosine: bool
-) -> tuple[Int[Array, "n"], Float[Array, "n"]]:
+  x: Float[Array, "n dim"], codebook: Float[Array, "codes dim"], center, radius, cosine: bool
+) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
   """(the code of the best score, `limit`) of each row: tiles of matrix products."""
   n, num_codes = min(_ROWS, x.shape[0]), min(_CODES, codebook.shape[0])
 
@@ -114,7 +123,8 @@ def candidates(
       best, second, ids = carry
       codes, valid, first = _tile(codebook, j * num_codes, num_codes)
       scores = _scores(rows, codes, valid, center, cosine)
-      # Three reductions over the major axis: vector instructions, where XLA's argmin on CPU is scalar.
+      # Three reductions over the major axis: vector instructions, where XLA's argmin on CPU is
+      # scalar.
       lowest = scores.min(axis=0)
       code = lax.broadcasted_iota(jnp.int32, scores.shape, 0)
       which = jnp.where(scores == lowest, code, num_codes).min(axis=0)
@@ -126,13 +136,18 @@ def candidates(
     start = (infinite, infinite, jnp.zeros((n,), jnp.int32))
     best, second, ids = lax.fori_loop(0, -(-codebook.shape[0] // num_codes), code_tile, start)
     limits = limit(
-        best, second, 1.01 * jnp.sum(rows * rows, axis=1), radius,
-        dim=x.shape[1], products=F32_PRODUCTS, cosine=cosine,
+      best,
+      second,
+      1.01 * jnp.sum(rows * rows, axis=1),
+      radius,
+      dim=x.shape[1],
+      products=F32_PRODUCTS,
+      cosine=cosine,
     )
     ids, limits = settle(zero[:, 0] > 0, ids, limits)
     return tuple(
-        lax.dynamic_update_slice_in_dim(whole, part, first_row, 0)
-        for whole, part in zip(result, (ids, limits))
+      lax.dynamic_update_slice_in_dim(whole, part, first_row, 0)
+      for whole, part in zip(result, (ids, limits))
     )
 
   empty = jnp.zeros((x.shape[0],), jnp.int32), jnp.zeros((x.shape[0],), jnp.float32)
@@ -140,9 +155,11 @@ def candidates(
 
 
 def resolve(
-    x: Float[Array, "n dim"], codebook: Float[Array, "codes dim"], center, ids, limits, cosine: bool
-) -> Int[Array, "n"]:
-  """`ids`, and for open rows the code that is nearest in twice the digits among those within the limit."""
+  x: Float[Array, "n dim"], codebook: Float[Array, "codes dim"], center, ids, limits, cosine: bool
+) -> Int[Array, " n"]:
+  """`ids`, and for open rows the code that is nearest in twice the digits among those within the
+  limit.
+  """
   rows_at_once = min(_OPEN_ROWS, x.shape[0])
   is_open = limits > -jnp.inf
   order = jnp.sort(jnp.where(is_open, jnp.arange(x.shape[0]), x.shape[0]))
@@ -150,7 +167,9 @@ def resolve(
 
   def chunk(state):
     start, ids = state
-    rows = lax.dynamic_slice_in_dim(order, jnp.minimum(start, x.shape[0] - rows_at_once), rows_at_once)
+    rows = lax.dynamic_slice_in_dim(
+      order, jnp.minimum(start, x.shape[0] - rows_at_once), rows_at_once
+    )
     use = jnp.minimum(rows, x.shape[0] - 1)
     limit = jnp.where(rows < x.shape[0], limits[use], -jnp.inf)
     found = _nearest_within(x[use].astype(jnp.float32), codebook, center, limit, cosine)
@@ -159,7 +178,7 @@ def resolve(
   return lax.while_loop(lambda state: state[0] < count, chunk, (jnp.int32(0), ids))[1]
 
 
-def _nearest_within(x, codebook, center, limits, cosine: bool) -> Int[Array, "n"]:
+def _nearest_within(x, codebook, center, limits, cosine: bool) -> Int[Array, " n"]:
   """The nearest of the codes that score at most `limits`, the lowest of those as near."""
   num_codes = min(_OPEN_CODES, codebook.shape[0])
   centred = unit(x, cosine)[0] - center
@@ -177,8 +196,9 @@ def _nearest_within(x, codebook, center, limits, cosine: bool) -> Int[Array, "n"
       difference = (new_high - high) + (new_low - low)
       nearer = here & (difference < -_AS_NEAR * jnp.abs(new_high))
       best = (
-          jnp.where(nearer, new_high, high), jnp.where(nearer, new_low, low),
-          jnp.where(nearer, first + next_code, ids),
+        jnp.where(nearer, new_high, high),
+        jnp.where(nearer, new_low, low),
+        jnp.where(nearer, first + next_code, ids),
       )
       left = left & (code != next_code)
       return left, first_left(left), best
@@ -194,7 +214,9 @@ def _nearest_within(x, codebook, center, limits, cosine: bool) -> Int[Array, "n"
   return lax.fori_loop(0, -(-codebook.shape[0] // num_codes), code_tile, start)[2]
 
 
-def reference(x: Float[Array, "n dim"], codebook: Float[Array, "codes dim"], cosine: bool) -> Int[Array, "n"]:
+def reference(
+  x: Float[Array, "n dim"], codebook: Float[Array, "codes dim"], cosine: bool
+) -> Int[Array, " n"]:
   """Row by row: the first of the codes at the least distance, each in twice the digits."""
 
   def one(row):
@@ -212,8 +234,8 @@ def _distance(x: Float[Array, "n dim"], c: Float[Array, "n dim"], cosine: bool):
   if not cosine:
     difference, rest = _two_sum(x, -c)
     return _total(*_plus(_square(difference), 2 * difference * rest))
-  # cos·|cos|·|x|²: the digits of ⟨x, c⟩ and |c|² are exact, so the rest is, and |x| is the same for all.
-  # Both sums as one: on a TPU each pair of arrays in a loop costs a table of 16 kB.
+  # cos·|cos|·|x|²: the digits of ⟨x, c⟩ and |c|² are exact, so the rest is, and |x| is the same for
+  # all. Both sums as one: on a TPU each pair of arrays in a loop costs a table of 16 kB.
   inner, square = zip(*_total(*_product(jnp.stack([x, c]), c)))
   signed = _times(inner, tuple(jnp.sign(inner[0]) * part for part in inner))
   high, low = _over(signed, square)
@@ -221,8 +243,9 @@ def _distance(x: Float[Array, "n dim"], c: Float[Array, "n dim"], cosine: bool):
   return jnp.where(zero, 0, -high), jnp.where(zero, 0, -low)
 
 
-# Pairs of f32 whose sum has twice the digits (Dekker, 1971; Knuth's sum of two). Compilers fuse products
-# into sums, which would lose the rounding error of a product: here only exact ones meet a sum.
+# Pairs of f32 whose sum has twice the digits (Dekker, 1971; Knuth's sum of two). Compilers fuse
+# products into sums, which would lose the rounding error of a product: here only exact ones meet a
+# sum.
 
 
 def _two_sum(a, b):
@@ -234,7 +257,7 @@ def _two_sum(a, b):
 def _halves(a):
   """a = high + low exactly, 12 bits each: the products of halves are exact."""
   high = lax.bitcast_convert_type(
-      lax.bitcast_convert_type(a, jnp.int32) & jnp.int32(-4096), jnp.float32
+    lax.bitcast_convert_type(a, jnp.int32) & jnp.int32(-4096), jnp.float32
   )
   return high, a - high
 

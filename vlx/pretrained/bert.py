@@ -12,66 +12,69 @@ ALIASES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "La
 
 # Torch pickles hold the tied decoder beside what it is tied to.
 COPIES = {
-    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
+  "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+  "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
 
 _DENSE = ("o i -> i o", {})
 
 
 def tower_rows(num_heads: int, public: str = "", name: str = "params") -> list[Row]:
-  """Of `BertModel` and `vlx.models.pretraining.bert.BERT`; `public.` and `name/` stand before their names."""
+  """Of `BertModel` and `vlx.models.pretraining.bert.BERT`; `public.` and `name/` stand before
+  their names.
+  """
   kernel, bias = ("(h e) d -> d h e", {"h": num_heads}), ("(h e) -> h e", {"h": num_heads})
   out = ("d (h e) -> h e d", {"h": num_heads})
   layer, block = "encoder.layer.{layer}", "encoder/blocks"
   table = [
-      ("embeddings.word_embeddings.weight", "word_embedding/embedding"),
-      ("embeddings.position_embeddings.weight", "position_embedding"),
-      ("embeddings.token_type_embeddings.weight", "segment_embedding/embedding"),
-      ("embeddings.LayerNorm.weight", "embedding_norm/scale"),
-      ("embeddings.LayerNorm.bias", "embedding_norm/bias"),
-      (f"{layer}.attention.self.query.weight", f"{block}/attention/query/kernel", kernel),
-      (f"{layer}.attention.self.query.bias", f"{block}/attention/query/bias", bias),
-      (f"{layer}.attention.self.key.weight", f"{block}/attention/key/kernel", kernel),
-      (f"{layer}.attention.self.key.bias", f"{block}/attention/key/bias", bias),
-      (f"{layer}.attention.self.value.weight", f"{block}/attention/value/kernel", kernel),
-      (f"{layer}.attention.self.value.bias", f"{block}/attention/value/bias", bias),
-      (f"{layer}.attention.output.dense.weight", f"{block}/attention/out/kernel", out),
-      (f"{layer}.attention.output.dense.bias", f"{block}/attention/out/bias"),
-      (f"{layer}.attention.output.LayerNorm.weight", f"{block}/attention_norm/scale"),
-      (f"{layer}.attention.output.LayerNorm.bias", f"{block}/attention_norm/bias"),
-      (f"{layer}.intermediate.dense.weight", f"{block}/mlp/fc1/kernel", _DENSE),
-      (f"{layer}.intermediate.dense.bias", f"{block}/mlp/fc1/bias"),
-      (f"{layer}.output.dense.weight", f"{block}/mlp/fc2/kernel", _DENSE),
-      (f"{layer}.output.dense.bias", f"{block}/mlp/fc2/bias"),
-      (f"{layer}.output.LayerNorm.weight", f"{block}/mlp_norm/scale"),
-      (f"{layer}.output.LayerNorm.bias", f"{block}/mlp_norm/bias"),
-      ("pooler.dense.weight", "pooler/kernel", _DENSE),
-      ("pooler.dense.bias", "pooler/bias"),
+    ("embeddings.word_embeddings.weight", "word_embedding/embedding"),
+    ("embeddings.position_embeddings.weight", "position_embedding"),
+    ("embeddings.token_type_embeddings.weight", "segment_embedding/embedding"),
+    ("embeddings.LayerNorm.weight", "embedding_norm/scale"),
+    ("embeddings.LayerNorm.bias", "embedding_norm/bias"),
+    (f"{layer}.attention.self.query.weight", f"{block}/attention/query/kernel", kernel),
+    (f"{layer}.attention.self.query.bias", f"{block}/attention/query/bias", bias),
+    (f"{layer}.attention.self.key.weight", f"{block}/attention/key/kernel", kernel),
+    (f"{layer}.attention.self.key.bias", f"{block}/attention/key/bias", bias),
+    (f"{layer}.attention.self.value.weight", f"{block}/attention/value/kernel", kernel),
+    (f"{layer}.attention.self.value.bias", f"{block}/attention/value/bias", bias),
+    (f"{layer}.attention.output.dense.weight", f"{block}/attention/out/kernel", out),
+    (f"{layer}.attention.output.dense.bias", f"{block}/attention/out/bias"),
+    (f"{layer}.attention.output.LayerNorm.weight", f"{block}/attention_norm/scale"),
+    (f"{layer}.attention.output.LayerNorm.bias", f"{block}/attention_norm/bias"),
+    (f"{layer}.intermediate.dense.weight", f"{block}/mlp/fc1/kernel", _DENSE),
+    (f"{layer}.intermediate.dense.bias", f"{block}/mlp/fc1/bias"),
+    (f"{layer}.output.dense.weight", f"{block}/mlp/fc2/kernel", _DENSE),
+    (f"{layer}.output.dense.bias", f"{block}/mlp/fc2/bias"),
+    (f"{layer}.output.LayerNorm.weight", f"{block}/mlp_norm/scale"),
+    (f"{layer}.output.LayerNorm.bias", f"{block}/mlp_norm/bias"),
+    ("pooler.dense.weight", "pooler/kernel", _DENSE),
+    ("pooler.dense.bias", "pooler/bias"),
   ]
   public = f"{public}." if public else ""
   return [
-      *(Row(public + theirs, f"{name}/{ours}", *pattern) for theirs, ours, *pattern in table),
-      Row(f"{public}embeddings.position_ids", None),  # the constant 0, 1, 2, …
+    *(Row(public + theirs, f"{name}/{ours}", *pattern) for theirs, ours, *pattern in table),
+    Row(f"{public}embeddings.position_ids", None),  # the constant 0, 1, 2, …
   ]
 
 
 def rows(num_heads: int) -> list[Row]:
   """Of `BertForPreTraining` and `vlx.models.pretraining.bert.BERTPretraining`."""
   return [
-      *tower_rows(num_heads, "bert", "params/tower"),
-      Row("cls.predictions.transform.dense.weight", "params/word_head/transform/kernel", _DENSE),
-      Row("cls.predictions.transform.dense.bias", "params/word_head/transform/bias"),
-      Row("cls.predictions.transform.LayerNorm.weight", "params/word_head/norm/scale"),
-      Row("cls.predictions.transform.LayerNorm.bias", "params/word_head/norm/bias"),
-      Row("cls.predictions.bias", "params/word_bias"),
-      Row("cls.seq_relationship.weight", "params/next_sentence_head/kernel", _DENSE),
-      Row("cls.seq_relationship.bias", "params/next_sentence_head/bias"),
+    *tower_rows(num_heads, "bert", "params/tower"),
+    Row("cls.predictions.transform.dense.weight", "params/word_head/transform/kernel", _DENSE),
+    Row("cls.predictions.transform.dense.bias", "params/word_head/transform/bias"),
+    Row("cls.predictions.transform.LayerNorm.weight", "params/word_head/norm/scale"),
+    Row("cls.predictions.transform.LayerNorm.bias", "params/word_head/norm/bias"),
+    Row("cls.predictions.bias", "params/word_bias"),
+    Row("cls.seq_relationship.weight", "params/next_sentence_head/kernel", _DENSE),
+    Row("cls.seq_relationship.bias", "params/next_sentence_head/bias"),
   ]
 
 
 def from_hugging_face(config: Mapping[str, Any]) -> Layout:
-  """Of a `config.json` with the model type "bert": with heads, unless its architecture is `BertModel`.
+  """Of a `config.json` with the model type "bert": with heads, unless its architecture is
+  `BertModel`.
 
   Raises:
     UserError: for a missing or absurd field.
@@ -81,15 +84,15 @@ def from_hugging_face(config: Mapping[str, Any]) -> Layout:
   width, heads = (fields.whole(config, name) for name in ("hidden_size", "num_attention_heads"))
   fields.divides(config, "hidden_size", width, "num_attention_heads", heads)
   tower = BERT(
-      vocab_size=fields.whole(config, "vocab_size"),
-      context_length=fields.whole(config, "max_position_embeddings"),
-      width=width,
-      depth=fields.whole(config, "num_hidden_layers"),
-      num_heads=heads,
-      mlp_dim=fields.whole(config, "intermediate_size"),
-      num_segments=fields.whole(config, "type_vocab_size", 2),
-      activation=fields.one_of(config, "hidden_act", fields.ACTIVATIONS),
-      layer_norm_epsilon=fields.positive(config, "layer_norm_eps", 1e-12),
+    vocab_size=fields.whole(config, "vocab_size"),
+    context_length=fields.whole(config, "max_position_embeddings"),
+    width=width,
+    depth=fields.whole(config, "num_hidden_layers"),
+    num_heads=heads,
+    mlp_dim=fields.whole(config, "intermediate_size"),
+    num_segments=fields.whole(config, "type_vocab_size", 2),
+    activation=fields.one_of(config, "hidden_act", fields.ACTIVATIONS),
+    layer_norm_epsilon=fields.positive(config, "layer_norm_eps", 1e-12),
   )
   if config.get("architectures") == ["BertModel"]:
     # Some such files were cut out of larger ones and kept the names.
@@ -104,17 +107,17 @@ def to_hugging_face(system: MaskedLanguageModel | BERTEncoder) -> tuple[dict[str
   """The `config.json` and the table that `BertForPreTraining`, or `BertModel`, loads."""
   tower = system.tower
   config = dict(
-      architectures=[ARCHITECTURES[type(system)]],
-      model_type="bert",
-      vocab_size=tower.vocab_size,
-      max_position_embeddings=tower.context_length,
-      hidden_size=tower.width,
-      num_hidden_layers=tower.depth,
-      num_attention_heads=tower.num_heads,
-      intermediate_size=tower.mlp_dim,
-      type_vocab_size=tower.num_segments,
-      hidden_act=fields.public_activation(tower.activation),
-      layer_norm_eps=tower.layer_norm_epsilon,
+    architectures=[ARCHITECTURES[type(system)]],
+    model_type="bert",
+    vocab_size=tower.vocab_size,
+    max_position_embeddings=tower.context_length,
+    hidden_size=tower.width,
+    num_hidden_layers=tower.depth,
+    num_attention_heads=tower.num_heads,
+    intermediate_size=tower.mlp_dim,
+    type_vocab_size=tower.num_segments,
+    hidden_act=fields.public_activation(tower.activation),
+    layer_norm_eps=tower.layer_norm_epsilon,
   )
   return config, from_hugging_face(config)
 

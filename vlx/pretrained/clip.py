@@ -1,8 +1,9 @@
-"""Names of CLIP's public files: Hugging Face's `CLIPModel`, and OpenAI's, which are open_clip's too.
+"""Names of CLIP's public files: Hugging Face's `CLIPModel`, and OpenAI's, which are open_clip's
+too.
 
-Hugging Face takes a text's feature at its greatest id where `eos_token_id` is 2 (a mistake of the first
-configs: CLIP's end of text is the greatest), else at the first `eos_token_id`; vlx at the last token that
-`text_mask` calls real. For a tokenized text all three are its end of text.
+Hugging Face takes a text's feature at its greatest id where `eos_token_id` is 2 (a mistake of the
+first configs: CLIP's end of text is the greatest), else at the first `eos_token_id`; vlx at the
+last token that `text_mask` calls real. For a tokenized text all three are its end of text.
 """
 
 import dataclasses
@@ -23,73 +24,82 @@ ALIASES = ((r"^module\.", ""),)  # of models that were trained on several device
 _DENSE = ("o i -> i o", {})
 _ONE_TOKEN, _ONE_TABLE = ("d -> 1 1 d", {}), ("n d -> 1 n d", {})
 _HF_BLOCK = dict(
-    norms=("layer_norm1", "layer_norm2"), attention=tuple(f"self_attn.{x}_proj." for x in "qkv"),
-    out="self_attn.out_proj", mlp=("mlp.fc1", "mlp.fc2"),
+  norms=("layer_norm1", "layer_norm2"),
+  attention=tuple(f"self_attn.{x}_proj." for x in "qkv"),
+  out="self_attn.out_proj",
+  mlp=("mlp.fc1", "mlp.fc2"),
 )
 _OPENAI_BLOCK = dict(
-    norms=("ln_1", "ln_2"), attention=("attn.in_proj_",), out="attn.out_proj", mlp=("mlp.c_fc", "mlp.c_proj"),
+  norms=("ln_1", "ln_2"),
+  attention=("attn.in_proj_",),
+  out="attn.out_proj",
+  mlp=("mlp.c_fc", "mlp.c_proj"),
 )
 
 
 def hugging_face_rows(image_heads: int, text_heads: int) -> list[Row]:
   image, text = "vision_model", "text_model"
   return [
-      Row("logit_scale", "params/logit_scale"),
-      Row(f"{image}.embeddings.class_embedding", "params/image/cls", _ONE_TOKEN),
-      Row(f"{image}.embeddings.position_embedding.weight", "params/image/position_embedding", _ONE_TABLE),
-      *convolution(f"{image}.embeddings.patch_embedding", "image/patch_embedding"),
-      *layer_norm(f"{image}.pre_layrnorm", "image/pre_norm"),  # so misspelt
-      *transformer_block(
-          f"{image}.encoder.layers.{{layer}}", "image/transformer/blocks", image_heads, **_HF_BLOCK
-      ),
-      *layer_norm(f"{image}.post_layernorm", "image/final_norm"),
-      Row("visual_projection.weight", "params/image_projection/kernel", _DENSE),
-      Row(f"{text}.embeddings.token_embedding.weight", "params/text/token_embedding/embedding"),
-      Row(f"{text}.embeddings.position_embedding.weight", "params/text/position_embedding"),
-      *transformer_block(
-          f"{text}.encoder.layers.{{layer}}", "text/transformer/blocks", text_heads, **_HF_BLOCK
-      ),
-      *layer_norm(f"{text}.final_layer_norm", "text/final_norm"),
-      Row("text_projection.weight", "params/text_projection/kernel", _DENSE),
-      # The constant 0, 1, 2, …, in older files.
-      *(Row(f"{tower}.embeddings.position_ids", None) for tower in (image, text)),
+    Row("logit_scale", "params/logit_scale"),
+    Row(f"{image}.embeddings.class_embedding", "params/image/cls", _ONE_TOKEN),
+    Row(
+      f"{image}.embeddings.position_embedding.weight", "params/image/position_embedding", _ONE_TABLE
+    ),
+    *convolution(f"{image}.embeddings.patch_embedding", "image/patch_embedding"),
+    *layer_norm(f"{image}.pre_layrnorm", "image/pre_norm"),  # so misspelt
+    *transformer_block(
+      f"{image}.encoder.layers.{{layer}}", "image/transformer/blocks", image_heads, **_HF_BLOCK
+    ),
+    *layer_norm(f"{image}.post_layernorm", "image/final_norm"),
+    Row("visual_projection.weight", "params/image_projection/kernel", _DENSE),
+    Row(f"{text}.embeddings.token_embedding.weight", "params/text/token_embedding/embedding"),
+    Row(f"{text}.embeddings.position_embedding.weight", "params/text/position_embedding"),
+    *transformer_block(
+      f"{text}.encoder.layers.{{layer}}", "text/transformer/blocks", text_heads, **_HF_BLOCK
+    ),
+    *layer_norm(f"{text}.final_layer_norm", "text/final_norm"),
+    Row("text_projection.weight", "params/text_projection/kernel", _DENSE),
+    # The constant 0, 1, 2, …, in older files.
+    *(Row(f"{tower}.embeddings.position_ids", None) for tower in (image, text)),
   ]
 
 
 def openai_rows(image: VisionTransformer | ModifiedResNet, text_heads: int) -> list[Row]:
   return [
-      *(_vit_rows(image.num_heads) if isinstance(image, VisionTransformer) else _resnet_rows(image)),
-      Row("token_embedding.weight", "params/text/token_embedding/embedding"),
-      Row("positional_embedding", "params/text/position_embedding"),
-      *transformer_block(
-          "transformer.resblocks.{layer}", "text/transformer/blocks", text_heads, **_OPENAI_BLOCK
-      ),
-      *layer_norm("ln_final", "text/final_norm"),
-      Row("text_projection", "params/text_projection/kernel"),
-      Row("logit_scale", "params/logit_scale"),
-      # Constants in OpenAI's own files.
-      *(Row(name, None) for name in ("input_resolution", "context_length", "vocab_size")),
+    *(_vit_rows(image.num_heads) if isinstance(image, VisionTransformer) else _resnet_rows(image)),
+    Row("token_embedding.weight", "params/text/token_embedding/embedding"),
+    Row("positional_embedding", "params/text/position_embedding"),
+    *transformer_block(
+      "transformer.resblocks.{layer}", "text/transformer/blocks", text_heads, **_OPENAI_BLOCK
+    ),
+    *layer_norm("ln_final", "text/final_norm"),
+    Row("text_projection", "params/text_projection/kernel"),
+    Row("logit_scale", "params/logit_scale"),
+    # Constants in OpenAI's own files.
+    *(Row(name, None) for name in ("input_resolution", "context_length", "vocab_size")),
   ]
 
 
 def _vit_rows(num_heads: int) -> list[Row]:
   return [
-      Row("visual.class_embedding", "params/image/cls", _ONE_TOKEN),
-      Row("visual.positional_embedding", "params/image/position_embedding", _ONE_TABLE),
-      *convolution("visual.conv1", "image/patch_embedding"),
-      *layer_norm("visual.ln_pre", "image/pre_norm"),
-      *transformer_block(
-          "visual.transformer.resblocks.{layer}", "image/transformer/blocks", num_heads, **_OPENAI_BLOCK
-      ),
-      *layer_norm("visual.ln_post", "image/final_norm"),
-      Row("visual.proj", "params/image_projection/kernel"),
+    Row("visual.class_embedding", "params/image/cls", _ONE_TOKEN),
+    Row("visual.positional_embedding", "params/image/position_embedding", _ONE_TABLE),
+    *convolution("visual.conv1", "image/patch_embedding"),
+    *layer_norm("visual.ln_pre", "image/pre_norm"),
+    *transformer_block(
+      "visual.transformer.resblocks.{layer}", "image/transformer/blocks", num_heads, **_OPENAI_BLOCK
+    ),
+    *layer_norm("visual.ln_post", "image/final_norm"),
+    Row("visual.proj", "params/image_projection/kernel"),
   ]
 
 
 def _resnet_rows(tower: ModifiedResNet) -> list[Row]:
   rows = []
   for i in (1, 2, 3):
-    rows += convolution(f"visual.conv{i}", f"image/conv{i}") + batch_norm(f"visual.bn{i}", f"image/norm{i}")
+    rows += convolution(f"visual.conv{i}", f"image/conv{i}") + batch_norm(
+      f"visual.bn{i}", f"image/norm{i}"
+    )
   for stage, blocks in enumerate(tower.stage_sizes):
     for block in range(blocks):
       public, ours = f"visual.layer{stage + 1}.{block}", f"image/stage{stage}_block{block}"
@@ -100,11 +110,13 @@ def _resnet_rows(tower: ModifiedResNet) -> list[Row]:
         rows += convolution(f"{public}.downsample.0", f"{ours}/shortcut")
         rows += batch_norm(f"{public}.downsample.1", f"{ours}/shortcut_norm")
   public, ours, heads = "visual.attnpool", "image/attention_pool", {"h": tower.width // HEAD_DIM}
-  rows.append(Row(f"{public}.positional_embedding", f"params/{ours}/position_embedding", _ONE_TABLE))
+  rows.append(
+    Row(f"{public}.positional_embedding", f"params/{ours}/position_embedding", _ONE_TABLE)
+  )
   for theirs, name in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")):
     rows += [
-        Row(f"{public}.{theirs}.weight", f"params/{ours}/{name}/kernel", ("(h e) d -> d h e", heads)),
-        Row(f"{public}.{theirs}.bias", f"params/{ours}/{name}/bias", ("(h e) -> h e", heads)),
+      Row(f"{public}.{theirs}.weight", f"params/{ours}/{name}/kernel", ("(h e) d -> d h e", heads)),
+      Row(f"{public}.{theirs}.bias", f"params/{ours}/{name}/bias", ("(h e) -> h e", heads)),
     ]
   return rows + dense(f"{public}.c_proj", "image_projection")
 
@@ -118,17 +130,24 @@ def from_hugging_face(config: Mapping) -> Layout:
     config |= {f"{part}.{name}": value for name, value in section.items()}
   fields.must_be(config, "vision_config.num_channels", 3)
   image = VisionTransformer(
-      image_size=fields.whole(config, "vision_config.image_size", 224),
-      patch_size=fields.whole(config, "vision_config.patch_size", 32),
-      patch_bias=False, pre_norm=True, resampling="cubic", **_tower(config, "vision_config", 768, 12),
+    image_size=fields.whole(config, "vision_config.image_size", 224),
+    patch_size=fields.whole(config, "vision_config.patch_size", 32),
+    patch_bias=False,
+    pre_norm=True,
+    resampling="cubic",
+    **_tower(config, "vision_config", 768, 12),
   )
   fields.divides(
-      config, "vision_config.image_size", image.image_size, "vision_config.patch_size", image.patch_size
+    config,
+    "vision_config.image_size",
+    image.image_size,
+    "vision_config.patch_size",
+    image.patch_size,
   )
   text = TextTransformer(
-      vocab_size=fields.whole(config, "text_config.vocab_size", 49408),
-      context_length=fields.whole(config, "text_config.max_position_embeddings", 77),
-      **_tower(config, "text_config", 512, 8),
+    vocab_size=fields.whole(config, "text_config.vocab_size", 49408),
+    context_length=fields.whole(config, "text_config.max_position_embeddings", 77),
+    **_tower(config, "text_config", 512, 8),
   )
   system = CLIP(image, text, fields.whole(config, "projection_dim", 512))
   return Layout(system, hugging_face_rows(image.num_heads, text.num_heads))
@@ -140,10 +159,15 @@ def _tower(config: Mapping, part: str, width: int, num_heads: int) -> dict:
   num_heads = fields.whole(config, f"{part}.num_attention_heads", num_heads)
   fields.divides(config, f"{part}.hidden_size", width, f"{part}.num_attention_heads", num_heads)
   return dict(
-      width=width, num_heads=num_heads, depth=fields.whole(config, f"{part}.num_hidden_layers", 12),
-      mlp_dim=fields.whole(config, f"{part}.intermediate_size", 3072 if part == "vision_config" else 2048),
-      activation=fields.one_of(config, f"{part}.hidden_act", fields.ACTIVATIONS, "quick_gelu"),
-      layer_norm_epsilon=fields.positive(config, f"{part}.layer_norm_eps", 1e-5), initialization="clip",
+    width=width,
+    num_heads=num_heads,
+    depth=fields.whole(config, f"{part}.num_hidden_layers", 12),
+    mlp_dim=fields.whole(
+      config, f"{part}.intermediate_size", 3072 if part == "vision_config" else 2048
+    ),
+    activation=fields.one_of(config, f"{part}.hidden_act", fields.ACTIVATIONS, "quick_gelu"),
+    layer_norm_epsilon=fields.positive(config, f"{part}.layer_norm_eps", 1e-5),
+    initialization="clip",
   )
 
 
@@ -152,34 +176,50 @@ def to_hugging_face(system: CLIP, end_id: int | None = None) -> tuple[dict, Layo
 
   Args:
     system: to export.
-    end_id: the tokenizer's end of text, where `CLIPModel` takes a text's feature; without it the last of the
-      vocabulary, as in CLIP's own.
+    end_id: the tokenizer's end of text, where `CLIPModel` takes a text's feature; without it the
+      last of the vocabulary, as in CLIP's own.
   """
   what, image, text = "Hugging Face's CLIP", system.image, system.text
   if isinstance(image, ModifiedResNet):
     raise UserError(f"{what} has no ResNet")
   fields.exportable(what, system, loss_type="softmax")
   fields.exportable(
-      what, image, pool="cls", stem=(), patch_bias=False, pre_norm=True, cls_position=True
+    what, image, pool="cls", stem=(), patch_bias=False, pre_norm=True, cls_position=True
   )
   fields.exportable(what, text, causal=True, pool="last", token_norm=0.0)
 
   def section(tower, kind, **own):
     return dict(
-        model_type=kind, hidden_size=tower.width, intermediate_size=tower.mlp_dim,
-        num_hidden_layers=tower.depth, num_attention_heads=tower.num_heads, projection_dim=system.embed_dim,
-        hidden_act=fields.public_activation(tower.activation), layer_norm_eps=tower.layer_norm_epsilon, **own,
+      model_type=kind,
+      hidden_size=tower.width,
+      intermediate_size=tower.mlp_dim,
+      num_hidden_layers=tower.depth,
+      num_attention_heads=tower.num_heads,
+      projection_dim=system.embed_dim,
+      hidden_act=fields.public_activation(tower.activation),
+      layer_norm_eps=tower.layer_norm_epsilon,
+      **own,
     )
 
   config = dict(
-      architectures=["CLIPModel"], model_type="clip", projection_dim=system.embed_dim,
-      vision_config=section(
-          image, "clip_vision_model", image_size=image.image_size, patch_size=image.patch_size, num_channels=3
-      ),
-      text_config=section(
-          text, "clip_text_model", vocab_size=text.vocab_size, max_position_embeddings=text.context_length,
-          bos_token_id=text.vocab_size - 2, eos_token_id=text.vocab_size - 1 if end_id is None else end_id,
-      ),
+    architectures=["CLIPModel"],
+    model_type="clip",
+    projection_dim=system.embed_dim,
+    vision_config=section(
+      image,
+      "clip_vision_model",
+      image_size=image.image_size,
+      patch_size=image.patch_size,
+      num_channels=3,
+    ),
+    text_config=section(
+      text,
+      "clip_text_model",
+      vocab_size=text.vocab_size,
+      max_position_embeddings=text.context_length,
+      bos_token_id=text.vocab_size - 2,
+      eos_token_id=text.vocab_size - 1 if end_id is None else end_id,
+    ),
   )
   return config, Layout(system, hugging_face_rows(image.num_heads, text.num_heads))
 
@@ -187,8 +227,8 @@ def to_hugging_face(system: CLIP, end_id: int | None = None) -> tuple[dict, Layo
 def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
   """Of OpenAI's files and open_clip's, by their names; None for what is neither.
 
-  Their names are the same, their GELUs are not: quick in OpenAI's, known by three constants beside the
-  weights, the erf's in open_clip's own models.
+  Their names are the same, their GELUs are not: quick in OpenAI's, known by three constants beside
+  the weights, the erf's in open_clip's own models.
   """
   shapes = {renamed(name, ALIASES): shape for name, shape in shapes.items()}
   if not {"visual.conv1.weight", "token_embedding.weight", "text_projection"} <= shapes.keys():
@@ -201,22 +241,33 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
   else:
     width, _, patch_size, _ = shape("visual.conv1.weight", 4)
     image = VisionTransformer(
-        image_size=math.isqrt(shape("visual.positional_embedding", 2)[0] - 1) * patch_size,
-        patch_size=patch_size, patch_bias=False, pre_norm=True, width=width, num_heads=num_heads(width),
-        depth=fields.count(shapes, r"visual\.transformer\.resblocks\.(\d+)\."),
-        mlp_dim=shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0], **shared,
+      image_size=math.isqrt(shape("visual.positional_embedding", 2)[0] - 1) * patch_size,
+      patch_size=patch_size,
+      patch_bias=False,
+      pre_norm=True,
+      width=width,
+      num_heads=num_heads(width),
+      depth=fields.count(shapes, r"visual\.transformer\.resblocks\.(\d+)\."),
+      mlp_dim=shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+      **shared,
     )
   width, embed_dim = shape("text_projection", 2)
   text = TextTransformer(
-      vocab_size=shape("token_embedding.weight", 2)[0], context_length=shape("positional_embedding", 2)[0],
-      width=width, num_heads=width // 64, depth=fields.count(shapes, r"transformer\.resblocks\.(\d+)\."),
-      mlp_dim=shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0], **shared,
+    vocab_size=shape("token_embedding.weight", 2)[0],
+    context_length=shape("positional_embedding", 2)[0],
+    width=width,
+    num_heads=width // 64,
+    depth=fields.count(shapes, r"transformer\.resblocks\.(\d+)\."),
+    mlp_dim=shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+    **shared,
   )
   return Layout(CLIP(image, text, embed_dim), openai_rows(image, text.num_heads), ALIASES)
 
 
 def from_open_clip(config: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
-  """Of an `open_clip_config.json` and the names beside it, which do not tell the GELU and the heads."""
+  """Of an `open_clip_config.json` and the names beside it, which do not tell the GELU and the
+  heads.
+  """
   model = config.get("model_cfg")
   for part in ("vision_cfg", "text_cfg"):
     if not isinstance(model, Mapping) or not isinstance(model.get(part), Mapping):
@@ -226,17 +277,23 @@ def from_open_clip(config: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> La
   foreign = sorted(name for name, value in model.items() if value and name not in OPEN_CLIP_FIELDS)
   layout = from_shapes(shapes)
   if foreign or layout is None:
-    raise UserError(f"open_clip_config.json: vlx has no place for {', '.join(foreign) or 'its towers'}")
+    raise UserError(
+      f"open_clip_config.json: vlx has no place for {', '.join(foreign) or 'its towers'}"
+    )
   system = layout.system
   image, text = system.image, system.text
   resnet = isinstance(image, ModifiedResNet)
   for name, found in {
-      "embed_dim": system.embed_dim, "text_cfg.width": text.width, "text_cfg.layers": text.depth,
-      "vision_cfg.width": image.stem_width if resnet else image.width,
-      "vision_cfg.layers": list(image.stage_sizes) if resnet else image.depth,
+    "embed_dim": system.embed_dim,
+    "text_cfg.width": text.width,
+    "text_cfg.layers": text.depth,
+    "vision_cfg.width": image.stem_width if resnet else image.width,
+    "vision_cfg.layers": list(image.stage_sizes) if resnet else image.depth,
   }.items():
     if model.get(name, found) != found:
-      raise UserError(f"open_clip_config.json: {name} is {model[name]}, of the weights beside it {found}")
+      raise UserError(
+        f"open_clip_config.json: {name} is {model[name]}, of the weights beside it {found}"
+      )
   activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
   text = text.clone(num_heads=fields.whole(model, "text_cfg.heads", 8), activation=activation)
   fields.divides(model, "text_cfg.width", text.width, "text_cfg.heads", text.num_heads)
@@ -252,27 +309,43 @@ def from_open_clip(config: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> La
 
 def _resnet_of(shapes) -> ModifiedResNet:
   stages = fields.count(shapes, r"visual\.layer(\d+)\.")
-  stage_sizes = tuple(fields.count(shapes, rf"visual\.layer{i + 1}\.(\d+)\.") for i in range(stages))
+  stage_sizes = tuple(
+    fields.count(shapes, rf"visual\.layer{i + 1}\.(\d+)\.") for i in range(stages)
+  )
   stem_width = fields.shape(shapes, "visual.conv3.weight", 4)[0]
   grid = math.isqrt(fields.shape(shapes, "visual.attnpool.positional_embedding", 2)[0] - 1)
   return ModifiedResNet(grid * 4 * 2 ** (stages - 1), stage_sizes, stem_width)
 
 
 # Those of an `open_clip_config.json` that are OpenAI's architecture, or matter in training alone.
-OPEN_CLIP_FIELDS = frozenset((
-    "embed_dim", "quick_gelu", "init_logit_scale", "text_cfg.context_length", "text_cfg.vocab_size", "text_cfg.width",
-    "text_cfg.heads", "text_cfg.layers", "text_cfg.mlp_ratio", "vision_cfg.image_size", "vision_cfg.layers",
-    "vision_cfg.width", "vision_cfg.head_width", "vision_cfg.patch_size", "vision_cfg.mlp_ratio",
+OPEN_CLIP_FIELDS = frozenset(
+  (
+    "embed_dim",
+    "quick_gelu",
+    "init_logit_scale",
+    "text_cfg.context_length",
+    "text_cfg.vocab_size",
+    "text_cfg.width",
+    "text_cfg.heads",
+    "text_cfg.layers",
+    "text_cfg.mlp_ratio",
+    "vision_cfg.image_size",
+    "vision_cfg.layers",
+    "vision_cfg.width",
+    "vision_cfg.head_width",
+    "vision_cfg.patch_size",
+    "vision_cfg.mlp_ratio",
     "vision_cfg.patch_dropout",
-))
+  )
+)
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def openai_preprocess(image_size: int, mean=MEAN, std=STD) -> str:
   """The ops on images of OpenAI's code and open_clip's: alpha is dropped last."""
   return (
-      f"decode('any')|resize_small({image_size})|central_crop({image_size}, half='even')|opaque|"
-      f"normalize({tuple(mean)}, {tuple(std)})"
+    f"decode('any')|resize_small({image_size})|central_crop({image_size}, half='even')|opaque|"
+    f"normalize({tuple(mean)}, {tuple(std)})"
   )
 
 
@@ -281,7 +354,9 @@ def open_clip_preprocess(system: CLIP, config: Mapping) -> str:
   section = config.get("preprocess_cfg") or {}
   for name, wanted in dict(interpolation="bicubic", resize_mode="shortest").items():
     fields.must_be(section, name, wanted)
-  return openai_preprocess(system.image.image_size, section.get("mean", MEAN), section.get("std", STD))
+  return openai_preprocess(
+    system.image.image_size, section.get("mean", MEAN), section.get("std", STD)
+  )
 
 
 def preprocess(system: CLIP, config: Mapping | None = None) -> str:
@@ -290,7 +365,11 @@ def preprocess(system: CLIP, config: Mapping | None = None) -> str:
   if config is None:
     return openai_preprocess(size)
   defaults = dict(
-      image_mean=list(MEAN), image_std=list(STD), resample=3, do_center_crop=True,
-      size={"shortest_edge": size}, crop_size={"height": size, "width": size},
+    image_mean=list(MEAN),
+    image_std=list(STD),
+    resample=3,
+    do_center_crop=True,
+    size={"shortest_edge": size},
+    crop_size={"height": size, "width": size},
   )
   return preprocessor.image_ops({**defaults, **config})

@@ -1,6 +1,8 @@
-"""Names of OpenAI's discrete VAE: those of the modules in encoder.pkl and decoder.pkl, set apart by a prefix.
+"""Names of OpenAI's discrete VAE: those of the modules in encoder.pkl and decoder.pkl, set apart by
+a prefix.
 
-The two files hold equal names, "blocks.input.w"; a reader puts "encoder." and "decoder." before them.
+The two files hold equal names, "blocks.input.w"; a reader puts "encoder." and "decoder." before
+them.
 """
 
 import re
@@ -15,7 +17,9 @@ _KERNEL = ("o i h w -> h w i o", {})
 
 def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
   """Of both files together, by their names; None for another family's."""
-  found = [m for name in shapes if (m := re.match(r"encoder\.blocks\.group_(\d+)\.block_(\d+)\.", name))]
+  found = [
+    m for name in shapes if (m := re.match(r"encoder\.blocks\.group_(\d+)\.block_(\d+)\.", name))
+  ]
   if not found:
     return None
   groups, blocks = (max(int(m[i]) for m in found) for i in (1, 2))
@@ -25,7 +29,9 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
 
 
 def preprocess(system: DVAE, config: Mapping | None = None) -> str:
-  """Ops on images of the authors' notebook; the shorter side there is no longer than the image's own."""
+  """Ops on images of the authors' notebook; the shorter side there is no longer than the image's
+  own.
+  """
   del config
   return f"decode|resize_small({system.image_size})|central_crop({system.image_size})|normalize"
 
@@ -33,7 +39,8 @@ def preprocess(system: DVAE, config: Mapping | None = None) -> str:
 def rows(num_groups: int = 4, blocks_per_group: int = 2) -> list[Row]:
   """Of `dall_e.Encoder`, `dall_e.Decoder` and `vlx.models.generation.dvae.DVAE`."""
   return [
-      *half_rows("encoder", num_groups, blocks_per_group), *half_rows("decoder", num_groups, blocks_per_group)
+    *half_rows("encoder", num_groups, blocks_per_group),
+    *half_rows("decoder", num_groups, blocks_per_group),
   ]
 
 
@@ -42,8 +49,8 @@ def half_rows(half: str, num_groups: int, blocks_per_group: int) -> list[Row]:
   out = _convolution(half, "input", "input")
   if half == "decoder":
     out = [
-        Row("decoder.blocks.input.w", "params/decoder/codebook", ("o i 1 1 -> i o", {})),
-        Row("decoder.blocks.input.b", "params/decoder/codebook_bias"),
+      Row("decoder.blocks.input.w", "params/decoder/codebook", ("o i 1 1 -> i o", {})),
+      Row("decoder.blocks.input.b", "params/decoder/codebook_bias"),
     ]
   for group in range(num_groups):
     for block in range(blocks_per_group):
@@ -57,6 +64,6 @@ def half_rows(half: str, num_groups: int, blocks_per_group: int) -> list[Row]:
 
 def _convolution(half: str, public: str, ours: str) -> list[Row]:
   return [
-      Row(f"{half}.blocks.{public}.w", f"params/{half}/{ours}/kernel", _KERNEL),
-      Row(f"{half}.blocks.{public}.b", f"params/{half}/{ours}/bias"),
+    Row(f"{half}.blocks.{public}.w", f"params/{half}/{ours}/kernel", _KERNEL),
+    Row(f"{half}.blocks.{public}.b", f"params/{half}/{ours}/bias"),
   ]

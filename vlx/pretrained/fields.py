@@ -1,4 +1,6 @@
-"""What a `config.json` or the shapes of a file say of a model; what is missing or absurd is told by its name."""
+"""What a `config.json` or the shapes of a file say of a model; what is missing or absurd is told
+by its name.
+"""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +10,10 @@ from vlx.core.errors import UserError
 
 # Three functions go by the name GELU (vlx.models.layers.transformer); public names → vlx's.
 ACTIVATIONS = {
-    "gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
+  "gelu": "gelu",
+  "quick_gelu": "quick_gelu",
+  "gelu_pytorch_tanh": "gelu_tanh",
+  "gelu_new": "gelu_tanh",
 }
 
 
@@ -38,7 +43,9 @@ def positive(config: Mapping, name: str, default: float | None = None) -> float:
   return float(value)
 
 
-def one_of(config: Mapping, name: str, meanings: Mapping[str, Any], default: str | None = None) -> Any:
+def one_of(
+  config: Mapping, name: str, meanings: Mapping[str, Any], default: str | None = None
+) -> Any:
   """What a word means."""
   value = _of(config, name, default)
   if not isinstance(value, str) or value not in meanings:
@@ -58,7 +65,9 @@ def divides(config: Mapping, name: str, number: int, into: str, parts: int) -> N
 
 
 def exportable(what: str, module: Any, **wanted: Any) -> None:
-  """A model to export must have these fields at these values: the public format has no place for others."""
+  """A model to export must have these fields at these values: the public format has no place for
+  others.
+  """
   for name, value in wanted.items():
     if (found := getattr(module, name)) != value:
       raise UserError(f"{what} has no place for {name} {found!r}: only for {value!r}")

@@ -10,15 +10,20 @@ from vlx.pretrained.torchvision_ops import torchvision_ops
 
 STEM = {"conv1": "conv1", "conv2": "conv2_reduce", "conv3": "conv2"}
 BRANCHES = {
-    "branch1": "1x1", "branch2.0": "3x3_reduce", "branch2.1": "3x3",
-    "branch3.0": "5x5_reduce", "branch3.1": "5x5", "branch4.1": "projection",
+  "branch1": "1x1",
+  "branch2.0": "3x3_reduce",
+  "branch2.1": "3x3",
+  "branch3.0": "5x5_reduce",
+  "branch3.1": "5x5",
+  "branch4.1": "projection",
 }
 
 
 def rows(auxiliary: bool) -> list[Row]:
   """Of `GoogLeNet(GoogLeNetTower(), …, auxiliary)`.
 
-  The file has the auxiliary classifiers (not trained, says torchvision) whether the system has them or not.
+  The file has the auxiliary classifiers (not trained, says torchvision) whether the system has them
+  or not.
   """
   out = []
   for public, ours in STEM.items():
@@ -29,9 +34,9 @@ def rows(auxiliary: bool) -> list[Row]:
   out += dense("fc", "head")
   for public, ours in zip(("aux1", "aux2"), AUXILIARY):
     head = [
-        *_block(f"{public}.conv", f"{ours}/conv"),
-        *dense(f"{public}.fc1", f"{ours}/fc", ("o (c h w) -> (h w c) o", {"h": 4, "w": 4})),
-        *dense(f"{public}.fc2", f"{ours}/head"),
+      *_block(f"{public}.conv", f"{ours}/conv"),
+      *dense(f"{public}.fc1", f"{ours}/fc", ("o (c h w) -> (h w c) o", {"h": 4, "w": 4})),
+      *dense(f"{public}.fc2", f"{ours}/head"),
     ]
     out += head if auxiliary else [Row(row.public, None) for row in head]
   return out
@@ -42,7 +47,9 @@ def _block(public: str, ours: str) -> list[Row]:
 
 
 def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
-  """Of torchvision's file, by its names; None for another's. Its auxiliary classifiers are left out."""
+  """Of torchvision's file, by its names; None for another's. Its auxiliary classifiers are left
+  out.
+  """
   if not {"conv1.conv.weight", "inception3a.branch1.conv.weight", "fc.weight"} <= shapes.keys():
     return None
   tower = GoogLeNetTower(width=fields.shape(shapes, "conv1.conv.weight", 4)[0])

@@ -1,8 +1,9 @@
-"""LLaMA's public files: Hugging Face's `LlamaForCausalLM`, Meta's `consolidated.*.pth`, llama.cpp's GGUF.
+"""LLaMA's public files: Hugging Face's `LlamaForCausalLM`, Meta's `consolidated.*.pth`, llama.cpp's
+GGUF.
 
-The network rotates the pairs of features (i, i + head_dim/2), as Hugging Face does; in the files of Meta and
-llama.cpp the two of a pair stand side by side, and the patterns of queries and keys set them apart:
-"(h i p) d -> d h (p i)".
+The network rotates the pairs of features (i, i + head_dim/2), as Hugging Face does; in the files of
+Meta and llama.cpp the two of a pair stand side by side, and the patterns of queries and keys set
+them apart: "(h i p) d -> d h (p i)".
 """
 
 import math
@@ -18,10 +19,11 @@ from vlx.pretrained.tables import Layout, Row
 # A tied model's file may hold the tensor twice.
 TIED_COPIES = {"lm_head.weight": "model.embed_tokens.weight"}
 
-# Meta's larger models come in shards: what matches is joined along the axis, norms are whole in each.
+# Meta's larger models come in shards: what matches is joined along the axis, norms are whole in
+# each.
 META_SHARD_AXES = (
-    (r"^tok_embeddings\.|\.attention\.wo\.|\.feed_forward\.w2\.", 1),
-    (r"^output\.|\.attention\.w[qkv]\.|\.feed_forward\.w[13]\.", 0),
+  (r"^tok_embeddings\.|\.attention\.wo\.|\.feed_forward\.w2\.", 1),
+  (r"^output\.|\.attention\.w[qkv]\.|\.feed_forward\.w[13]\.", 0),
 )
 
 _DENSE = ("o i -> i o", {})
@@ -34,61 +36,65 @@ def rows(num_heads: int, num_groups: int, tie_embeddings: bool = False) -> list[
   out = ("d (h e) -> h e d", {"h": num_heads})
   layer = "model.layers.{layer}"
   table = [
-      Row("model.embed_tokens.weight", "params/token_embedding/embedding"),
-      Row(f"{layer}.input_layernorm.weight", f"{_BLOCK}/attention_norm/scale"),
-      Row(f"{layer}.self_attn.q_proj.weight", f"{_BLOCK}/attention/query/kernel", queries),
-      Row(f"{layer}.self_attn.k_proj.weight", f"{_BLOCK}/attention/key/kernel", keys),
-      Row(f"{layer}.self_attn.v_proj.weight", f"{_BLOCK}/attention/value/kernel", keys),
-      Row(f"{layer}.self_attn.o_proj.weight", f"{_BLOCK}/attention/out/kernel", out),
-      Row(f"{layer}.post_attention_layernorm.weight", f"{_BLOCK}/mlp_norm/scale"),
-      Row(f"{layer}.mlp.gate_proj.weight", f"{_BLOCK}/mlp/gate/kernel", _DENSE),
-      Row(f"{layer}.mlp.up_proj.weight", f"{_BLOCK}/mlp/up/kernel", _DENSE),
-      Row(f"{layer}.mlp.down_proj.weight", f"{_BLOCK}/mlp/down/kernel", _DENSE),
-      Row(f"{layer}.self_attn.rotary_emb.inv_freq", None),  # a constant, in older files
-      Row("model.norm.weight", "params/final_norm/scale"),
+    Row("model.embed_tokens.weight", "params/token_embedding/embedding"),
+    Row(f"{layer}.input_layernorm.weight", f"{_BLOCK}/attention_norm/scale"),
+    Row(f"{layer}.self_attn.q_proj.weight", f"{_BLOCK}/attention/query/kernel", queries),
+    Row(f"{layer}.self_attn.k_proj.weight", f"{_BLOCK}/attention/key/kernel", keys),
+    Row(f"{layer}.self_attn.v_proj.weight", f"{_BLOCK}/attention/value/kernel", keys),
+    Row(f"{layer}.self_attn.o_proj.weight", f"{_BLOCK}/attention/out/kernel", out),
+    Row(f"{layer}.post_attention_layernorm.weight", f"{_BLOCK}/mlp_norm/scale"),
+    Row(f"{layer}.mlp.gate_proj.weight", f"{_BLOCK}/mlp/gate/kernel", _DENSE),
+    Row(f"{layer}.mlp.up_proj.weight", f"{_BLOCK}/mlp/up/kernel", _DENSE),
+    Row(f"{layer}.mlp.down_proj.weight", f"{_BLOCK}/mlp/down/kernel", _DENSE),
+    Row(f"{layer}.self_attn.rotary_emb.inv_freq", None),  # a constant, in older files
+    Row("model.norm.weight", "params/final_norm/scale"),
   ]
   return table if tie_embeddings else [*table, Row("lm_head.weight", "params/head/kernel", _DENSE)]
 
 
 def meta_rows(num_heads: int, num_groups: int) -> list[Row]:
   """Of `consolidated.*.pth`, the shards joined."""
-  queries, keys = (("(h i p) d -> d h (p i)", {"h": heads, "p": 2}) for heads in (num_heads, num_groups))
+  queries, keys = (
+    ("(h i p) d -> d h (p i)", {"h": heads, "p": 2}) for heads in (num_heads, num_groups)
+  )
   values, out = ("(h e) d -> d h e", {"h": num_groups}), ("d (h e) -> h e d", {"h": num_heads})
   layer = "layers.{layer}"
   return [
-      Row("tok_embeddings.weight", "params/token_embedding/embedding"),
-      Row(f"{layer}.attention_norm.weight", f"{_BLOCK}/attention_norm/scale"),
-      Row(f"{layer}.attention.wq.weight", f"{_BLOCK}/attention/query/kernel", queries),
-      Row(f"{layer}.attention.wk.weight", f"{_BLOCK}/attention/key/kernel", keys),
-      Row(f"{layer}.attention.wv.weight", f"{_BLOCK}/attention/value/kernel", values),
-      Row(f"{layer}.attention.wo.weight", f"{_BLOCK}/attention/out/kernel", out),
-      Row(f"{layer}.ffn_norm.weight", f"{_BLOCK}/mlp_norm/scale"),
-      Row(f"{layer}.feed_forward.w1.weight", f"{_BLOCK}/mlp/gate/kernel", _DENSE),
-      Row(f"{layer}.feed_forward.w3.weight", f"{_BLOCK}/mlp/up/kernel", _DENSE),
-      Row(f"{layer}.feed_forward.w2.weight", f"{_BLOCK}/mlp/down/kernel", _DENSE),
-      Row("rope.freqs", None),  # a constant
-      Row("norm.weight", "params/final_norm/scale"),
-      Row("output.weight", "params/head/kernel", _DENSE),
+    Row("tok_embeddings.weight", "params/token_embedding/embedding"),
+    Row(f"{layer}.attention_norm.weight", f"{_BLOCK}/attention_norm/scale"),
+    Row(f"{layer}.attention.wq.weight", f"{_BLOCK}/attention/query/kernel", queries),
+    Row(f"{layer}.attention.wk.weight", f"{_BLOCK}/attention/key/kernel", keys),
+    Row(f"{layer}.attention.wv.weight", f"{_BLOCK}/attention/value/kernel", values),
+    Row(f"{layer}.attention.wo.weight", f"{_BLOCK}/attention/out/kernel", out),
+    Row(f"{layer}.ffn_norm.weight", f"{_BLOCK}/mlp_norm/scale"),
+    Row(f"{layer}.feed_forward.w1.weight", f"{_BLOCK}/mlp/gate/kernel", _DENSE),
+    Row(f"{layer}.feed_forward.w3.weight", f"{_BLOCK}/mlp/up/kernel", _DENSE),
+    Row(f"{layer}.feed_forward.w2.weight", f"{_BLOCK}/mlp/down/kernel", _DENSE),
+    Row("rope.freqs", None),  # a constant
+    Row("norm.weight", "params/final_norm/scale"),
+    Row("output.weight", "params/head/kernel", _DENSE),
   ]
 
 
 def gguf_rows(num_heads: int, num_groups: int, tie_embeddings: bool) -> list[Row]:
   """Of llama.cpp's architecture `llama`."""
-  queries, keys = (("(h i p) d -> d h (p i)", {"h": heads, "p": 2}) for heads in (num_heads, num_groups))
+  queries, keys = (
+    ("(h i p) d -> d h (p i)", {"h": heads, "p": 2}) for heads in (num_heads, num_groups)
+  )
   values, out = ("(h e) d -> d h e", {"h": num_groups}), ("d (h e) -> h e d", {"h": num_heads})
   layer = "blk.{layer}"
   table = [
-      Row("token_embd.weight", "params/token_embedding/embedding"),
-      Row(f"{layer}.attn_norm.weight", f"{_BLOCK}/attention_norm/scale"),
-      Row(f"{layer}.attn_q.weight", f"{_BLOCK}/attention/query/kernel", queries),
-      Row(f"{layer}.attn_k.weight", f"{_BLOCK}/attention/key/kernel", keys),
-      Row(f"{layer}.attn_v.weight", f"{_BLOCK}/attention/value/kernel", values),
-      Row(f"{layer}.attn_output.weight", f"{_BLOCK}/attention/out/kernel", out),
-      Row(f"{layer}.ffn_norm.weight", f"{_BLOCK}/mlp_norm/scale"),
-      Row(f"{layer}.ffn_gate.weight", f"{_BLOCK}/mlp/gate/kernel", _DENSE),
-      Row(f"{layer}.ffn_up.weight", f"{_BLOCK}/mlp/up/kernel", _DENSE),
-      Row(f"{layer}.ffn_down.weight", f"{_BLOCK}/mlp/down/kernel", _DENSE),
-      Row("output_norm.weight", "params/final_norm/scale"),
+    Row("token_embd.weight", "params/token_embedding/embedding"),
+    Row(f"{layer}.attn_norm.weight", f"{_BLOCK}/attention_norm/scale"),
+    Row(f"{layer}.attn_q.weight", f"{_BLOCK}/attention/query/kernel", queries),
+    Row(f"{layer}.attn_k.weight", f"{_BLOCK}/attention/key/kernel", keys),
+    Row(f"{layer}.attn_v.weight", f"{_BLOCK}/attention/value/kernel", values),
+    Row(f"{layer}.attn_output.weight", f"{_BLOCK}/attention/out/kernel", out),
+    Row(f"{layer}.ffn_norm.weight", f"{_BLOCK}/mlp_norm/scale"),
+    Row(f"{layer}.ffn_gate.weight", f"{_BLOCK}/mlp/gate/kernel", _DENSE),
+    Row(f"{layer}.ffn_up.weight", f"{_BLOCK}/mlp/up/kernel", _DENSE),
+    Row(f"{layer}.ffn_down.weight", f"{_BLOCK}/mlp/down/kernel", _DENSE),
+    Row("output_norm.weight", "params/final_norm/scale"),
   ]
   return table if tie_embeddings else [*table, Row("output.weight", "params/head/kernel", _DENSE)]
 
@@ -100,10 +106,15 @@ def from_hugging_face(config: Mapping[str, Any]) -> Layout:
     UserError: for a missing or absurd field, and for what LLaMA 1 and 2 do not have.
   """
   for name, wanted in (
-      ("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False), ("rope_scaling", None)
+    ("hidden_act", "silu"),
+    ("attention_bias", False),
+    ("mlp_bias", False),
+    ("rope_scaling", None),
   ):
     fields.must_be(config, name, wanted)
-  rope = config.get("rope_parameters") or {}  # transformers from 5 on; before, rope_theta stands by itself
+  rope = (
+    config.get("rope_parameters") or {}
+  )  # transformers from 5 on; before, rope_theta stands by itself
   fields.must_be(rope, "rope_type", "default")
   width, heads = (fields.whole(config, name) for name in ("hidden_size", "num_attention_heads"))
   groups = fields.whole(config, "num_key_value_heads", heads)
@@ -113,39 +124,41 @@ def from_hugging_face(config: Mapping[str, Any]) -> Layout:
     fields.must_be(config, "head_dim", width // heads)
   tied = bool(config.get("tie_word_embeddings", False))
   decoder = LLaMA(
-      vocab_size=fields.whole(config, "vocab_size"),
-      width=width,
-      depth=fields.whole(config, "num_hidden_layers"),
-      num_heads=heads,
-      num_groups=groups,
-      mlp_dim=fields.whole(config, "intermediate_size"),
-      context_length=fields.whole(config, "max_position_embeddings", 2048),
-      epsilon=fields.positive(config, "rms_norm_eps"),
-      rope_theta=fields.positive(rope or config, "rope_theta", 10000.0),
-      tie_embeddings=tied,
+    vocab_size=fields.whole(config, "vocab_size"),
+    width=width,
+    depth=fields.whole(config, "num_hidden_layers"),
+    num_heads=heads,
+    num_groups=groups,
+    mlp_dim=fields.whole(config, "intermediate_size"),
+    context_length=fields.whole(config, "max_position_embeddings", 2048),
+    epsilon=fields.positive(config, "rms_norm_eps"),
+    rope_theta=fields.positive(rope or config, "rope_theta", 10000.0),
+    tie_embeddings=tied,
   )
-  return Layout(LanguageModel(decoder), rows(heads, groups, tied), copies=TIED_COPIES if tied else {})
+  return Layout(
+    LanguageModel(decoder), rows(heads, groups, tied), copies=TIED_COPIES if tied else {}
+  )
 
 
 def to_hugging_face(system: LanguageModel) -> tuple[dict[str, Any], Layout]:
   """The `config.json` and the table that `LlamaForCausalLM.from_pretrained` takes."""
   decoder = system.decoder
   config = dict(
-      architectures=["LlamaForCausalLM"],
-      model_type="llama",
-      vocab_size=decoder.vocab_size,
-      hidden_size=decoder.width,
-      num_hidden_layers=decoder.depth,
-      num_attention_heads=decoder.num_heads,
-      num_key_value_heads=decoder.num_groups,
-      intermediate_size=decoder.mlp_dim,
-      max_position_embeddings=decoder.context_length,
-      rms_norm_eps=decoder.epsilon,
-      rope_theta=decoder.rope_theta,
-      tie_word_embeddings=decoder.tie_embeddings,
-      hidden_act="silu",
-      attention_bias=False,
-      mlp_bias=False,
+    architectures=["LlamaForCausalLM"],
+    model_type="llama",
+    vocab_size=decoder.vocab_size,
+    hidden_size=decoder.width,
+    num_hidden_layers=decoder.depth,
+    num_attention_heads=decoder.num_heads,
+    num_key_value_heads=decoder.num_groups,
+    intermediate_size=decoder.mlp_dim,
+    max_position_embeddings=decoder.context_length,
+    rms_norm_eps=decoder.epsilon,
+    rope_theta=decoder.rope_theta,
+    tie_word_embeddings=decoder.tie_embeddings,
+    hidden_act="silu",
+    attention_bias=False,
+    mlp_bias=False,
   )
   return config, from_hugging_face(config)
 
@@ -153,8 +166,8 @@ def to_hugging_face(system: LanguageModel) -> tuple[dict[str, Any], Layout]:
 def from_meta(params: Mapping[str, Any]) -> Layout:
   """Of the `params.json` beside `consolidated.*.pth`.
 
-  It says neither how many words there are (-1) nor how long texts may be: 32,000, and what the published
-  model of these sizes reads, else LLaMA 1's 2,048.
+  It says neither how many words there are (-1) nor how long texts may be: 32,000, and what the
+  published model of these sizes reads, else LLaMA 1's 2,048.
 
   Raises:
     UserError: for a missing or absurd field.
@@ -163,23 +176,23 @@ def from_meta(params: Mapping[str, Any]) -> Layout:
   multiple = fields.whole(params, "multiple_of")
   stretch = fields.positive(params, "ffn_dim_multiplier", 1.0)
   sizes = dict(
-      width=width,
-      depth=fields.whole(params, "n_layers"),
-      num_heads=heads,
-      num_groups=fields.whole(params, "n_kv_heads", heads),
-      # model.py of the released code rounds down twice, then up to a multiple.
-      mlp_dim=multiple * math.ceil(int(stretch * int(8 * width / 3)) / multiple),
-      epsilon=fields.positive(params, "norm_eps"),
+    width=width,
+    depth=fields.whole(params, "n_layers"),
+    num_heads=heads,
+    num_groups=fields.whole(params, "n_kv_heads", heads),
+    # model.py of the released code rounds down twice, then up to a multiple.
+    mlp_dim=multiple * math.ceil(int(stretch * int(8 * width / 3)) / multiple),
+    epsilon=fields.positive(params, "norm_eps"),
   )
   fields.divides(params, "dim", width, "n_heads", heads)
   fields.divides(params, "n_heads", heads, "n_kv_heads", sizes["num_groups"])
   published = [s["context_length"] for s in SIZES.values() if sizes.items() <= s.items()]
   vocab_size = params.get("vocab_size", -1)
   decoder = LLaMA(
-      vocab_size=32000 if vocab_size == -1 else fields.whole(params, "vocab_size"),
-      context_length=published[0] if published else 2048,
-      rope_theta=fields.positive(params, "rope_theta", 10000.0),
-      **sizes,
+    vocab_size=32000 if vocab_size == -1 else fields.whole(params, "vocab_size"),
+    context_length=published[0] if published else 2048,
+    rope_theta=fields.positive(params, "rope_theta", 10000.0),
+    **sizes,
   )
   return Layout(LanguageModel(decoder), meta_rows(heads, decoder.num_groups))
 
@@ -188,12 +201,17 @@ def from_gguf(file: TensorFile) -> Layout:
   """Of a file of `open_gguf`: its metadata, and whether it has a head.
 
   Raises:
-    UserError: for another architecture, a missing or absurd field, and for what LLaMA 1 and 2 do not have.
+    UserError: for another architecture, a missing or absurd field, and for what LLaMA 1 and 2 do
+      not have.
   """
   metadata = file.metadata
   if (architecture := metadata.get("general.architecture")) != "llama":
     raise UserError(f"a GGUF file of the architecture {architecture!r}; vlx reads 'llama'")
-  told = {name.removeprefix("llama."): value for name, value in metadata.items() if name.startswith("llama.")}
+  told = {
+    name.removeprefix("llama."): value
+    for name, value in metadata.items()
+    if name.startswith("llama.")
+  }
   width, heads = (fields.whole(told, name) for name in ("embedding_length", "attention.head_count"))
   groups = fields.whole(told, "attention.head_count_kv", heads)
   fields.divides(told, "embedding_length", width, "attention.head_count", heads)
@@ -204,16 +222,16 @@ def from_gguf(file: TensorFile) -> Layout:
   fields.must_be(told, "expert_count", 0)
   tied = "output.weight" not in file.shapes
   decoder = LLaMA(
-      vocab_size=fields.shape(file.shapes, "token_embd.weight", 2)[0],
-      width=width,
-      depth=fields.whole(told, "block_count"),
-      num_heads=heads,
-      num_groups=groups,
-      mlp_dim=fields.whole(told, "feed_forward_length"),
-      context_length=fields.whole(told, "context_length"),
-      epsilon=fields.positive(told, "attention.layer_norm_rms_epsilon"),
-      rope_theta=fields.positive(told, "rope.freq_base", 10000.0),
-      tie_embeddings=tied,
+    vocab_size=fields.shape(file.shapes, "token_embd.weight", 2)[0],
+    width=width,
+    depth=fields.whole(told, "block_count"),
+    num_heads=heads,
+    num_groups=groups,
+    mlp_dim=fields.whole(told, "feed_forward_length"),
+    context_length=fields.whole(told, "context_length"),
+    epsilon=fields.positive(told, "attention.layer_norm_rms_epsilon"),
+    rope_theta=fields.positive(told, "rope.freq_base", 10000.0),
+    tie_embeddings=tied,
   )
   return Layout(LanguageModel(decoder), gguf_rows(heads, groups, tied))
 

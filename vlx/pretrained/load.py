@@ -1,8 +1,9 @@
 """Whatever people have on disk → a system and its variables, tokenizer and preprocessing.
 
-A folder of Hugging Face's (`config.json` beside safetensors or torch's files, in one or many), of open_clip's, of
-Meta's (`params.json` beside `consolidated.*.pth`), of OpenAI's dVAE (`encoder.pkl` and `decoder.pkl`), or of vlx (a run, or
-what `vlx.convert` wrote); a single file of safetensors, torch, numpy or llama.cpp; or the name of a repository on Hugging Face's hub.
+A folder of Hugging Face's (`config.json` beside safetensors or torch's files, in one or many), of
+open_clip's, of Meta's (`params.json` beside `consolidated.*.pth`), of OpenAI's dVAE (`encoder.pkl`
+and `decoder.pkl`), or of vlx (a run, or what `vlx.convert` wrote); a single file of safetensors,
+torch, numpy or llama.cpp; or the name of a repository on Hugging Face's hub.
 """
 
 import importlib
@@ -14,14 +15,16 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from vlx.core import checkpoint
 from vlx.core import config as configs
+from vlx.core import partition as partitions
+from vlx.core import system as systems
+from vlx.core.checkpoint import differences
+from vlx.core.errors import UserError
+from vlx.core.system import System, Variables, flatten, names
 from vlx.data import tokenizers
 from vlx.data.tokenizers import public as public_tokenizers
 from vlx.data.tokenizers.trained import load_clip
-from vlx.core.errors import UserError
-from vlx.core import system as systems
-from vlx.core.checkpoint import differences
-from vlx.core.system import System, Variables, flatten, names
 from vlx.pretrained import tables
 from vlx.pretrained.formats import TensorFile
 from vlx.pretrained.formats.files import read_json
@@ -31,28 +34,35 @@ from vlx.pretrained.formats.shards import open_index, open_joined, open_parts
 from vlx.pretrained.formats.torch_files import open_torch
 from vlx.pretrained.hub import download
 from vlx.pretrained.tables import Layout
-from vlx.core import checkpoint
-from vlx.core import partition as partitions
 
-# Families by `model_type` of a config.json, each the module `vlx.pretrained.NAME`; and what their systems are.
+# Families by `model_type` of a config.json, each the module `vlx.pretrained.NAME`; and what their
+# systems are.
 FAMILIES = {
-    "bert": ("vlx.models.pretraining.bert.MaskedLanguageModel", "vlx.models.pretraining.bert.BERTEncoder"),
-    "clip": ("vlx.models.contrastive.clip.CLIP",),
-    "llama": ("vlx.models.language.llama.LanguageModel",),
-    "vit": ("vlx.models.vision.vit.ViT",),
+  "bert": (
+    "vlx.models.pretraining.bert.MaskedLanguageModel",
+    "vlx.models.pretraining.bert.BERTEncoder",
+  ),
+  "clip": ("vlx.models.contrastive.clip.CLIP",),
+  "llama": ("vlx.models.language.llama.LanguageModel",),
+  "vit": ("vlx.models.vision.vit.ViT",),
 }
 DVAE_HALVES = ("encoder", "decoder")  # of OpenAI's, files of their own
 # Those whose files also come bare, and are known by their names and shapes.
 BARE = ("vgg", "resnet", "googlenet", "vit", "clip")
 
 OPENERS: dict[str, Callable[[pathlib.Path], TensorFile]] = {
-    ".safetensors": open_safetensors, ".npz": open_npz,
-    **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt"), open_torch),
+  ".safetensors": open_safetensors,
+  ".npz": open_npz,
+  **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt"), open_torch),
 }
 # What a folder may have, the first that is there.
 WEIGHTS = (
-    "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin",
-    "open_clip_model.safetensors", "open_clip_pytorch_model.bin",
+  "model.safetensors.index.json",
+  "model.safetensors",
+  "pytorch_model.bin.index.json",
+  "pytorch_model.bin",
+  "open_clip_model.safetensors",
+  "open_clip_pytorch_model.bin",
 )
 OPEN_CLIP = "open_clip_config.json"
 CLIP_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
@@ -62,15 +72,20 @@ class Pretrained(NamedTuple):
   system: System
   variables: Variables
   tokenizer: Any  # a `vlx.data.tokenizers.Tokenizer`; None where there is none
-  image_transform: str  # ops that make an encoded image what the system takes; "" for language models
+  image_transform: (
+    str  # ops that make an encoded image what the system takes; "" for language models
+  )
 
 
 class Checkpoint(NamedTuple):
   """A public checkpoint, or a model of vlx's own, of which no tensor is read yet."""
 
   system: System
-  shapes: Mapping[str, jax.ShapeDtypeStruct]  # of its variables, by their names "params/…" and "state/…"
-  # Name → array for some of them, each from its file straight to the sharding and the dtype that is asked for.
+  shapes: Mapping[
+    str, jax.ShapeDtypeStruct
+  ]  # of its variables, by their names "params/…" and "state/…"
+  # Name → array for some of them, each from its file straight to the sharding and the dtype that is
+  # asked for.
   read: Callable[[Mapping[str, jax.ShapeDtypeStruct]], dict[str, jax.Array]]
   tokenizer: Callable[[], Any]
   image_transform: str
@@ -88,12 +103,12 @@ def open_checkpoint(path_or_name: str | pathlib.Path) -> Checkpoint:
   """A public checkpoint, or a folder of vlx's own: a run's, or one that `vlx.convert` wrote.
 
   Args:
-    path_or_name: a folder, a file, or the name of a repository on the hub ("hub:openai/clip-vit-base-patch32", or
-      without "hub:").
+    path_or_name: a folder, a file, or the name of a repository on the hub
+      ("hub:openai/clip-vit-base-patch32", or without "hub:").
 
   Raises:
-    UserError: where there is no such thing, where it is damaged, of a family or format that vlx does not know, or
-      more than data.
+    UserError: where there is no such thing, where it is damaged, of a family or format that vlx
+      does not know, or more than data.
   """
   path = locate(path_or_name)
   if is_vlx(path):
@@ -103,28 +118,46 @@ def open_checkpoint(path_or_name: str | pathlib.Path) -> Checkpoint:
 
   def read(wanted):
     return tables.read(
-        layout.rows, shapes, file.shapes, file.fetch, aliases=layout.aliases, copies=layout.copies, wanted=wanted,
-        place=lambda name, array: jax.make_array_from_callback(array.shape, wanted[name].sharding, array.__getitem__),
+      layout.rows,
+      shapes,
+      file.shapes,
+      file.fetch,
+      aliases=layout.aliases,
+      copies=layout.copies,
+      wanted=wanted,
+      place=lambda name, array: jax.make_array_from_callback(
+        array.shape, wanted[name].sharding, array.__getitem__
+      ),
     )
 
   def tokenizer():
-    return public_tokenizers.from_gguf(file.metadata) if path.suffix == ".gguf" else _tokenizer(path, family)
+    return (
+      public_tokenizers.from_gguf(file.metadata)
+      if path.suffix == ".gguf"
+      else _tokenizer(path, family)
+    )
 
-  return Checkpoint(layout.system, flatten(shapes), read, tokenizer, _preprocess(path, family, layout.system))
+  return Checkpoint(
+    layout.system, flatten(shapes), read, tokenizer, _preprocess(path, family, layout.system)
+  )
 
 
 def load(
-    path_or_name: str | pathlib.Path, *, mesh: Mesh | None = None, partition: partitions.Rules = ((".*", ()),)
+  path_or_name: str | pathlib.Path,
+  *,
+  mesh: Mesh | None = None,
+  partition: partitions.Rules = ((".*", ()),),
 ) -> Pretrained:
   """What `open_checkpoint` opens, with its variables.
 
-  Each tensor goes from its file to where it belongs; beside the variables the host holds only what is being read.
+  Each tensor goes from its file to where it belongs; beside the variables the host holds only what
+  is being read.
 
   Args:
     path_or_name: see `open_checkpoint`.
     mesh: of the devices that the variables go to; the first device alone where None.
-    partition: rules from names of parameters to axes of the mesh, as in a config; by default each device holds
-      all of them.
+    partition: rules from names of parameters to axes of the mesh, as in a config; by default each
+      device holds all of them.
 
   Raises:
     UserError: as `open_checkpoint`; with a line for each tensor that does not fit.
@@ -136,16 +169,18 @@ def load(
     shardings = jax.tree.map(lambda _: one, shapes)
   else:
     shardings = {
-        "params": partitions.shardings(partition, shapes["params"], mesh),
-        "state": jax.tree.map(lambda _: partitions.replicated(mesh), shapes["state"]),
+      "params": partitions.shardings(partition, shapes["params"], mesh),
+      "state": jax.tree.map(lambda _: partitions.replicated(mesh), shapes["state"]),
     }
   described = lambda tree: {n: str(list(x.shape)) for n, x in tree.items()}
-  if lines := differences(described(found.shapes), described(flatten(shapes)), "saved", "in the model of its config"):
+  if lines := differences(
+    described(found.shapes), described(flatten(shapes)), "saved", "in the model of its config"
+  ):
     raise UserError(f"{path_or_name} does not hold what its config says: {'; '.join(lines)}")
   # In the types that are stored: what is frozen may be in half precision.
   wanted = {
-      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=flatten(shardings)[name])
-      for name, x in found.shapes.items()
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=flatten(shardings)[name])
+    for name, x in found.shapes.items()
   }
   arrays = found.read(wanted)
   variables = jax.tree.map(arrays.__getitem__, names(shapes))
@@ -171,7 +206,9 @@ def family_of(system: str) -> str | None:
 
 def is_vlx(path: pathlib.Path) -> bool:
   """Whether a folder is a run's, or one that `vlx.convert` wrote."""
-  return (path / "config.json").is_file() and bool({"system", "schema"} & read_json(path / "config.json").keys())
+  return (path / "config.json").is_file() and bool(
+    {"system", "schema"} & read_json(path / "config.json").keys()
+  )
 
 
 def variable_shapes(system: System) -> Variables:
@@ -192,19 +229,21 @@ def _find(path: pathlib.Path) -> _Found:
     files = sorted(f for f in path.iterdir() if f.suffix in (*OPENERS, ".gguf"))
     if len(files) != 1:
       raise UserError(
-          f"{path} holds {'no' if not files else 'many'} files of weights, and none that is called"
-          f" {', '.join(WEIGHTS)}; name one of them"
+        f"{path} holds {'no' if not files else 'many'} files of weights, and none that is called"
+        f" {', '.join(WEIGHTS)}; name one of them"
       )
-    weights, = files
+    (weights,) = files
   config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
   if config.get("model_type") is None and (path / OPEN_CLIP).is_file():
     file = _open(weights)
-    return _Found("clip", module("clip").from_open_clip(read_json(path / OPEN_CLIP), file.shapes), file)
+    return _Found(
+      "clip", module("clip").from_open_clip(read_json(path / OPEN_CLIP), file.shapes), file
+    )
   if config.get("model_type") is None:
     return _of_file(weights)
   if config["model_type"] not in FAMILIES:
     raise UserError(
-        f"{path / 'config.json'}: the model type is {config['model_type']!r}; vlx knows {', '.join(FAMILIES)}"
+      f"{path / 'config.json'}: the model type is {config['model_type']!r}; vlx knows {', '.join(FAMILIES)}"
     )
   family = config["model_type"]
   return _Found(family, module(family).from_hugging_face(config), _open(weights))
@@ -239,7 +278,9 @@ def _of_meta(folder: pathlib.Path) -> _Found:
     raise UserError(f"{folder} has a params.json and no consolidated.*.pth beside it")
   llama = module("llama")
   layout = llama.from_meta(read_json(folder / "params.json"))
-  return _Found("llama", layout, open_joined([open_torch(file) for file in files], llama.META_SHARD_AXES))
+  return _Found(
+    "llama", layout, open_joined([open_torch(file) for file in files], llama.META_SHARD_AXES)
+  )
 
 
 def _of_dvae(folder: pathlib.Path, halves: dict[str, pathlib.Path]) -> _Found:

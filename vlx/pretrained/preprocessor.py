@@ -1,4 +1,6 @@
-"""From Hugging Face's `preprocessor_config.json` to a preprocessing string (`vlx.data.transforms.preprocess`)."""
+"""From Hugging Face's `preprocessor_config.json` to a preprocessing string
+(`vlx.data.transforms.preprocess`).
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +12,9 @@ _METHODS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 def image_ops(config: Mapping) -> str:
-  """The ops that make of an encoded image what the model takes; transparent ones lie on white, as there."""
+  """The ops that make of an encoded image what the model takes; transparent ones lie on white,
+  as there.
+  """
   ops = ["decode"]
   if config.get("do_resize", True):
     ops.append(_resize(config))
@@ -21,13 +25,19 @@ def image_ops(config: Mapping) -> str:
 
 
 def _resize(config: Mapping) -> str:
-  """Older files have a number for `size`: of the shorter side where a crop follows, else of both."""
+  """Older files have a number for `size`: of the shorter side where a crop follows, else of
+  both.
+  """
   size, method = config.get("size"), config.get("resample")
   if method not in _METHODS:
     raise _absurd("resample", method, f"vlx knows {_METHODS}")
   method = _METHODS[method]
   if type(size) is int:
-    size = {"shortest_edge": size} if config.get("do_center_crop", False) else dict(height=size, width=size)
+    size = (
+      {"shortest_edge": size}
+      if config.get("do_center_crop", False)
+      else dict(height=size, width=size)
+    )
   if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
     return f"resize_small({_whole('size', size['shortest_edge'])}, method={method!r})"
   if isinstance(size, Mapping) and set(size) == {"height", "width"}:
@@ -51,7 +61,11 @@ def _whole(name: str, value: Any) -> int:
 
 def _three(config: Mapping, name: str) -> tuple[float, ...]:
   value = config.get(name)
-  if not isinstance(value, list) or len(value) != 3 or not all(type(x) in (int, float) for x in value):
+  if (
+    not isinstance(value, list)
+    or len(value) != 3
+    or not all(type(x) in (int, float) for x in value)
+  ):
     raise _absurd(name, value, "not three numbers")
   return tuple(value)
 

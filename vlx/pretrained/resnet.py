@@ -26,7 +26,10 @@ def rows(stage_sizes: tuple[int, ...], bottleneck: bool) -> list[Row]:
 
 def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
   """Of one of torchvision's files, by its names; None for another's."""
-  if not {"conv1.weight", "layer1.0.conv1.weight", "layer1.0.bn1.weight", "fc.weight"} <= shapes.keys():
+  if (
+    not {"conv1.weight", "layer1.0.conv1.weight", "layer1.0.bn1.weight", "fc.weight"}
+    <= shapes.keys()
+  ):
     return None
   stages = fields.count(shapes, r"layer(\d+)\.0\.")
   stage_sizes = tuple(fields.count(shapes, rf"layer{i + 1}\.(\d+)\.") for i in range(stages))

@@ -1,11 +1,12 @@
 """Between public checkpoints and vlx's variables, by a table of names per family.
 
-A table is a list of rows (public name, vlx name, pattern). Where the public name has `{layer}` in it, vlx
-keeps one array with a leading depth axis, which the public tensors of layers 0, 1, … fill. The pattern is
-einops', from the public layout to vlx's, of one layer: ("(h e) d -> d h e", {"h": 12}), or ("", {}) for as it
-is. Turned round it leads back, so the same table imports and exports. A row with several vlx names is for a
-public tensor that holds several variables, and its pattern puts their axis first: "(n h e) d -> n d h e". A row
-without a vlx name is for what may be in a file or not and holds no weights: it is neither read nor written.
+A table is a list of rows (public name, vlx name, pattern). Where the public name has `{layer}` in
+it, vlx keeps one array with a leading depth axis, which the public tensors of layers 0, 1, … fill.
+The pattern is einops', from the public layout to vlx's, of one layer: ("(h e) d -> d h e", {"h":
+12}), or ("", {}) for as it is. Turned round it leads back, so the same table imports and exports. A
+row with several vlx names is for a public tensor that holds several variables, and its pattern puts
+their axis first: "(n h e) d -> n d h e". A row without a vlx name is for what may be in a file or
+not and holds no weights: it is neither read nor written.
 """
 
 import functools
@@ -31,7 +32,9 @@ WORKERS = min(4, os.cpu_count() or 1)  # tensors that are read at a time
 
 class Row(NamedTuple):
   public: str  # as in the public file: "encoder.layer.{layer}.output.dense.weight"
-  name: str | tuple[str, ...] | None  # the variable's path, or several: "params/encoder/blocks/mlp/fc2/kernel"
+  name: (
+    str | tuple[str, ...] | None
+  )  # the variable's path, or several: "params/encoder/blocks/mlp/fc2/kernel"
   pattern: Pattern = AS_IT_IS
 
 
@@ -45,7 +48,9 @@ class Layout(NamedTuple):
 
 
 class _Piece(NamedTuple):
-  """One public tensor, and where it goes: a variable, or a layer of one; of several where it holds several."""
+  """One public tensor, and where it goes: a variable, or a layer of one; of several where it
+  holds several.
+  """
 
   public: str
   layer: int | None
@@ -56,49 +61,58 @@ def public_shapes(rows: Sequence[Row], variables: Any) -> dict[str, tuple[int, .
   """Names and shapes of the public tensors for variables (or their shapes)."""
   shapes = {name: leaf.shape for name, leaf in flatten(variables).items()}
   return {
-      piece.public: piece.shape for row in _kept(rows) for piece in _pieces(row, shapes[_paths(row)[0]])
+    piece.public: piece.shape
+    for row in _kept(rows)
+    for piece in _pieces(row, shapes[_paths(row)[0]])
   }
 
 
 def read(
-    rows: Sequence[Row],
-    variables: Any,
-    shapes: Mapping[str, tuple[int, ...]],
-    fetch: Callable[[str], np.ndarray],
-    *,
-    aliases: Sequence[tuple[str, str]] = (),
-    copies: Mapping[str, str] = {},
-    wanted: Mapping[str, Any] | None = None,
-    place: Callable[[str, np.ndarray], Any] = lambda name, array: jax.device_put(array),
+  rows: Sequence[Row],
+  variables: Any,
+  shapes: Mapping[str, tuple[int, ...]],
+  fetch: Callable[[str], np.ndarray],
+  *,
+  aliases: Sequence[tuple[str, str]] = (),
+  copies: Mapping[str, str] = {},
+  wanted: Mapping[str, Any] | None = None,
+  place: Callable[[str, np.ndarray], Any] = lambda name, array: jax.device_put(array),
 ) -> dict[str, Any]:
   """Name → array of the variables that a public checkpoint holds.
 
-  Everything is checked before the first tensor is read. Then each variable is allocated once, filled from the
-  public tensors, `WORKERS` at a time, and placed; at most two are held that are not yet placed.
+  Everything is checked before the first tensor is read. Then each variable is allocated once,
+  filled from the public tensors, `WORKERS` at a time, and placed; at most two are held that are not
+  yet placed.
 
   Args:
     rows: the table.
-    variables: the tree of all of them, of `jax.ShapeDtypeStruct` or arrays: names, shapes and types.
+    variables: the tree of all of them, of `jax.ShapeDtypeStruct` or arrays: names, shapes and
+      types.
     shapes: of the tensors in the public file, by name.
     fetch: reads one of them.
     aliases: (pattern, replacement) by `re.sub`, from older public names to those of the table.
-    copies: public names that a file may hold besides, each equal to the tensor of another: tied weights.
+    copies: public names that a file may hold besides, each equal to the tensor of another: tied
+      weights.
     wanted: those to read, with the types they are to have; all, as in `variables`, where None.
-    place: puts a variable, given its name and the whole of it, where it belongs (its device and sharding). The
-      array is given away: nobody writes to it again.
+    place: puts a variable, given its name and the whole of it, where it belongs (its device and
+      sharding). The array is given away: nobody writes to it again.
 
   Raises:
-    UserError: with a line for every tensor that is missing, surplus, or of another shape, under both its
-      names; for a copy that is not equal to its original.
+    UserError: with a line for every tensor that is missing, surplus, or of another shape, under
+      both its names; for a copy that is not equal to its original.
   """
   found = {renamed(public, aliases): public for public in shapes}
   known = flatten(variables)
   wanted = known if wanted is None else wanted
-  if problems := _problems(rows, known, {n: tuple(shapes[found[n]]) for n in found if n not in copies}):
+  if problems := _problems(
+    rows, known, {n: tuple(shapes[found[n]]) for n in found if n not in copies}
+  ):
     raise UserError("the checkpoint does not fit:\n" + "\n".join(f"  {p}" for p in problems))
   for copy, original in copies.items():
     if copy in found and not np.array_equal(fetch(found[copy]), fetch(found[original])):
-      raise UserError(f"{found[copy]} differs from {found[original]}, and this model has one array for both")
+      raise UserError(
+        f"{found[copy]} differs from {found[original]}, and this model has one array for both"
+      )
 
   def fill(row, arrays, piece):
     parts = _applied(row.pattern, fetch(found[piece.public]))
@@ -110,13 +124,18 @@ def read(
   def finish(paths, arrays, filling):
     for piece in filling:
       piece.result()
-    placed.update({path: place(path, array) for path, array in zip(paths, arrays) if path in wanted})
+    placed.update(
+      {path: place(path, array) for path, array in zip(paths, arrays) if path in wanted}
+    )
 
   with futures.ThreadPoolExecutor(WORKERS) as pool:
-    # The largest tensors first, while little else is held; a row is begun before the last is done, that no worker waits.
+    # The largest tensors first, while little else is held; a row is begun before the last is done,
+    # that no worker waits.
     begun = None
     asked = [row for row in _kept(rows) if any(path in wanted for path in _paths(row))]
-    for row in sorted(asked, key=lambda row: -math.prod(_pieces(row, known[_paths(row)[0]].shape)[0].shape)):
+    for row in sorted(
+      asked, key=lambda row: -math.prod(_pieces(row, known[_paths(row)[0]].shape)[0].shape)
+    ):
       paths = _paths(row)
       arrays = [_aligned(known[path].shape, wanted.get(path, known[path]).dtype) for path in paths]
       filling = [pool.submit(fill, row, arrays, piece) for piece in _pieces(row, arrays[0].shape)]
@@ -144,8 +163,9 @@ def _problems(rows, wanted, shapes) -> list[str]:
   """What keeps tensors of these shapes from being the variables wanted, a line each."""
   kept = {path: row for row in _kept(rows) for path in _paths(row)}
   problems = [
-      f"the table has {row.public} for {name}, which the model lacks"
-      for name, row in kept.items() if name not in wanted
+    f"the table has {row.public} for {name}, which the model lacks"
+    for name, row in kept.items()
+    if name not in wanted
   ]
   problems += [f"the table has nothing for {name}" for name in wanted if name not in kept]
   known = set()
@@ -157,10 +177,14 @@ def _problems(rows, wanted, shapes) -> list[str]:
       if public not in shapes:
         problems.append(f"missing: {public} {list(shape)} for {where}")
       elif shapes[public] != shape:
-        problems.append(f"misshapen: {public} is {list(shapes[public])}, not {list(shape)}, for {where}")
+        problems.append(
+          f"misshapen: {public} is {list(shapes[public])}, not {list(shape)}, for {where}"
+        )
   names_of = {row.public: _named(row) for row in rows}
   for public in shapes.keys() - known:
-    name = names_of.get(public, names_of.get(re.sub(r"(?<=[._])\d+(?=[./])", "{layer}", public, count=1)))
+    name = names_of.get(
+      public, names_of.get(re.sub(r"(?<=[._])\d+(?=[./])", "{layer}", public, count=1))
+    )
     if name != "":
       why = f"a layer that {name} lacks" if name else "which the model has no place for"
       problems.append(f"surplus: {public} {list(shapes[public])}, {why}")
@@ -232,9 +256,10 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 def _copy(target: np.ndarray, source: np.ndarray) -> None:
   """target[0] = source, for a target in the order of memory and a source in any.
 
-  Across the order of memory each element of a row of the target comes from a cache line of its own, and where the
-  stride has a large power of two in it those lines have the same few places in the cache. So strips of the source
-  go through room that stays in the cache, where the stride is another.
+  Across the order of memory each element of a row of the target comes from a cache line of its own,
+  and where the stride has a large power of two in it those lines have the same few places in the
+  cache. So strips of the source go through room that stays in the cache, where the stride is
+  another.
   """
   axes: list[tuple[int, int]] = []  # (size, stride) of the source, those joined that lie as one
   for size, stride in zip(source.shape, source.strides):
@@ -244,12 +269,16 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
   shape, strides = zip(*axes) if axes else ((), ())
   source = np.lib.stride_tricks.as_strided(source, shape, strides)
   target = target.reshape(shape)
-  column = source.itemsize + sum((n - 1) * stride for n, stride in zip(shape[:-1], strides[:-1]))  # its bytes, or more
+  column = source.itemsize + sum(
+    (n - 1) * stride for n, stride in zip(shape[:-1], strides[:-1])
+  )  # its bytes, or more
   if len(axes) < 2 or not source.size or strides[-1] < column:
     target[...] = source
     return
   line = 64
-  width = 6 * line // source.itemsize  # in all the best of 1 to 16, over kernels of 768 to 30,522 rows
+  width = (
+    6 * line // source.itemsize
+  )  # in all the best of 1 to 16, over kernels of 768 to 30,522 rows
   room = np.empty((width, column + line), np.uint8)
   for start in range(0, shape[-1], width):
     part = source[..., start : start + width]

@@ -13,28 +13,37 @@ def convolution(public: str, ours: str, *, bias: bool = False) -> list[Row]:
 
 def dense(public: str, ours: str, pattern: Pattern = ("o i -> i o", {})) -> list[Row]:
   return [
-      Row(f"{public}.weight", f"params/{ours}/kernel", pattern),
-      Row(f"{public}.bias", f"params/{ours}/bias"),
+    Row(f"{public}.weight", f"params/{ours}/kernel", pattern),
+    Row(f"{public}.bias", f"params/{ours}/bias"),
   ]
 
 
 def batch_norm(public: str, ours: str) -> list[Row]:
   return [
-      Row(f"{public}.weight", f"params/{ours}/scale"),
-      Row(f"{public}.bias", f"params/{ours}/bias"),
-      Row(f"{public}.running_mean", f"state/batch_stats/{ours}/mean"),
-      Row(f"{public}.running_var", f"state/batch_stats/{ours}/var"),
-      Row(f"{public}.num_batches_tracked", None),  # counts what torch's momentum does not use
+    Row(f"{public}.weight", f"params/{ours}/scale"),
+    Row(f"{public}.bias", f"params/{ours}/bias"),
+    Row(f"{public}.running_mean", f"state/batch_stats/{ours}/mean"),
+    Row(f"{public}.running_var", f"state/batch_stats/{ours}/var"),
+    Row(f"{public}.num_batches_tracked", None),  # counts what torch's momentum does not use
   ]
 
 
 def layer_norm(public: str, ours: str) -> list[Row]:
-  return [Row(f"{public}.weight", f"params/{ours}/scale"), Row(f"{public}.bias", f"params/{ours}/bias")]
+  return [
+    Row(f"{public}.weight", f"params/{ours}/scale"),
+    Row(f"{public}.bias", f"params/{ours}/bias"),
+  ]
 
 
 def transformer_block(
-    public: str, ours: str, num_heads: int, *, norms: tuple[str, str], attention: tuple[str, ...], out: str,
-    mlp: tuple[str, str],
+  public: str,
+  ours: str,
+  num_heads: int,
+  *,
+  norms: tuple[str, str],
+  attention: tuple[str, ...],
+  out: str,
+  mlp: tuple[str, str],
 ) -> list[Row]:
   """Of `vlx.models.layers.transformer.Block`.
 
@@ -43,7 +52,8 @@ def transformer_block(
     ours: the path of the block, below "params".
     num_heads: of the attention.
     norms: public names of the norms of attention and MLP.
-    attention: public names of queries, keys and values up to "weight", or one, of a tensor of all three.
+    attention: public names of queries, keys and values up to "weight", or one, of a tensor of all
+      three.
     out: public name of the attention's output.
     mlp: public names of the two dense layers.
   """
@@ -52,14 +62,14 @@ def transformer_block(
   if len(attention) == 1:
     start, fused = f"{public}.{attention[0]}", {"n": 3, **heads}
     rows += [
-        Row(f"{start}weight", tuple(f"{x}/kernel" for x in qkv), ("(n h e) d -> n d h e", fused)),
-        Row(f"{start}bias", tuple(f"{x}/bias" for x in qkv), ("(n h e) -> n h e", fused)),
+      Row(f"{start}weight", tuple(f"{x}/kernel" for x in qkv), ("(n h e) d -> n d h e", fused)),
+      Row(f"{start}bias", tuple(f"{x}/bias" for x in qkv), ("(n h e) -> n h e", fused)),
     ]
   else:
     for theirs, name in zip(attention, qkv, strict=True):
       rows += [
-          Row(f"{public}.{theirs}weight", f"{name}/kernel", ("(h e) d -> d h e", heads)),
-          Row(f"{public}.{theirs}bias", f"{name}/bias", ("(h e) -> h e", heads)),
+        Row(f"{public}.{theirs}weight", f"{name}/kernel", ("(h e) d -> d h e", heads)),
+        Row(f"{public}.{theirs}bias", f"{name}/bias", ("(h e) -> h e", heads)),
       ]
   rows += dense(f"{public}.{out}", f"{ours}/attention/out", ("d (h e) -> h e d", heads))
   for theirs, name in zip((*norms, *mlp), ("attention_norm", "mlp_norm", "mlp/fc1", "mlp/fc2")):

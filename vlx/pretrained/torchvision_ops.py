@@ -1,10 +1,15 @@
-"""What torchvision's classifiers were measured with: its preset `ImageClassification`, as a preprocessing string."""
+"""What torchvision's classifiers were measured with: its preset `ImageClassification`, as a
+preprocessing string.
+"""
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation
 
 
 def torchvision_ops(
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5), std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+  mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+  std: tuple[float, float, float] = (0.5, 0.5, 0.5),
 ) -> str:
-  """Those of its first weights (`IMAGENET1K_V1`); for the second it takes a larger shorter side, by model."""
+  """Those of its first weights (`IMAGENET1K_V1`); for the second it takes a larger shorter side,
+  by model.
+  """
   return f"decode|resize_small(256, method='bilinear')|central_crop(224, half='even')|normalize({mean}, {std})"

@@ -13,7 +13,8 @@ from vlx.pretrained.torchvision_ops import IMAGENET, torchvision_ops
 def rows(convolutions: tuple[int, ...]) -> list[Row]:
   """Of `VGG(VGGTower(convolutions), …)`.
 
-  vgg16_features-amdegroot.pth has the same names, but what it holds for the classifier means nothing.
+  vgg16_features-amdegroot.pth has the same names, but what it holds for the classifier means
+  nothing.
   """
   out, index = [], 0
   for stage, count in enumerate(convolutions, 1):
@@ -23,17 +24,20 @@ def rows(convolutions: tuple[int, ...]) -> list[Row]:
     index += 1  # a pooling
   height, width = GRID
   return out + [
-      *dense("classifier.0", "fc6", ("o (c h w) -> (h w c) o", {"h": height, "w": width})),
-      *dense("classifier.3", "fc7"),
-      *dense("classifier.6", "head"),
+    *dense("classifier.0", "fc6", ("o (c h w) -> (h w c) o", {"h": height, "w": width})),
+    *dense("classifier.3", "fc7"),
+    *dense("classifier.6", "head"),
   ]
 
 
 def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
-  """Of one of torchvision's files (without batch normalisation), by its names; None for another's."""
+  """Of one of torchvision's files (without batch normalisation), by its names; None for
+  another's.
+  """
   kernels = {
-      int(match[1]): shape for name, shape in shapes.items()
-      if (match := re.fullmatch(r"features\.(\d+)\.weight", name))
+    int(match[1]): shape
+    for name, shape in shapes.items()
+    if (match := re.fullmatch(r"features\.(\d+)\.weight", name))
   }
   if not kernels or any(name.endswith("running_mean") for name in shapes):
     return None

@@ -1,13 +1,15 @@
-"""Names of ViT's public files: Hugging Face's `ViTForImageClassification`, timm's `vit_*`, vit_jax's npz.
+"""Names of ViT's public files: Hugging Face's `ViTForImageClassification`, timm's `vit_*`,
+vit_jax's npz.
 
 One network, three dialects of its constants: Hugging Face (erf GELU, ε = 1e-12, cubic resampling of
-positions), timm (erf GELU, ε = 1e-6), and the paper's own code (tanh GELU, ε = 1e-6, linear resampling).
+positions), timm (erf GELU, ε = 1e-6), and the paper's own code (tanh GELU, ε = 1e-6, linear
+resampling).
 """
 
 import math
 from collections.abc import Mapping
 
-from vlx.models.vision.vit import ViT, VisionTransformer
+from vlx.models.vision.vit import VisionTransformer, ViT
 from vlx.pretrained import fields, preprocessor
 from vlx.pretrained.tables import Layout, Row, renamed
 from vlx.pretrained.torch_rows import convolution, dense, layer_norm, transformer_block
@@ -16,11 +18,11 @@ _BLOCKS = "tower/transformer/blocks"
 
 # The paper's files and those of "How to train your ViT?" (2022) count a block's modules together.
 NPZ_ALIASES = (
-    (r"^params/", ""),
-    (r"^pos_embedding$", "Transformer/posembed_input/pos_embedding"),  # big_vision
-    (r"MultiHeadDotProductAttention_1/", "MultiHeadDotProductAttention_0/"),
-    (r"LayerNorm_2/", "LayerNorm_1/"),
-    (r"MlpBlock_3/", "MlpBlock_0/"),
+  (r"^params/", ""),
+  (r"^pos_embedding$", "Transformer/posembed_input/pos_embedding"),  # big_vision
+  (r"MultiHeadDotProductAttention_1/", "MultiHeadDotProductAttention_0/"),
+  (r"LayerNorm_2/", "LayerNorm_1/"),
+  (r"MlpBlock_3/", "MlpBlock_0/"),
 )
 
 # Widths whose heads are not of 64: Table 1 (H), Zhai et al., 2022, Table 2 (g, G).
@@ -35,30 +37,39 @@ def num_heads(width: int) -> int:
 def hugging_face_rows(num_heads: int) -> list[Row]:
   embeddings = "vit.embeddings"
   return [
-      Row(f"{embeddings}.cls_token", "params/tower/cls"),
-      Row(f"{embeddings}.position_embeddings", "params/tower/position_embedding"),
-      *convolution(f"{embeddings}.patch_embeddings.projection", "tower/patch_embedding", bias=True),
-      *transformer_block(
-          "vit.encoder.layer.{layer}", _BLOCKS, num_heads, norms=("layernorm_before", "layernorm_after"),
-          attention=tuple(f"attention.attention.{x}." for x in ("query", "key", "value")),
-          out="attention.output.dense", mlp=("intermediate.dense", "output.dense"),
-      ),
-      *layer_norm("vit.layernorm", "tower/final_norm"),
-      *dense("classifier", "head"),
+    Row(f"{embeddings}.cls_token", "params/tower/cls"),
+    Row(f"{embeddings}.position_embeddings", "params/tower/position_embedding"),
+    *convolution(f"{embeddings}.patch_embeddings.projection", "tower/patch_embedding", bias=True),
+    *transformer_block(
+      "vit.encoder.layer.{layer}",
+      _BLOCKS,
+      num_heads,
+      norms=("layernorm_before", "layernorm_after"),
+      attention=tuple(f"attention.attention.{x}." for x in ("query", "key", "value")),
+      out="attention.output.dense",
+      mlp=("intermediate.dense", "output.dense"),
+    ),
+    *layer_norm("vit.layernorm", "tower/final_norm"),
+    *dense("classifier", "head"),
   ]
 
 
 def timm_rows(num_heads: int) -> list[Row]:
   return [
-      Row("cls_token", "params/tower/cls"),
-      Row("pos_embed", "params/tower/position_embedding"),
-      *convolution("patch_embed.proj", "tower/patch_embedding", bias=True),
-      *transformer_block(
-          "blocks.{layer}", _BLOCKS, num_heads, norms=("norm1", "norm2"), attention=("attn.qkv.",),
-          out="attn.proj", mlp=("mlp.fc1", "mlp.fc2"),
-      ),
-      *layer_norm("norm", "tower/final_norm"),
-      *dense("head", "head"),
+    Row("cls_token", "params/tower/cls"),
+    Row("pos_embed", "params/tower/position_embedding"),
+    *convolution("patch_embed.proj", "tower/patch_embedding", bias=True),
+    *transformer_block(
+      "blocks.{layer}",
+      _BLOCKS,
+      num_heads,
+      norms=("norm1", "norm2"),
+      attention=("attn.qkv.",),
+      out="attn.proj",
+      mlp=("mlp.fc1", "mlp.fc2"),
+    ),
+    *layer_norm("norm", "tower/final_norm"),
+    *dense("head", "head"),
   ]
 
 
@@ -67,15 +78,15 @@ def npz_rows(*, cls: bool = True, pre_logits: bool = False, scanned: bool = Fals
   block = "Transformer/encoderblock" + ("" if scanned else "_{layer}")
   attention, mlp = f"{block}/MultiHeadDotProductAttention_0", f"{block}/MlpBlock_0"
   pairs = {
-      "embedding": "tower/patch_embedding",
-      f"{block}/LayerNorm_0": f"{_BLOCKS}/attention_norm",
-      **{f"{attention}/{x}": f"{_BLOCKS}/attention/{x}" for x in ("query", "key", "value", "out")},
-      f"{block}/LayerNorm_1": f"{_BLOCKS}/mlp_norm",
-      f"{mlp}/Dense_0": f"{_BLOCKS}/mlp/fc1",
-      f"{mlp}/Dense_1": f"{_BLOCKS}/mlp/fc2",
-      "Transformer/encoder_norm": "tower/final_norm",
-      **({"pre_logits": "pre_logits"} if pre_logits else {}),
-      "head": "head",
+    "embedding": "tower/patch_embedding",
+    f"{block}/LayerNorm_0": f"{_BLOCKS}/attention_norm",
+    **{f"{attention}/{x}": f"{_BLOCKS}/attention/{x}" for x in ("query", "key", "value", "out")},
+    f"{block}/LayerNorm_1": f"{_BLOCKS}/mlp_norm",
+    f"{mlp}/Dense_0": f"{_BLOCKS}/mlp/fc1",
+    f"{mlp}/Dense_1": f"{_BLOCKS}/mlp/fc2",
+    "Transformer/encoder_norm": "tower/final_norm",
+    **({"pre_logits": "pre_logits"} if pre_logits else {}),
+    "head": "head",
   }
   rows = [Row("cls", "params/tower/cls")] if cls else []
   rows += [Row("Transformer/posembed_input/pos_embedding", "params/tower/position_embedding")]
@@ -94,11 +105,15 @@ def from_hugging_face(config: Mapping) -> Layout:
   image_size, patch_size = fields.whole(config, "image_size"), fields.whole(config, "patch_size")
   fields.divides(config, "image_size", image_size, "patch_size", patch_size)
   tower = VisionTransformer(
-      image_size=image_size, patch_size=patch_size, width=width,
-      depth=fields.whole(config, "num_hidden_layers"), num_heads=heads,
-      mlp_dim=fields.whole(config, "intermediate_size"), resampling="cubic",
-      activation=fields.one_of(config, "hidden_act", fields.ACTIVATIONS),
-      layer_norm_epsilon=fields.positive(config, "layer_norm_eps"),
+    image_size=image_size,
+    patch_size=patch_size,
+    width=width,
+    depth=fields.whole(config, "num_hidden_layers"),
+    num_heads=heads,
+    mlp_dim=fields.whole(config, "intermediate_size"),
+    resampling="cubic",
+    activation=fields.one_of(config, "hidden_act", fields.ACTIVATIONS),
+    layer_norm_epsilon=fields.positive(config, "layer_norm_eps"),
   )
   # A classifier of two is Hugging Face's default, which its files leave out.
   classes = len(config.get("id2label") or ()) or fields.whole(config, "num_labels", 2)
@@ -108,21 +123,34 @@ def from_hugging_face(config: Mapping) -> Layout:
 def to_hugging_face(system: ViT) -> tuple[dict, Layout]:
   """(config.json, Layout) of `ViTForImageClassification`."""
   tower, what = system.tower, "Hugging Face's ViT"
-  fields.exportable(what, tower, pool="cls", stem=(), patch_bias=True, pre_norm=False, cls_position=True)
+  fields.exportable(
+    what, tower, pool="cls", stem=(), patch_bias=True, pre_norm=False, cls_position=True
+  )
   fields.exportable(what, system, representation_size=0)
   labels = {i: f"LABEL_{i}" for i in range(system.num_classes)}
   config = dict(
-      architectures=["ViTForImageClassification"], model_type="vit", num_channels=3, qkv_bias=True,
-      hidden_size=tower.width, num_hidden_layers=tower.depth, num_attention_heads=tower.num_heads,
-      intermediate_size=tower.mlp_dim, image_size=tower.image_size, patch_size=tower.patch_size,
-      hidden_act=fields.public_activation(tower.activation), layer_norm_eps=tower.layer_norm_epsilon,
-      id2label={str(i): label for i, label in labels.items()}, label2id={v: i for i, v in labels.items()},
+    architectures=["ViTForImageClassification"],
+    model_type="vit",
+    num_channels=3,
+    qkv_bias=True,
+    hidden_size=tower.width,
+    num_hidden_layers=tower.depth,
+    num_attention_heads=tower.num_heads,
+    intermediate_size=tower.mlp_dim,
+    image_size=tower.image_size,
+    patch_size=tower.patch_size,
+    hidden_act=fields.public_activation(tower.activation),
+    layer_norm_eps=tower.layer_norm_epsilon,
+    id2label={str(i): label for i, label in labels.items()},
+    label2id={v: i for i, v in labels.items()},
   )
   return config, Layout(system, hugging_face_rows(tower.num_heads))
 
 
 def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
-  """Of timm's `vit_*`, or of vit_jax's and big_vision's npz, by their names; None for what is neither."""
+  """Of timm's `vit_*`, or of vit_jax's and big_vision's npz, by their names; None for what is
+  neither.
+  """
   if {"cls_token", "pos_embed", "blocks.0.attn.qkv.weight", "head.weight"} <= shapes.keys():
     return _timm(shapes)
   found = {renamed(name, NPZ_ALIASES): shape for name, shape in shapes.items()}
@@ -134,10 +162,14 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
 def _timm(shapes) -> Layout:
   width, _, patch_size, _ = fields.shape(shapes, "patch_embed.proj.weight", 4)
   tower = VisionTransformer(
-      image_size=math.isqrt(fields.shape(shapes, "pos_embed", 3)[1] - 1) * patch_size, patch_size=patch_size,
-      width=width, depth=fields.count(shapes, r"blocks\.(\d+)\."), num_heads=num_heads(width),
-      mlp_dim=fields.shape(shapes, "blocks.0.mlp.fc1.weight", 2)[0], activation="gelu",
-      layer_norm_epsilon=1e-6,
+    image_size=math.isqrt(fields.shape(shapes, "pos_embed", 3)[1] - 1) * patch_size,
+    patch_size=patch_size,
+    width=width,
+    depth=fields.count(shapes, r"blocks\.(\d+)\."),
+    num_heads=num_heads(width),
+    mlp_dim=fields.shape(shapes, "blocks.0.mlp.fc1.weight", 2)[0],
+    activation="gelu",
+    layer_norm_epsilon=1e-6,
   )
   return Layout(ViT(tower, shapes["head.weight"][0]), timm_rows(tower.num_heads))
 
@@ -152,10 +184,16 @@ def _npz(shapes) -> Layout:
   fc1 = fields.shape(shapes, f"{block}/MlpBlock_0/Dense_0/bias", 1 + scanned)
   pre_logits = shapes.get("pre_logits/bias", (0,))[0]
   tower = VisionTransformer(
-      image_size=grid * patch_size, patch_size=patch_size, width=width,
-      depth=query[0] if scanned else fields.count(shapes, r"Transformer/encoderblock_(\d+)/"),
-      num_heads=query[-2], mlp_dim=fc1[-1], pool="cls" if cls else "mean",
-      cls_position=positions != grid**2, activation="gelu_tanh", layer_norm_epsilon=1e-6,
+    image_size=grid * patch_size,
+    patch_size=patch_size,
+    width=width,
+    depth=query[0] if scanned else fields.count(shapes, r"Transformer/encoderblock_(\d+)/"),
+    num_heads=query[-2],
+    mlp_dim=fc1[-1],
+    pool="cls" if cls else "mean",
+    cls_position=positions != grid**2,
+    activation="gelu_tanh",
+    layer_norm_epsilon=1e-6,
   )
   rows = npz_rows(cls=cls, pre_logits=bool(pre_logits), scanned=scanned)
   return Layout(ViT(tower, shapes["head/kernel"][1], pre_logits), rows, NPZ_ALIASES)
@@ -166,7 +204,9 @@ _PREPROCESSOR = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3, resample=2)
 
 
 def preprocess(system: ViT, config: Mapping | None = None) -> str:
-  """The ops on images that a `preprocessor_config.json` asks for; ViTImageProcessor's without one."""
+  """The ops on images that a `preprocessor_config.json` asks for; ViTImageProcessor's without
+  one.
+  """
   size = system.tower.image_size
   defaults = {**_PREPROCESSOR, "size": {"height": size, "width": size}}
   return preprocessor.image_ops({**defaults, **(config or {})})

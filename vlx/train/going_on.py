@@ -4,7 +4,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-
 from vlx.core import config as configs
 from vlx.core import distributed
 from vlx.core.config import ConfigDict, Kept
@@ -12,16 +11,23 @@ from vlx.core.errors import UserError
 
 # By their dotted names, sections or values.
 FREE = (
-    "mesh", "partition", "log_every", "checkpoint", "evaluators", "baselines", "data.image_transform",
-    "data.workers", "data.threads", "data.prefetch", "data.max_bad_records",
+  "mesh",
+  "partition",
+  "log_every",
+  "checkpoint",
+  "evaluators",
+  "baselines",
+  "data.image_transform",
+  "data.workers",
+  "data.threads",
+  "data.prefetch",
+  "data.max_bad_records",
 )
 # Schedules that do not know how many steps the run has.
 ENDLESS = ("constant", "step")
 
 
-def config(
-    kept: Kept, requested: ConfigDict, workdir: pathlib.Path
-) -> ConfigDict:
+def config(kept: Kept, requested: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
   """The resolved config with which a folder's run goes on; no source is opened again.
 
   Args:
@@ -33,23 +39,28 @@ def config(
     UserError: where the mathematics would be another; every difference is named.
   """
   ours, theirs = (ConfigDict(c.to_dict()) for c in (_plain(requested), kept.requested))
-  # A folder of schema 1 does not say in today's words how its parameters learn and where they started.
+  # A folder of schema 1 does not say in today's words how its parameters learn and where they
+  # started.
   free = (*FREE, "optim.rules", "init") if kept.schema == 1 else FREE
   if ours.optim.decay_steps or ours.optim.schedule in ENDLESS:
     free = (*free, "steps")
   lines = configs.differences(_without(theirs.to_dict(), free), _without(ours.to_dict(), free))
   if lines:
     hint = (
-        "; steps may change where optim.decay_steps was given" if any(s.startswith("steps:") for s in lines) else ""
+      "; steps may change where optim.decay_steps was given"
+      if any(s.startswith("steps:") for s in lines)
+      else ""
     )
     raise UserError(
-        f"{workdir} holds a run with another config ({'; '.join(lines)}{hint}); name another --workdir, or remove"
-        " this one"
+      f"{workdir} holds a run with another config ({'; '.join(lines)}{hint}); name another --workdir, or remove"
+      " this one"
     )
   resolved = ConfigDict(kept.resolved.to_dict())
   for name in free:
     section, _, field = name.rpartition(".")
-    (resolved[section] if section else resolved)[field] = (ours[section] if section else ours)[field]
+    (resolved[section] if section else resolved)[field] = (ours[section] if section else ours)[
+      field
+    ]
   return resolved.lock()
 
 
@@ -66,6 +77,7 @@ def _plain(config: ConfigDict) -> ConfigDict:
 
 def _without(config: Mapping[str, Any], names: tuple[str, ...], where: str = "") -> dict[str, Any]:
   return {
-      k: _without(v, names, f"{where}{k}.") if isinstance(v, Mapping) else v
-      for k, v in config.items() if f"{where}{k}" not in names
+    k: _without(v, names, f"{where}{k}.") if isinstance(v, Mapping) else v
+    for k, v in config.items()
+    if f"{where}{k}" not in names
   }

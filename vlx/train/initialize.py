@@ -1,13 +1,16 @@
-"""Where a run's variables come from before its first step: drawn, or taken from runs and public checkpoints.
+"""Where a run's variables come from before its first step: drawn, or taken from runs and public
+checkpoints.
 
 `config.init` is a list of entries, later ones over earlier ones:
 
-  dict(source="runs/objects", take="tower", put="encoder/backbone", without=("head/.*",), layers=(0, 6))
+  dict(source="runs/objects", take="tower", put="encoder/backbone", without=("head/.*",), layers=(0,
+  6))
 
-What stands below the path `take` in the source, "" being all, is put below the path `put` here: parameters and batch
-statistics. `without` are patterns of paths, behind `take` or `put`, that are not filled; all else must fit. `layers` takes
-some of a scanned stack. A source is a run's folder, a public checkpoint (`vlx.pretrained`), or a `.npy` file, whose array
-becomes the one parameter `put`. A part with a `source` is an entry that puts all of it below the part.
+What stands below the path `take` in the source, "" being all, is put below the path `put` here:
+parameters and batch statistics. `without` are patterns of paths, behind `take` or `put`, that are
+not filled; all else must fit. `layers` takes some of a scanned stack. A source is a run's folder, a
+public checkpoint (`vlx.pretrained`), or a `.npy` file, whose array becomes the one parameter `put`.
+A part with a `source` is an entry that puts all of it below the part.
 
 Each tensor goes straight to its shards. Position tables of another grid are resampled.
 """
@@ -23,9 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlx import pretrained
-from vlx.core.config import ConfigDict
 from vlx.core import config as configs
 from vlx.core import system as systems
+from vlx.core.config import ConfigDict
 from vlx.core.errors import UserError
 from vlx.core.system import System, flatten, split_state
 from vlx.models.layers.position import resample_positions
@@ -67,7 +70,9 @@ def entries(config: ConfigDict) -> list[dict[str, Any]]:
   for entry in config.init:
     entry = dict(entry)
     if unknown := sorted(set(entry) - {"source", *ENTRY}):
-      raise UserError(f"no field {unknown[0]!r} in config.init: {configs.nearest(unknown[0], ['source', *ENTRY])}")
+      raise UserError(
+        f"no field {unknown[0]!r} in config.init: {configs.nearest(unknown[0], ['source', *ENTRY])}"
+      )
     if "source" not in entry:
       raise UserError(f"config.init: {entry} has no source")
     found.append({**ENTRY, **entry})
@@ -92,9 +97,10 @@ class _Filling(NamedTuple):
 
 
 def variables(
-    system: System, config: ConfigDict, wanted: Mapping[str, jax.ShapeDtypeStruct], rng: jax.Array
+  system: System, config: ConfigDict, wanted: Mapping[str, jax.ShapeDtypeStruct], rng: jax.Array
 ) -> dict[str, jax.Array]:
-  """Name → array of all variables, each where it lives; where two are one tensor of a source, one array.
+  """Name → array of all variables, each where it lives; where two are one tensor of a source, one
+  array.
 
   Args:
     system: whose variables they are.
@@ -136,7 +142,10 @@ def _open(spec: str) -> Checkpoint:
 
 
 def _fit(
-    entry: Mapping[str, Any], source: Checkpoint, system: System, wanted: Mapping[str, jax.ShapeDtypeStruct]
+  entry: Mapping[str, Any],
+  source: Checkpoint,
+  system: System,
+  wanted: Mapping[str, jax.ShapeDtypeStruct],
 ) -> dict[str, _Filling]:
   """Variable → where it comes from, for one entry."""
   spec, without, layers = entry["source"], tuple(entry["without"]), entry["layers"]
@@ -154,13 +163,15 @@ def _fit(
   if lines:
     raise UserError(f"config.init from {spec}: {'; '.join(lines)}")
   return {
-      ours[key]: _Filling(spec, name, tuple(layers) if layers and _is_scanned(name) else None)
-      for key, name in theirs.items()
+    ours[key]: _Filling(spec, name, tuple(layers) if layers and _is_scanned(name) else None)
+    for key, name in theirs.items()
   }
 
 
 class _Key(NamedTuple):
-  """What two variables must have in common to be one another's, with the path below the one that is taken or put."""
+  """What two variables must have in common to be one another's, with the path below the one that
+  is taken or put.
+  """
 
   kind: str  # "params" or "state"
   collection: str  # of `state`
@@ -168,7 +179,7 @@ class _Key(NamedTuple):
 
 
 def _below(
-    names: Mapping[str, Any], root: str, system: Any, without: tuple[str, ...]
+  names: Mapping[str, Any], root: str, system: Any, without: tuple[str, ...]
 ) -> dict[_Key, str]:
   """The names of what stands below a path."""
   found = {}
@@ -188,8 +199,14 @@ def _is_scanned(name: str) -> bool:
 
 
 def _grids(path: str, there: tuple[int, ...], here: tuple[int, ...]) -> tuple[int, int] | None:
-  """Sides of the square grids of two position tables `[1, cls + N, D]` that differ in N alone; else None."""
-  if not path.endswith("position_embedding") or len(there) != 3 or (there[0], there[2]) != (here[0], here[2]):
+  """Sides of the square grids of two position tables `[1, cls + N, D]` that differ in N alone;
+  else None.
+  """
+  if (
+    not path.endswith("position_embedding")
+    or len(there) != 3
+    or (there[0], there[2]) != (here[0], here[2])
+  ):
     return None
   for cls in (1, 0):
     sides = tuple(math.isqrt(shape[1] - cls) for shape in (there, here))
@@ -198,7 +215,9 @@ def _grids(path: str, there: tuple[int, ...], here: tuple[int, ...]) -> tuple[in
   return None
 
 
-def _draw(system: System, wanted: Mapping[str, jax.ShapeDtypeStruct], rng: jax.Array) -> dict[str, jax.Array]:
+def _draw(
+  system: System, wanted: Mapping[str, jax.ShapeDtypeStruct], rng: jax.Array
+) -> dict[str, jax.Array]:
   """Fresh variables of these names; the program makes no others."""
   if not wanted:
     return {}
@@ -211,9 +230,11 @@ def _draw(system: System, wanted: Mapping[str, jax.ShapeDtypeStruct], rng: jax.A
 
 
 def _fill(
-    source: Checkpoint, fillings: Mapping[str, _Filling], wanted: Mapping[str, jax.ShapeDtypeStruct]
+  source: Checkpoint, fillings: Mapping[str, _Filling], wanted: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array]:
-  """Name → array of the variables that a source fills; tensors that several are filled from are read once."""
+  """Name → array of the variables that a source fills; tensors that several are filled from are
+  read once.
+  """
   groups: dict[tuple, list[str]] = {}
   for name, filling in fillings.items():
     target = wanted[name]
@@ -228,7 +249,9 @@ def _fill(
       there = source.shapes[filling.name].shape
       # A table of another grid may not divide: it is small, and whole on every device for a moment.
       whole = there == shape or filling.layers is not None
-      asked[filling.name] = jax.ShapeDtypeStruct(there, dtype, sharding=sharding if whole else _replicated(sharding))
+      asked[filling.name] = jax.ShapeDtypeStruct(
+        there, dtype, sharding=sharding if whole else _replicated(sharding)
+      )
     found = source.read(asked)
     for (filling, _, sharding, shape), members in now.items():
       array = _adapt(filling, found.pop(filling.name), shape, sharding)
@@ -251,5 +274,7 @@ def _adapt(filling: _Filling, array: jax.Array, shape: tuple[int, ...], sharding
   grids = _grids(filling.name, array.shape, shape)
   assert grids  # `_fit` saw them
   old, new = grids
-  resample = lambda x: resample_positions(x.astype(jnp.float32), (old, old), (new, new)).astype(x.dtype)
+  resample = lambda x: resample_positions(x.astype(jnp.float32), (old, old), (new, new)).astype(
+    x.dtype
+  )
   return jax.jit(resample, out_shardings=sharding)(array)

@@ -12,8 +12,7 @@ from typing import Any
 import tensorboardX
 import tqdm
 
-from vlx.core import distributed
-from vlx.core import files
+from vlx.core import distributed, files
 
 WAITED_TOO_LONG = 0.1  # of the time, before a line says so
 
@@ -39,11 +38,14 @@ class MetricsLog:
       files.write(path, "".join(json.dumps(line) + "\n" for line in kept))
     self._file = open(path if self._writes else os.devnull, "a", encoding="utf-8")
     self._board = tensorboardX.SummaryWriter(
-        str(workdir / "tensorboard"), purge_step=start, write_to_disk=self._writes
+      str(workdir / "tensorboard"), purge_step=start, write_to_disk=self._writes
     )
     self._bar = tqdm.tqdm(
-        total=stop, initial=start, unit="step", file=sys.stdout,
-        disable=not (self._writes and sys.stdout.isatty()),
+      total=stop,
+      initial=start,
+      unit="step",
+      file=sys.stdout,
+      disable=not (self._writes and sys.stdout.isatty()),
     )
     self._examples = examples_per_step
     self._line: dict[str, float] = {}
@@ -55,7 +57,9 @@ class MetricsLog:
     self._bar.update(step - self._bar.n)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Adds values to the line of `step`; the line is written when the next one begins, or by `flush`."""
+    """Adds values to the line of `step`; the line is written when the next one begins, or by
+    `flush`.
+    """
     if self._line.get("step", step) != step:
       self.flush()
       self._line, self._begins = {}, None
@@ -65,7 +69,7 @@ class MetricsLog:
       self._board.add_scalar(name, value, step)
     if "train/loss" in values:
       self._bar.set_postfix(
-          loss=f"{values['train/loss']:.4f}", examples_per_s=f"{values['examples_per_second']:.0f}"
+        loss=f"{values['train/loss']:.4f}", examples_per_s=f"{values['examples_per_second']:.0f}"
       )
 
   def figure(self, step: int, name: str, figure: Any) -> None:
@@ -88,18 +92,20 @@ class MetricsLog:
     self._waited += seconds
 
   def speed(self, step: int) -> dict[str, float]:
-    """Examples per second since the last call, and the share of that time spent waiting for data."""
+    """Examples per second since the last call, and the share of that time spent waiting for
+    data.
+    """
     spent = time.monotonic() - self._time
     measures = {
-        "examples_per_second": (step - self._since) * self._examples / spent,
-        "data_wait": self._waited / spent,
+      "examples_per_second": (step - self._since) * self._examples / spent,
+      "data_wait": self._waited / spent,
     }
     if measures["data_wait"] > WAITED_TOO_LONG and self._since and not self._warned:
       self._warned = True
       self.say(
-          f"step {step}: {measures['data_wait']:.0%} of the time went into waiting for data"
-          f" ({self._waited / (step - self._since):.3f} s of each step); more data.workers or"
-          " data.threads, or a `cache` behind what is done once, may help"
+        f"step {step}: {measures['data_wait']:.0%} of the time went into waiting for data"
+        f" ({self._waited / (step - self._since):.3f} s of each step); more data.workers or"
+        " data.threads, or a `cache` behind what is done once, may help"
       )
     self._since, self._time, self._waited = step, time.monotonic(), 0.0
     return measures

@@ -18,7 +18,8 @@ from vlx.core import checkpoint, distributed, partition
 from vlx.core.errors import UserError
 from vlx.core.system import Variables
 from vlx.data import batches
-from vlx.train import going_on, step as steps
+from vlx.train import going_on
+from vlx.train import step as steps
 from vlx.train.logging import MetricsLog
 from vlx.train.run import Run
 from vlx.train.state import TrainState
@@ -63,10 +64,11 @@ class _Nothing:
 
 
 class _Stop:
-  """Remembers that SIGTERM or ctrl-C came; the loop ends at the next step. A second ctrl-C ends at once.
+  """Remembers that SIGTERM or ctrl-C came; the loop ends at the next step. A second ctrl-C ends at
+  once.
 
-  Of many processes any may get it. JAX's preemption service, which has SIGTERM then, tells the others, and all agree
-  on the step.
+  Of many processes any may get it. JAX's preemption service, which has SIGTERM then, tells the
+  others, and all agree on the step.
   """
 
   def __init__(self):
@@ -103,10 +105,14 @@ def _alone_in(workdir):
     with filelock.FileLock(workdir / ".lock", timeout=0):
       yield
   except filelock.Timeout as e:
-    raise UserError(f"another process trains in {workdir}; wait for its end, or name another --workdir") from e
+    raise UserError(
+      f"another process trains in {workdir}; wait for its end, or name another --workdir"
+    ) from e
 
 
-def train(run: Run, *, on_evaluate: OnEvaluate | None = None, profile: bool = False) -> dict[str, float]:
+def train(
+  run: Run, *, on_evaluate: OnEvaluate | None = None, profile: bool = False
+) -> dict[str, float]:
   """Trains to `config.steps`, going on from the folder's last checkpoint where there is one.
 
   Args:
@@ -131,7 +137,9 @@ def train(run: Run, *, on_evaluate: OnEvaluate | None = None, profile: bool = Fa
       log = MetricsLog(workdir, start, config.steps, run.streams.batch_size)
       with contextlib.closing(log):
         log.say(_greeting(run, start))
-        return _Loop(run, manager, log, stop, on_evaluate or _Nothing()).go(start, state, frozen, profile)
+        return _Loop(run, manager, log, stop, on_evaluate or _Nothing()).go(
+          start, state, frozen, profile
+        )
 
 
 def _begin(run: Run, manager) -> tuple[int, TrainState, Variables]:
@@ -143,7 +151,9 @@ def _begin(run: Run, manager) -> tuple[int, TrainState, Variables]:
     if some_frozen:
       checkpoint.save_frozen(run.workdir, frozen)
     return 0, state, frozen
-  if some_frozen and not checkpoint.has_frozen(run.workdir):  # a folder of schema 1, whose checkpoints hold it too
+  if some_frozen and not checkpoint.has_frozen(
+    run.workdir
+  ):  # a folder of schema 1, whose checkpoints hold it too
     checkpoint.save_frozen(run.workdir, run.frozen_in_checkpoint())
   return *restored, run.stored_frozen() if some_frozen else run.frozen_shapes
 
@@ -152,14 +162,19 @@ def compile_step(run: Run):
   """The jitted step: shardings from the run's rules, the old state's memory reused for the new."""
   shardings = lambda shapes: jax.tree.map(lambda s: s.sharding, shapes)
   function = steps.make(
-      run.system, run.roles, run.players, steps=run.config.steps, seed=run.config.seed,
-      accumulate=run.config.optim.accumulate,
+    run.system,
+    run.roles,
+    run.players,
+    steps=run.config.steps,
+    seed=run.config.seed,
+    accumulate=run.config.optim.accumulate,
   )
   state = shardings(run.state_shapes)
   return jax.jit(
-      function, donate_argnums=0,
-      in_shardings=(state, shardings(run.frozen_shapes), shardings(run.batch_shapes)),
-      out_shardings=(state, partition.replicated(run.mesh)),
+    function,
+    donate_argnums=0,
+    in_shardings=(state, shardings(run.frozen_shapes), shardings(run.batch_shapes)),
+    out_shardings=(state, partition.replicated(run.mesh)),
   )
 
 
@@ -190,7 +205,9 @@ class _Loop:
     pending = None
     for step in range(start, last + 1):
       stopping = self._stop.at(step) and step < last
-      evaluating = not stopping and self._evaluate.due(step, last) and (step > start or step == last)
+      evaluating = (
+        not stopping and self._evaluate.due(step, last) and (step > start or step == last)
+      )
       saving = step == last or stopping or (step > start and step % config.checkpoint.every == 0)
       saving |= evaluating and bool(config.checkpoint.best)
       if pending and (evaluating or saving):
@@ -223,7 +240,12 @@ class _Loop:
   def _data(self, start: int, last: int):
     data = self._run.config.data
     return batches.iterate(
-        self._run.batches, start, last, workers=data.workers, threads=data.threads, prefetch=data.prefetch
+      self._run.batches,
+      start,
+      last,
+      workers=data.workers,
+      threads=data.threads,
+      prefetch=data.prefetch,
     )
 
   def _next(self, data, pending: _Pending | None) -> tuple[dict[str, Any], dict[str, list[int]]]:
@@ -247,8 +269,8 @@ class _Loop:
       checkpoint.save(self._manager, step - 1, state.replace(finite=jax.numpy.array(True)))
       self._manager.wait_until_finished()
       raise FloatingPointError(
-          f"loss or gradients of step {step - 1} are not finite; the state before it is saved as"
-          f" checkpoint {step - 1}. Its examples: {pending.example_ids}"
+        f"loss or gradients of step {step - 1} are not finite; the state before it is saved as"
+        f" checkpoint {step - 1}. Its examples: {pending.example_ids}"
       )
 
   def _evaluated(self, step: int, variables: Variables) -> None:
@@ -258,7 +280,9 @@ class _Loop:
     best = self._run.config.checkpoint.best
     if best in found:
       higher = self._evaluate.is_higher_better(best)
-      checkpoint.mark_best(self._run.workdir / "checkpoints", step, best, found[best], higher=higher)
+      checkpoint.mark_best(
+        self._run.workdir / "checkpoints", step, best, found[best], higher=higher
+      )
 
   def _profile(self, done: int, state: TrainState) -> None:
     if done == PROFILED_STEPS[0]:
@@ -269,12 +293,14 @@ class _Loop:
 
 
 def _greeting(run: Run, start: int) -> str:
-  learning, frozen = (sum(x.size for x in jax.tree.leaves(s)) for s in (
-      run.state_shapes.variables["params"], run.frozen_shapes["params"]))
+  learning, frozen = (
+    sum(x.size for x in jax.tree.leaves(s))
+    for s in (run.state_shapes.variables["params"], run.frozen_shapes["params"])
+  )
   where = f"going on at step {start} of" if start else "training for"
   return (
-      f"{run.config.system.rpartition('.')[2]}, {learning + frozen:,} parameters"
-      f"{f', {frozen:,} of them frozen' if frozen else ''}, {where} {run.config.steps} steps"
-      f" of {run.streams.batch_size} on {len(run.mesh.devices.flat)} x"
-      f" {jax.devices()[0].device_kind} ({run.workdir})"
+    f"{run.config.system.rpartition('.')[2]}, {learning + frozen:,} parameters"
+    f"{f', {frozen:,} of them frozen' if frozen else ''}, {where} {run.config.steps} steps"
+    f" of {run.streams.batch_size} on {len(run.mesh.devices.flat)} x"
+    f" {jax.devices()[0].device_kind} ({run.workdir})"
   )

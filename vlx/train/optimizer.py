@@ -1,11 +1,13 @@
-"""From the config's `optim` section to what each parameter learns by, and to an optax transformation.
+"""From the config's `optim` section to what each parameter learns by, and to an optax
+transformation.
 
-`rules` are (pattern, changes) pairs; a pattern is a regular expression that must match the whole of a parameter's
-path, "image/transformer/blocks/mlp/fc1/kernel". The changes of all rules that match a parameter are merged over
-the section's defaults, field by field, a later rule over an earlier one: `dict(lr_scale=0.1)` for a tower leaves
-the zero weight decay of its biases.
+`rules` are (pattern, changes) pairs; a pattern is a regular expression that must match the whole of
+a parameter's path, "image/transformer/blocks/mlp/fc1/kernel". The changes of all rules that match a
+parameter are merged over the section's defaults, field by field, a later rule over an earlier one:
+`dict(lr_scale=0.1)` for a tower leaves the zero weight decay of its biases.
 
-A part (a system inside of the system) is frozen unless a rule names it, that is, begins with its path.
+A part (a system inside of the system) is frozen unless a rule names it, that is, begins with its
+path.
 """
 
 import dataclasses
@@ -42,7 +44,8 @@ def learning(optim: ConfigDict, params: Any, system: System) -> dict[str, Learni
     system: whose parameters they are.
 
   Raises:
-    UserError: for a pattern that no parameter matches, a field that there is not, a dtype of what learns.
+    UserError: for a pattern that no parameter matches, a field that there is not, a dtype of what
+      learns.
   """
   fields = [f.name for f in dataclasses.fields(Learning)]
   for _, changes in optim.rules:
@@ -60,7 +63,9 @@ def learning(optim: ConfigDict, params: Any, system: System) -> dict[str, Learni
     for _, changes in matching:
       one = dataclasses.replace(one, **changes)
     if one.dtype and not one.frozen:
-      raise UserError(f"optim.rules give {path} the dtype {one.dtype}, but it learns: only frozen parameters have one")
+      raise UserError(
+        f"optim.rules give {path} the dtype {one.dtype}, but it learns: only frozen parameters have one"
+      )
     found[path] = one
   if unused:
     raise UserError(f"optim.rules that match no parameter: {', '.join(map(repr, sorted(unused)))}")
@@ -70,13 +75,16 @@ def learning(optim: ConfigDict, params: Any, system: System) -> dict[str, Learni
 def _part_paths(system: System) -> list[str]:
   """Of all parts, the inner ones first."""
   return [
-      path for name, inner in parts(system).items()
-      for path in (*(f"{name}/{p}" for p in _part_paths(inner)), name)
+    path
+    for name, inner in parts(system).items()
+    for path in (*(f"{name}/{p}" for p in _part_paths(inner)), name)
   ]
 
 
 def frozen_subtrees(found: Mapping[str, Learning]) -> Frozen:
-  """The paths below which nothing learns, "encoder/backbone" as well as "encoder" where all of it is frozen."""
+  """The paths below which nothing learns, "encoder/backbone" as well as "encoder" where all of
+  it is frozen.
+  """
   learns, all_of_them = set(), set()
   for path, one in found.items():
     steps = path.split("/")
@@ -88,18 +96,19 @@ def frozen_subtrees(found: Mapping[str, Learning]) -> Frozen:
 
 
 def schedule(optim: ConfigDict, steps: int) -> optax.Schedule:
-  """Linear warmup from 0 to `lr`, then the named decay to `final_lr_ratio` · lr at `decay_steps`, else at `steps`.
+  """Linear warmup from 0 to `lr`, then the named decay to `final_lr_ratio` · lr at `decay_steps`,
+  else at `steps`.
 
   "step" multiplies by `decay_factor` every `decay_every` steps instead.
   """
   decay_steps = max((optim.decay_steps or steps) - optim.warmup_steps, 1)
   decays = {
-      "cosine": lambda: optax.cosine_decay_schedule(optim.lr, decay_steps, optim.final_lr_ratio),
-      "linear": lambda: optax.linear_schedule(optim.lr, optim.final_lr_ratio * optim.lr, decay_steps),
-      "constant": lambda: optax.constant_schedule(optim.lr),
-      "step": lambda: optax.exponential_decay(
-          optim.lr, optim.decay_every, optim.decay_factor, staircase=True
-      ),
+    "cosine": lambda: optax.cosine_decay_schedule(optim.lr, decay_steps, optim.final_lr_ratio),
+    "linear": lambda: optax.linear_schedule(optim.lr, optim.final_lr_ratio * optim.lr, decay_steps),
+    "constant": lambda: optax.constant_schedule(optim.lr),
+    "step": lambda: optax.exponential_decay(
+      optim.lr, optim.decay_every, optim.decay_factor, staircase=True
+    ),
   }
   if optim.schedule not in decays:
     raise UserError(f"no optim.schedule {optim.schedule!r}: {nearest(optim.schedule, decays)}")
@@ -107,7 +116,9 @@ def schedule(optim: ConfigDict, steps: int) -> optax.Schedule:
   return optax.join_schedules([warmup, decays[optim.schedule]()], [optim.warmup_steps])
 
 
-def make(optim: ConfigDict, steps: int, found: Mapping[str, Learning]) -> optax.GradientTransformation:
+def make(
+  optim: ConfigDict, steps: int, found: Mapping[str, Learning]
+) -> optax.GradientTransformation:
   """The transformation of gradients to updates; gradients are clipped by their global norm.
 
   Its state mirrors the tree of parameters that it is initialised with.
@@ -117,26 +128,32 @@ def make(optim: ConfigDict, steps: int, found: Mapping[str, Learning]) -> optax.
     steps: of the run.
     found: how each of the parameters learns (`learning`).
   """
+
   def per_parameter(function):
     """A stateless transformation: function(how it learns, update, parameter)."""
+
     def update(updates, params):
       flat = flatten(params)
       changed = [function(found[n], u, flat[n]) for n, u in flatten(updates).items()]
       return jax.tree.unflatten(jax.tree.structure(updates), changed)
+
     return optax.stateless(update)
 
   decay = per_parameter(lambda one, u, p: u + one.weight_decay * p if one.weight_decay else u)
   scale = per_parameter(lambda one, u, p: one.lr_scale * u if one.lr_scale != 1 else u)
   lr = schedule(optim, steps)
   rules = {
-      "adamw": lambda: (
-          optax.scale_by_adam(optim.b1, optim.b2, optim.eps), decay, optax.scale_by_learning_rate(lr)
-      ),
-      "sgd": lambda: (decay, optax.sgd(lr, momentum=optim.b1)),
-      # As in Graves, 2013, eq. 38-41: by the deviation of the gradients, with momentum.
-      "rmsprop": lambda: (
-          decay, optax.rmsprop(lr, optim.b2, optim.eps, centered=True, momentum=optim.b1)
-      ),
+    "adamw": lambda: (
+      optax.scale_by_adam(optim.b1, optim.b2, optim.eps),
+      decay,
+      optax.scale_by_learning_rate(lr),
+    ),
+    "sgd": lambda: (decay, optax.sgd(lr, momentum=optim.b1)),
+    # As in Graves, 2013, eq. 38-41: by the deviation of the gradients, with momentum.
+    "rmsprop": lambda: (
+      decay,
+      optax.rmsprop(lr, optim.b2, optim.eps, centered=True, momentum=optim.b1),
+    ),
   }
   if optim.name not in rules:
     raise UserError(f"no optim.name {optim.name!r}: {nearest(optim.name, rules)}")
@@ -152,7 +169,9 @@ def of_players(optim: ConfigDict, players: Sequence[str]) -> dict[str, ConfigDic
   """
   for name in optim.players:
     if name not in players:
-      raise UserError(f"no optim.players.{name}: {nearest(name, players) if players else 'this system has no players'}")
+      raise UserError(
+        f"no optim.players.{name}: {nearest(name, players) if players else 'this system has no players'}"
+      )
   sections = {}
   for name in players:
     section = ConfigDict(optim.to_dict()).unlock()

@@ -10,16 +10,18 @@ import jax
 import numpy as np
 import optax
 
-from vlx.core.config import ConfigDict
-from vlx.core import capabilities
+from vlx.core import capabilities, checkpoint, partition
 from vlx.core import config as configs
-from vlx.core import checkpoint, partition, system as systems
+from vlx.core import system as systems
+from vlx.core.config import ConfigDict
 from vlx.core.errors import UserError
 from vlx.core.system import Prepares, Trains, Variables, flatten
 from vlx.data import batches, sources, tokenizers
 from vlx.data.streams import Streams
 from vlx.data.transforms import preprocess
-from vlx.train import going_on, initialize, optimizer as optimizers, state as states
+from vlx.train import going_on, initialize
+from vlx.train import optimizer as optimizers
+from vlx.train import state as states
 from vlx.train import step as steps
 from vlx.train.state import Roles, TrainState
 from vlx.train.step import Player
@@ -27,14 +29,18 @@ from vlx.train.step import Player
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run's folder and what was asked for, and what follows from them; no array is made until `fresh`."""
+  """A run's folder and what was asked for, and what follows from them; no array is made until
+  `fresh`.
+  """
 
   requested: ConfigDict
   workdir: pathlib.Path
 
   @functools.cached_property
   def config(self) -> ConfigDict:
-    """Resolved: from the folder where it holds this run already, else from the sources of its parts."""
+    """Resolved: from the folder where it holds this run already, else from the sources of its
+    parts.
+    """
     if (self.workdir / "config.json").is_file():
       return going_on.config(configs.read(self.workdir), self.requested, self.workdir)
     return initialize.resolve(self.requested)
@@ -65,19 +71,23 @@ class Run:
     tokenizer = tokenizers.load(path)
     if tokenizer.vocab_size > section.vocab_size:
       raise UserError(
-          f"tokenizer.vocab_size is {section.vocab_size}, but {path} has {tokenizer.vocab_size} tokens"
+        f"tokenizer.vocab_size is {section.vocab_size}, but {path} has {tokenizer.vocab_size} tokens"
       )
     return tokenizer
 
   @functools.cached_property
   def streams(self) -> Streams:
     """An error where the mesh and `optim.accumulate` do not divide their batches."""
-    found, mesh, accumulate = Streams.of(self.config.data), dict(self.mesh.shape), self.config.optim.accumulate
+    found, mesh, accumulate = (
+      Streams.of(self.config.data),
+      dict(self.mesh.shape),
+      self.config.optim.accumulate,
+    )
     for name, stream in found.by_name.items():
       if stream.batch_size % (mesh["data"] * mesh["fsdp"] * accumulate):
         raise UserError(
-            f"data.{f'streams.{name}.' if name else ''}batch_size {stream.batch_size} is not divided by the mesh"
-            f" {mesh} and optim.accumulate {accumulate}"
+          f"data.{f'streams.{name}.' if name else ''}batch_size {stream.batch_size} is not divided by the mesh"
+          f" {mesh} and optim.accumulate {accumulate}"
         )
     return found
 
@@ -89,41 +99,52 @@ class Run:
     def of(name, stream):
       rows = partition.local_rows(partition.batch_sharding(self.mesh), stream.batch_size)
       examples = batches.Examples(
-          sources.open_source(stream.source, stream.split), preprocess.parse(stream.preprocess, self.tokenizer),
-          self.config.data.max_bad_records,
+        sources.open_source(stream.source, stream.split),
+        preprocess.parse(stream.preprocess, self.tokenizer),
+        self.config.data.max_bad_records,
       )
       return batches.Batches(examples, stream.batch_size, seeds[name], rows=rows)
 
-    return self.streams.combine({name: of(name, stream) for name, stream in self.streams.by_name.items()})
+    return self.streams.combine(
+      {name: of(name, stream) for name, stream in self.streams.by_name.items()}
+    )
 
   def check_batch(self, batch: Mapping[str, np.ndarray]) -> None:
-    """Raises `UserError` where the data's batches are not what the system takes; every misfit is named."""
+    """Raises `UserError` where the data's batches are not what the system takes; every misfit is
+    named.
+    """
     described = lambda shape, dtype: f"{jax.dtypes.canonicalize_dtype(dtype)}{list(shape)}"
     given = {name: described(x.shape[1:], x.dtype) for name, x in batch.items()}
     lines = [
-        f"{name} {described(s.shape, s.dtype)} (here {given.get(name, 'nothing')})"
-        for name, s in flatten(self.system.inputs()).items() if given.get(name) != described(s.shape, s.dtype)
+      f"{name} {described(s.shape, s.dtype)} (here {given.get(name, 'nothing')})"
+      for name, s in flatten(self.system.inputs()).items()
+      if given.get(name) != described(s.shape, s.dtype)
     ]
     if lines:
       raise UserError(
-          f"{type(self.system).__name__} takes examples of {'; '.join(lines)}: data.preprocess and model differ"
+        f"{type(self.system).__name__} takes examples of {'; '.join(lines)}: data.preprocess and model differ"
       )
 
   @functools.cached_property
   def batch_shapes(self) -> dict[str, Any]:
     """Of a global batch on the devices, nested as the system's inputs are."""
     sharding = partition.batch_sharding(self.mesh)
-    return systems.unflatten({
+    return systems.unflatten(
+      {
         name: jax.ShapeDtypeStruct((self.streams.rows(name), *s.shape), s.dtype, sharding=sharding)
         for name, s in flatten(self.system.inputs()).items()
-    })
+      }
+    )
 
   def on_devices(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """What the system takes of this process's rows, as global arrays."""
     self.check_batch(batch)
-    return systems.unflatten({
-        name: partition.make_global_array(batch[name], s.sharding, s.shape[0]) for name, s in flatten(self.batch_shapes).items()
-    })
+    return systems.unflatten(
+      {
+        name: partition.make_global_array(batch[name], s.sharding, s.shape[0])
+        for name, s in flatten(self.batch_shapes).items()
+      }
+    )
 
   # Who learns.
 
@@ -140,19 +161,25 @@ class Run:
   def roles(self) -> Roles:
     frozen = frozenset(path for path, one in self.learning.items() if one.frozen)
     subtrees = optimizers.frozen_subtrees(self.learning)
-    return states.roles(self.system, systems.names(self.shapes), frozen, subtrees, steps.players_of(self.system))
+    return states.roles(
+      self.system, systems.names(self.shapes), frozen, subtrees, steps.players_of(self.system)
+    )
 
   @functools.cached_property
   def players(self) -> dict[str, Player]:
-    return steps.players(self.system, self.config.optim, self.roles, self.learning, self.config.steps)
+    return steps.players(
+      self.system, self.config.optim, self.roles, self.learning, self.config.steps
+    )
 
   def check_accumulation(self) -> None:
-    """Raises `UserError` where a batch taken in parts would be another one, and nobody said that this is wanted."""
+    """Raises `UserError` where a batch taken in parts would be another one, and nobody said that
+    this is wanted.
+    """
     optim = self.config.optim
     if optim.accumulate > 1 and not optim.accumulate_inexact and (why := self.system.accumulates()):
       raise UserError(
-          f"optim.accumulate={optim.accumulate}: the parts of a batch do not make up the whole ({why});"
-          " optim.accumulate_inexact=True takes them all the same"
+        f"optim.accumulate={optim.accumulate}: the parts of a batch do not make up the whole ({why});"
+        " optim.accumulate_inexact=True takes them all the same"
       )
 
   # Shapes and shardings of what a step takes.
@@ -165,10 +192,10 @@ class Run:
     replicated = partition.replicated(self.mesh)
     dtypes = {f"params/{path}": one.dtype for path, one in self.learning.items() if one.dtype}
     return {
-        name: jax.ShapeDtypeStruct(
-            s.shape, dtypes.get(name, s.dtype), sharding=shardings.get(name, replicated)
-        )
-        for name, s in flatten(self.shapes).items()
+      name: jax.ShapeDtypeStruct(
+        s.shape, dtypes.get(name, s.dtype), sharding=shardings.get(name, replicated)
+      )
+      for name, s in flatten(self.shapes).items()
     }
 
   @functools.cached_property
@@ -191,25 +218,34 @@ class Run:
     def mirrored(name, optimizer):
       own = self.roles.params_of(name, systems.unflatten(shardings))
       return optax.tree_map_params(
-          self.players[name].optimizer, lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
-          optimizer, own, transform_non_params=lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=replicated),
+        self.players[name].optimizer,
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+        optimizer,
+        own,
+        transform_non_params=lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=replicated),
       )
 
     average = {
-        n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[n]) for n, s in flatten(shapes.average).items()
+      n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[n])
+      for n, s in flatten(shapes.average).items()
     }
 
     def scalar(s) -> Any:
       return jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=replicated)
 
     return TrainState(
-        step=scalar(shapes.step), variables=moving, average=systems.unflatten(average), finite=scalar(shapes.finite),
-        optimizer={name: mirrored(name, o) for name, o in shapes.optimizer.items()},
+      step=scalar(shapes.step),
+      variables=moving,
+      average=systems.unflatten(average),
+      finite=scalar(shapes.finite),
+      optimizer={name: mirrored(name, o) for name, o in shapes.optimizer.items()},
     )
 
   def _init_state(self, moving: Variables) -> TrainState:
     averaged = frozenset().union(*(player.averaged for player in self.players.values()))
-    return states.init(moving, {n: p.optimizer for n, p in self.players.items()}, self.roles, averaged)
+    return states.init(
+      moving, {n: p.optimizer for n, p in self.players.items()}, self.roles, averaged
+    )
 
   # Arrays.
 
@@ -223,7 +259,8 @@ class Run:
       variables = system.prepare(variables, _OnDevices(self), jax.random.fold_in(rng, 1))
       flat = flatten(variables)
       variables = jax.tree.map(
-          lambda name: jax.device_put(flat[name], self.variable_shapes[name].sharding), self.roles.names
+        lambda name: jax.device_put(flat[name], self.variable_shapes[name].sharding),
+        self.roles.names,
       )
     moving, frozen = self.roles.split(variables)
     shardings = jax.tree.map(lambda s: s.sharding, self.state_shapes)

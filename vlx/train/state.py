@@ -17,15 +17,17 @@ ALL = "all"  # the one player of a system without players
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """A pytree; all of it is in a checkpoint, and with the config and what is frozen it determines the rest of the run.
+  """A pytree; all of it is in a checkpoint, and with the config and what is frozen it determines
+  the rest of the run.
 
   Attributes:
     step: updates done so far.
     variables: `params` that learn, and `state` that no gradient touches.
     optimizer: of optax, for each player.
-    average: moving average of those of `params` that one is kept of; {} where the config keeps none.
-    finite: False once a loss was not finite; from then on a step changes nothing, so this is the state from before
-      that batch.
+    average: moving average of those of `params` that one is kept of; {} where the config keeps
+      none.
+    finite: False once a loss was not finite; from then on a step changes nothing, so this is the
+      state from before that batch.
   """
 
   step: jax.Array
@@ -47,7 +49,9 @@ class Roles(NamedTuple):
   names: Variables  # the tree of all variables, a name for each
   frozen: frozenset[str]  # names of those that nobody moves
   subtrees: Frozen  # paths of parameters below which all is frozen
-  owner: Mapping[str, str]  # of each parameter that learns the player; of `state`, where it is a player's own
+  owner: Mapping[
+    str, str
+  ]  # of each parameter that learns the player; of `state`, where it is a player's own
 
   def split(self, variables: Variables) -> tuple[Variables, Variables]:
     """(what training moves, what is frozen), each as nested dicts without the other's leaves."""
@@ -67,7 +71,11 @@ class Roles(NamedTuple):
 
 
 def roles(
-    system: System, names: Variables, frozen_params: frozenset[str], subtrees: Frozen, players: Mapping[str, str]
+  system: System,
+  names: Variables,
+  frozen_params: frozenset[str],
+  subtrees: Frozen,
+  players: Mapping[str, str],
 ) -> Roles:
   """Who moves what.
 
@@ -88,16 +96,25 @@ def roles(
     if path in frozen_params if kind == "params" else is_below(of_network, subtrees):
       frozen.add(name)
       continue
-    owners = [p for p, pattern in players.items() if re.fullmatch(pattern, of_network)] if players else [ALL]
+    owners = (
+      [p for p, pattern in players.items() if re.fullmatch(pattern, of_network)]
+      if players
+      else [ALL]
+    )
     if kind == "params" and len(owners) != 1:
-      raise UserError(f"{path} belongs to {' and '.join(owners) or 'no player'}; a parameter that learns has one player")
+      raise UserError(
+        f"{path} belongs to {' and '.join(owners) or 'no player'}; a parameter that learns has one player"
+      )
     if len(owners) == 1:
       owner[name] = owners[0]
   return Roles(names, frozenset(frozen), subtrees, owner)
 
 
 def init(
-    variables: Variables, optimizers: Mapping[str, optax.GradientTransformation], who: Roles, averaged: frozenset[str]
+  variables: Variables,
+  optimizers: Mapping[str, optax.GradientTransformation],
+  who: Roles,
+  averaged: frozenset[str],
 ) -> TrainState:
   """A fresh state; works under `jax.eval_shape` and `jax.jit`.
 
@@ -109,10 +126,10 @@ def init(
   """
   params = variables["params"]
   return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      variables=variables,
-      optimizer={name: o.init(who.params_of(name, params)) for name, o in optimizers.items()},
-      # Copies: donated buffers must not be shared.
-      average=unflatten({n: jnp.copy(x) for n, x in flatten(params).items() if n in averaged}),
-      finite=jnp.array(True),
+    step=jnp.zeros((), jnp.int32),
+    variables=variables,
+    optimizer={name: o.init(who.params_of(name, params)) for name, o in optimizers.items()},
+    # Copies: donated buffers must not be shared.
+    average=unflatten({n: jnp.copy(x) for n, x in flatten(params).items() if n in averaged}),
+    finite=jnp.array(True),
   )

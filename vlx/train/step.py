@@ -8,10 +8,20 @@ import jax.numpy as jnp
 import optax
 from einops import rearrange
 
-from vlx.core.config import ConfigDict
 from vlx.core import capabilities
 from vlx.core import system as systems
-from vlx.core.system import Aux, Batch, HasPlayers, System, Term, Trains, Variables, flatten, unflatten
+from vlx.core.config import ConfigDict
+from vlx.core.system import (
+  Aux,
+  Batch,
+  HasPlayers,
+  System,
+  Term,
+  Trains,
+  Variables,
+  flatten,
+  unflatten,
+)
 from vlx.train import optimizer as optimizers
 from vlx.train import state as states
 from vlx.train.state import ALL, Roles, TrainState
@@ -29,7 +39,11 @@ class Player(NamedTuple):
 
 
 def players(
-    system: System, optim: ConfigDict, who: Roles, learning: Mapping[str, optimizers.Learning], steps: int
+  system: System,
+  optim: ConfigDict,
+  who: Roles,
+  learning: Mapping[str, optimizers.Learning],
+  steps: int,
 ) -> dict[str, Player]:
   """Those of a system, `ALL` alone where it has none; none where nothing learns."""
   named = list(players_of(system))
@@ -51,7 +65,11 @@ def begin(system: Trains, optim: ConfigDict, *, steps: int = 1000, seed: int = 0
   learning = optimizers.learning(optim, variables["params"], system)
   frozen = frozenset(path for path, one in learning.items() if one.frozen)
   who = states.roles(
-      system, systems.names(variables), frozen, optimizers.frozen_subtrees(learning), players_of(system)
+    system,
+    systems.names(variables),
+    frozen,
+    optimizers.frozen_subtrees(learning),
+    players_of(system),
   )
   playing = players(system, optim, who, learning, steps)
   moving, fixed = who.split(variables)
@@ -69,8 +87,9 @@ def players_of(system: System) -> Mapping[str, str]:
 def _gradients(loss: Loss, params, state, batch: Batch, rng, parts: int):
   """(terms' means, metrics, state, gradients) of a batch, taken in `parts` parts one after another.
 
-  Memory is that of one part. Of the terms' counts each part needs the whole batch's: they are counted first, which
-  costs little, for all else of that pass is pruned. So the gradients are those of the whole batch wherever terms add.
+  Memory is that of one part. Of the terms' counts each part needs the whole batch's: they are
+  counted first, which costs little, for all else of that pass is pruned. So the gradients are those
+  of the whole batch wherever terms add.
   """
   if parts == 1:
 
@@ -109,21 +128,29 @@ def _gradients(loss: Loss, params, state, batch: Batch, rng, parts: int):
     return (aux.state, jax.tree.map(jnp.add, sums, out)), None
 
   zeros = jax.tree.map(
-      lambda s: jnp.zeros(s.shape, s.dtype),
-      ({n: (t.sum, t.sum) for n, t in shapes[0].items()}, shapes[1].metrics, params),
+    lambda s: jnp.zeros(s.shape, s.dtype),
+    ({n: (t.sum, t.sum) for n, t in shapes[0].items()}, shapes[1].metrics, params),
   )
   (state, (means, metrics, grads)), _ = jax.lax.scan(one, (state, zeros), inputs)
   terms = {n: Term(mean, 1.0, weight) for n, (mean, weight) in means.items()}
   return terms, jax.tree.map(lambda x: x / parts, metrics), state, grads
 
 
-def make(system: Trains, who: Roles, players: Mapping[str, Player], *, steps: int, seed: int, accumulate: int = 1):
+def make(
+  system: Trains,
+  who: Roles,
+  players: Mapping[str, Player],
+  *,
+  steps: int,
+  seed: int,
+  accumulate: int = 1,
+):
   """train_step(state, frozen, batch) → (state, metrics).
 
-  The key of step s is fold_in(seed, s); of several players each folds its index into it. They act one after another
-  on the same batch, each with what the one before left, and a turn moves its own player's parameters and state alone.
-  A loss that is not finite, or gradients that are not, leave everything as it was and set `state.finite` to False,
-  for good.
+  The key of step s is fold_in(seed, s); of several players each folds its index into it. They act
+  one after another on the same batch, each with what the one before left, and a turn moves its own
+  player's parameters and state alone. A loss that is not finite, or gradients that are not, leave
+  everything as it was and set `state.finite` to False, for good.
 
   Args:
     system: with the loss.
@@ -142,13 +169,18 @@ def make(system: Trains, who: Roles, players: Mapping[str, Player], *, steps: in
       learning = unflatten({**flatten(params), **flatten(own)})
       variables = who.merge({"params": learning, "state": moving}, frozen)
       terms, aux = system.loss(
-          variables, batch, rng, step=state.step, train=True, frozen=who.subtrees, **rest
+        variables, batch, rng, step=state.step, train=True, frozen=who.subtrees, **rest
       )
       new = {f"state/{n}": x for n, x in flatten(aux.state).items()}
-      kept = {n: new[f"state/{n}"] if who.owner.get(f"state/{n}", name) == name else x for n, x in flatten(moving).items()}
+      kept = {
+        n: new[f"state/{n}"] if who.owner.get(f"state/{n}", name) == name else x
+        for n, x in flatten(moving).items()
+      }
       return terms, Aux(aux.metrics, jax.tree.unflatten(jax.tree.structure(moving), kept.values()))
 
-    terms, metrics, moved, grads = _gradients(loss, own, state.variables["state"], batch, rng, accumulate)
+    terms, metrics, moved, grads = _gradients(
+      loss, own, state.variables["state"], batch, rng, accumulate
+    )
     grad_norm = optax.tree.norm(grads)
     updates, optimizer = player.optimizer.update(grads, state.optimizer[name], own)
     own = optax.apply_updates(own, updates)
@@ -157,19 +189,24 @@ def make(system: Trains, who: Roles, players: Mapping[str, Player], *, steps: in
     average, now = flatten(state.average), flatten(own)
     average |= {n: optax.incremental_update(now[n], average[n], 1 - decay) for n in player.averaged}
     new = state.replace(
-        variables={"params": unflatten({**flatten(params), **now}), "state": moved},
-        optimizer={**state.optimizer, name: optimizer},
-        average=unflatten(average),
+      variables={"params": unflatten({**flatten(params), **now}), "state": moved},
+      optimizer={**state.optimizer, name: optimizer},
+      average=unflatten(average),
     )
     value = systems.total(terms)
     schedule = optimizers.schedule(player.optim, steps)
     measured = {
-        **{n: t.mean for n, t in terms.items()}, **metrics, "loss": value, "grad_norm": grad_norm,
-        "lr": schedule(state.step),
+      **{n: t.mean for n, t in terms.items()},
+      **metrics,
+      "loss": value,
+      "grad_norm": grad_norm,
+      "lr": schedule(state.step),
     }
     return new, measured, jnp.isfinite(value) & jnp.isfinite(grad_norm)
 
-  def train_step(state: TrainState, frozen: Variables, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+  def train_step(
+    state: TrainState, frozen: Variables, batch: Batch
+  ) -> tuple[TrainState, dict[str, Any]]:
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
     new, metrics, finite = state, {}, state.finite
     for index, (name, player) in enumerate(players.items()):

@@ -1,4 +1,6 @@
-"""Flamingo (Alayrac et al., 2022), a toy of it: gated layers between those of a frozen language model."""
+"""Flamingo (Alayrac et al., 2022), a toy of it: gated layers between those of a frozen language
+model.
+"""
 
 import dataclasses
 from typing import NamedTuple
@@ -19,14 +21,18 @@ from vlx.ops.masks import Segments
 
 
 class Gated(nn.Module):
-  """x + tanh(α) attention to the image, then x + tanh(α) MLP; α starts at 0 (§2.2): at first it is not there."""
+  """x + tanh(α) attention to the image, then x + tanh(α) MLP; α starts at 0 (§2.2): at first it
+  is not there.
+  """
 
   num_heads: int
 
   @nn.compact
   def __call__(self, x, tokens, mask):
     gate = lambda name: jnp.tanh(self.param(name, nn.initializers.zeros, ()))
-    seen = MultiHeadAttention(self.num_heads, name="attention")(nn.LayerNorm(name="attention_norm")(x), mask, tokens)
+    seen = MultiHeadAttention(self.num_heads, name="attention")(
+      nn.LayerNorm(name="attention_norm")(x), mask, tokens
+    )
     x = x + gate("attention_alpha") * seen
     y = nn.gelu(nn.Dense(2 * x.shape[-1], name="hidden")(nn.LayerNorm(name="mlp_norm")(x)))
     return x + gate("mlp_alpha") * nn.Dense(x.shape[-1], name="out")(y)
@@ -46,7 +52,9 @@ class Seen(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Flamingo:
-  """A gated layer before every `every` of the language model's; the image stands where `image_id` is in the text."""
+  """A gated layer before every `every` of the language model's; the image stands where
+  `image_id` is in the text.
+  """
 
   tower: EncodesImages
   language_model: GeneratesText
@@ -75,19 +83,35 @@ class Flamingo:
     return {"image": image_input(self.image_size), **text, "target_mask": text["text_mask"]}
 
   def init(self, rng):
-    x, tokens = (jnp.zeros((1, n, d)) for n, d in ((1, self._decoder.width), (self.image_keys, self.tower_width)))
+    x, tokens = (
+      jnp.zeros((1, n, d))
+      for n, d in ((1, self._decoder.width), (self.image_keys, self.tower_width))
+    )
     mask = Segments.per_image(jnp.ones((1, 1), bool), 1, self.image_keys)
     layer = lambda rng: Gated(self._decoder.num_heads).init(rng, x, tokens, mask)["params"]
-    return {"params": {"gated": jax.vmap(layer)(jax.random.split(rng, self._decoder.depth // self.every))}, "state": {}}
+    return {
+      "params": {
+        "gated": jax.vmap(layer)(jax.random.split(rng, self._decoder.depth // self.every))
+      },
+      "state": {},
+    }
 
   def _tokens(self, v, image):
     return self.tower.encode_image(part(v, "tower"), image).astype(jnp.float32)
 
   def _decode(self, v, text, seen_before, tokens, text_mask=None, cache=None):
-    """Normed output of the last layer, and the cache: one scan over groups of a gated layer and `every` frozen ones."""
-    inner, theirs, decoder = self._decoder.clone(depth=self.every), part(v, "language_model"), self._decoder
+    """Normed output of the last layer, and the cache: one scan over groups of a gated layer and
+    `every` frozen ones.
+    """
+    inner, theirs, decoder = (
+      self._decoder.clone(depth=self.every),
+      part(v, "language_model"),
+      self._decoder,
+    )
     starts = (text == self.image_id) & (True if text_mask is None else text_mask)
-    mask = Segments(seen_before[:, None] + jnp.cumsum(starts, axis=1), jnp.ones(tokens.shape[:2], jnp.int32))
+    mask = Segments(
+      seen_before[:, None] + jnp.cumsum(starts, axis=1), jnp.ones(tokens.shape[:2], jnp.int32)
+    )
 
     def group(x, layers):
       gated, blocks, held = layers
@@ -96,15 +120,23 @@ class Flamingo:
       x, held = inner.apply({"params": {"blocks": blocks}}, x, text_mask, held, method="layers")
       return x, None if held is None else held[:2]
 
-    grouped = lambda tree: jax.tree.map(lambda a: rearrange(a, "(g l) ... -> g l ...", l=self.every), tree)
+    grouped = lambda tree: jax.tree.map(
+      lambda a: rearrange(a, "(g l) ... -> g l ...", l=self.every), tree
+    )
     x = apply.infer(decoder, theirs, text, method="embed")
     held = None if cache is None else grouped((cache.keys, cache.values))
-    layers = own(v, "tower", "language_model")["params"]["gated"], grouped(theirs["params"]["blocks"]), held
+    layers = (
+      own(v, "tower", "language_model")["params"]["gated"],
+      grouped(theirs["params"]["blocks"]),
+      held,
+    )
     x, held = jax.lax.scan(group, x.astype(jnp.float32), layers)
     if cache is not None:
       held = jax.tree.map(lambda a: rearrange(a, "g l ... -> (g l) ..."), held)
       cache = Cache(*held, cache.lengths).advance(text_mask)
-    x = decoder.apply({"params": theirs["params"]}, x, method=lambda module, x: module.final_norm(x))
+    x = decoder.apply(
+      {"params": theirs["params"]}, x, method=lambda module, x: module.final_norm(x)
+    )
     return x, cache, seen_before + starts.sum(axis=1)
 
   def loss(self, variables, batch, rng, *, step, train, frozen):

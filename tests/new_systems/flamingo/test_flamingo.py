@@ -1,4 +1,6 @@
-"""Between the layers of a public LLaMA, which stays what it was: at first nothing, then what looks at the image."""
+"""Between the layers of a public LLaMA, which stays what it was: at first nothing, then what
+looks at the image.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +43,9 @@ def read(system, variables, images, text=TEXT):
 def test_only_what_is_between_the_layers_learned(run):
   assert {path.split("/")[0] for path, one in run.learning.items() if not one.frozen} == {"gated"}
   assert all(
-      x.dtype == "bfloat16" for name, x in harness.last_state(run).items() if name.startswith("frozen/params")
+    x.dtype == "bfloat16"
+    for name, x in harness.last_state(run).items()
+    if name.startswith("frozen/params")
   )
 
 
@@ -58,8 +62,12 @@ def test_the_image_is_seen_from_where_it_stands_and_not_before(model):
   alphas = model.variables["params"]["gated"]["attention_alpha"]
   assert alphas.shape == (2,) and (np.abs(alphas) > 1e-3).all()
   one, other = (
-      read(model.system, model.variables, np.repeat(model.prepare_images([Image.new("RGB", (16, 16), color)]), 2, 0))
-      for color in ("red", "blue")
+    read(
+      model.system,
+      model.variables,
+      np.repeat(model.prepare_images([Image.new("RGB", (16, 16), color)]), 2, 0),
+    )
+    for color in ("red", "blue")
   )
   differ = np.abs(one - other).max(axis=-1) > 1e-6
   assert differ.tolist() == [[False, False, True, True, True, True], [True] * 6]
@@ -68,10 +76,13 @@ def test_the_image_is_seen_from_where_it_stands_and_not_before(model):
 def test_reading_token_by_token_is_reading_at_once(model):
   images = jnp.asarray(np.random.default_rng(1).normal(size=(2, 16, 16, 3)), jnp.float32)
   at_once, _ = jax.jit(model.system.extend_cache)(
-      model.variables, {"text": jnp.asarray(TEXT), "text_mask": jnp.ones(TEXT.shape, bool), "image": images},
-      model.system.empty_cache(2, 16),
+    model.variables,
+    {"text": jnp.asarray(TEXT), "text_mask": jnp.ones(TEXT.shape, bool), "image": images},
+    model.system.empty_cache(2, 16),
   )
-  np.testing.assert_allclose(read(model.system, model.variables, images)[:, -1], at_once, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    read(model.system, model.variables, images)[:, -1], at_once, rtol=1e-5, atol=1e-5
+  )
 
 
 def test_it_talks_about_an_image(model):

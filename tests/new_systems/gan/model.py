@@ -1,4 +1,6 @@
-"""A text-conditional GAN of two players, after GAN-CLS (Reed et al., 2016): a toy that holds the contract to account."""
+"""A text-conditional GAN of two players, after GAN-CLS (Reed et al., 2016): a toy that holds the
+contract to account.
+"""
 
 import dataclasses
 
@@ -25,7 +27,9 @@ class Generator(nn.Module):
   @nn.compact
   def __call__(self, noise, text, text_mask, *, train: bool = False):
     words = embed_words(nn.Embed(self.vocab_size, self.width, name="words"), text, text_mask)
-    x = nn.Dense(16 * self.width, name="start")(jnp.concatenate([noise, words], -1)).reshape(-1, 4, 4, self.width)
+    x = nn.Dense(16 * self.width, name="start")(jnp.concatenate([noise, words], -1)).reshape(
+      -1, 4, 4, self.width
+    )
     for i in range(2):
       x = nn.relu(nn.BatchNorm(not train, momentum=0.9, name=f"norm{i}")(x))
       x = nn.ConvTranspose(3 if i else self.width, (4, 4), (2, 2), name=f"double{i}")(x)
@@ -59,7 +63,9 @@ class Network(nn.Module):
     return self.discriminator(image, text, text_mask, train=train)
 
   def __call__(self, noise, text, text_mask, *, train=False):
-    return self.judge(self.sample(noise, text, text_mask, train=train), text, text_mask, train=train)
+    return self.judge(
+      self.sample(noise, text, text_mask, train=train), text, text_mask, train=train
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +85,9 @@ class GAN:
 
   @property
   def network(self):
-    return Network(Generator(self.vocab_size, self.width), Discriminator(self.vocab_size, self.width))
+    return Network(
+      Generator(self.vocab_size, self.width), Discriminator(self.vocab_size, self.width)
+    )
 
   def inputs(self):
     return {"image": image_input(16), **text_inputs(self.text_length)}
@@ -92,18 +100,21 @@ class GAN:
     text, text_mask = batch["text"], batch["text_mask"]
     noise = jax.random.normal(rng, (len(text), self.noise_dim))
     how = dict(rng=rng, train=train, frozen=frozen)
-    fake, state = apply.forward(self.network, variables, noise, text, text_mask, **how, method="sample")
+    fake, state = apply.forward(
+      self.network, variables, noise, text, text_mask, **how, method="sample"
+    )
     judge = lambda image, text, mask: apply.forward(
-        self.network, variables, image, text, mask, **how, method="judge")[0]
+      self.network, variables, image, text, mask, **how, method="judge"
+    )[0]
     softplus = lambda x: Term(jax.nn.softplus(x).sum(), len(x))
     if player == "generator":
       return {"loss_of_samples": softplus(-judge(fake, text, text_mask))}, Aux({}, state)
     wrong = jnp.roll(text, 1, axis=0), jnp.roll(text_mask, 1, axis=0)
     fake = jax.lax.stop_gradient(fake)
     terms = {
-        "real": softplus(-judge(batch["image"], text, text_mask)),
-        "mismatched": softplus(judge(batch["image"], *wrong))._replace(weight=0.5),
-        "fake": softplus(judge(fake, text, text_mask))._replace(weight=0.5),
+      "real": softplus(-judge(batch["image"], text, text_mask)),
+      "mismatched": softplus(judge(batch["image"], *wrong))._replace(weight=0.5),
+      "fake": softplus(judge(fake, text, text_mask))._replace(weight=0.5),
     }
     return terms, Aux({}, state)
 

@@ -16,7 +16,10 @@ def run(tmp_path_factory):
 
 def test_each_player_learns_by_its_own_rate(run):
   line = read_json_lines(run.workdir / "metrics.jsonl")[-1]
-  assert (line["train/discriminator/lr"], line["train/generator/lr"]) == (pytest.approx(2e-3), pytest.approx(1e-3))
+  assert (line["train/discriminator/lr"], line["train/generator/lr"]) == (
+    pytest.approx(2e-3),
+    pytest.approx(1e-3),
+  )
   assert {f"train/discriminator/{name}" for name in ("real", "fake", "mismatched")} <= line.keys()
 
 

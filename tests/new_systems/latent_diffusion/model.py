@@ -1,4 +1,6 @@
-"""Latent diffusion (Rombach et al., 2022) above a frozen autoencoder and a frozen text encoder: a toy."""
+"""Latent diffusion (Rombach et al., 2022) above a frozen autoencoder and a frozen text encoder:
+a toy.
+"""
 
 import dataclasses
 
@@ -66,16 +68,23 @@ class Denoiser(nn.Module):
 
   @nn.compact
   def __call__(self, latents, level, text, text_mask, *, train: bool = False):
-    x = nn.Conv(self.width, (3, 3), name="in")(latents) + nn.Dense(self.width, name="level")(level[:, None])[:, None, None]
+    x = (
+      nn.Conv(self.width, (3, 3), name="in")(latents)
+      + nn.Dense(self.width, name="level")(level[:, None])[:, None, None]
+    )
     flat = x.reshape(len(x), -1, self.width)
     x = x + MultiHeadAttention(2, name="cross")(flat, KeyPadding(text_mask), text).reshape(x.shape)
-    x = nn.Dropout(0.1, deterministic=not train)(nn.silu(nn.Conv(self.width, (3, 3), name="hidden")(nn.silu(x))))
+    x = nn.Dropout(0.1, deterministic=not train)(
+      nn.silu(nn.Conv(self.width, (3, 3), name="hidden")(nn.silu(x)))
+    )
     return nn.Conv(latents.shape[-1], (3, 3), name="out")(x)
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentDiffusion:
-  """ε-prediction with α² = cos²(πt/2); `state` has the scale that makes latents of variance 1 (§4.3.2, appendix G)."""
+  """ε-prediction with α² = cos²(πt/2); `state` has the scale that makes latents of variance 1
+  (§4.3.2, appendix G).
+  """
 
   autoencoder: Autoencodes
   text_encoder: EncodesText
@@ -94,14 +103,18 @@ class LatentDiffusion:
   def init(self, rng):
     shape = jax.ShapeDtypeStruct
     inputs = {
-        "latents": shape((4, 4, 2), jnp.float32), "level": shape((), jnp.float32),
-        "text": shape((self.text_length, self.text_dim), jnp.float32), "mask": shape((self.text_length,), jnp.bool_),
+      "latents": shape((4, 4, 2), jnp.float32),
+      "level": shape((), jnp.float32),
+      "text": shape((self.text_length, self.text_dim), jnp.float32),
+      "mask": shape((self.text_length,), jnp.bool_),
     }
     variables = apply.init(Denoiser(self.width), rng, inputs, "latents", "level", "text", "mask")
     return {**variables, "state": {**variables["state"], "latent": {"scale": jnp.ones(())}}}
 
   def prepare(self, variables, batches, rng):
-    latents = self.autoencoder.encode_latents(part(variables, "autoencoder"), batches[0]["image"], rng)
+    latents = self.autoencoder.encode_latents(
+      part(variables, "autoencoder"), batches[0]["image"], rng
+    )
     state = {**variables["state"], "latent": {"scale": 1 / latents.std()}}
     return {**variables, "state": state}
 
@@ -114,14 +127,25 @@ class LatentDiffusion:
 
   def loss(self, variables, batch, rng, *, step, train, frozen):
     keys = jax.random.split(rng, 3)
-    text = self.text_encoder.encode_text(part(variables, "text_encoder"), batch["text"], batch["text_mask"])
-    latents = self.autoencoder.encode_latents(part(variables, "autoencoder"), batch["image"], keys[0])
+    text = self.text_encoder.encode_text(
+      part(variables, "text_encoder"), batch["text"], batch["text_mask"]
+    )
+    latents = self.autoencoder.encode_latents(
+      part(variables, "autoencoder"), batch["image"], keys[0]
+    )
     latents = latents * variables["state"]["latent"]["scale"]
     t = jax.random.uniform(keys[1], (len(latents),))
     noise = jax.random.normal(keys[2], latents.shape)
     alpha, sigma = (f(jnp.pi * t / 2)[:, None, None, None] for f in (jnp.cos, jnp.sin))
     found = self._noise(
-        variables, alpha * latents + sigma * noise, t, text, batch["text_mask"], rng=keys[0], train=train, frozen=frozen
+      variables,
+      alpha * latents + sigma * noise,
+      t,
+      text,
+      batch["text_mask"],
+      rng=keys[0],
+      train=train,
+      frozen=frozen,
     )
     squares = (found - noise) ** 2
     return {"noise": Term(squares.sum(), squares.size)}, Aux({}, variables["state"])
@@ -133,7 +157,9 @@ class LatentDiffusion:
     return text_inputs(self.text_length)
 
   def sample_images(self, v, inputs, seeds, sampler):
-    text = self.text_encoder.encode_text(part(v, "text_encoder"), inputs["text"], inputs["text_mask"])
+    text = self.text_encoder.encode_text(
+      part(v, "text_encoder"), inputs["text"], inputs["text_mask"]
+    )
     x = jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), (4, 4, 2)))(seeds)
     times = jnp.linspace(0.98, 0, sampler.num_steps + 1)
     for t, s in zip(times[:-1], times[1:]):
@@ -143,7 +169,9 @@ class LatentDiffusion:
       noise = without + sampler.guidance_scale * (noise - without)
       clean = (x - jnp.sin(jnp.pi * t / 2) * noise) / jnp.cos(jnp.pi * t / 2)
       x = jnp.cos(jnp.pi * s / 2) * clean + jnp.sin(jnp.pi * s / 2) * noise
-    return self.autoencoder.decode_latents(part(v, "autoencoder"), x / v["state"]["latent"]["scale"])
+    return self.autoencoder.decode_latents(
+      part(v, "autoencoder"), x / v["state"]["latent"]["scale"]
+    )
 
   def reconstruct(self, v, image):
     return self.autoencoder.reconstruct(part(v, "autoencoder"), image)

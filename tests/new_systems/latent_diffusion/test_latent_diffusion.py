@@ -21,7 +21,9 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 def public_bert(folder):
   """What `BertModel.save_pretrained` and its tokenizer leave."""
   folder.mkdir()
-  system = BERTEncoder(BERT(vocab_size=40, context_length=16, width=16, depth=2, num_heads=2, mlp_dim=16))
+  system = BERTEncoder(
+    BERT(vocab_size=40, context_length=16, width=16, depth=2, num_heads=2, mlp_dim=16)
+  )
   variables = jax.tree.map(np.asarray, contract.init(system))
   config, layout = bert.to_hugging_face(system)
   shapes = tables.public_shapes(layout.rows, variables)

@@ -62,7 +62,9 @@ class LLaVA:
     if image is None:
       return words
     seen = self.tower.encode_image(part(v, "tower"), image, layer=-2)[:, 1:]
-    tokens = apply.infer(self.projector, own(v, "tower", "language_model"), seen.astype(jnp.float32))
+    tokens = apply.infer(
+      self.projector, own(v, "tower", "language_model"), seen.astype(jnp.float32)
+    )
     here = text == self.image_id
     place = jnp.clip(jnp.cumsum(here, axis=1) - 1, 0, self.image_tokens - 1)
     return jnp.where(here[..., None], jnp.take_along_axis(tokens, place[..., None], axis=1), words)

@@ -27,18 +27,28 @@ def stages(tmp_path_factory):
 
 def test_the_projector_alone_learns_first(stages):
   first, _ = stages
-  assert {path.split("/")[0] for path, one in first.learning.items() if not one.frozen} == {"hidden", "out"}
-  frozen = [x.dtype for name, x in harness.last_state(first).items() if name.startswith("frozen/params")]
+  assert {path.split("/")[0] for path, one in first.learning.items() if not one.frozen} == {
+    "hidden",
+    "out",
+  }
+  frozen = [
+    x.dtype for name, x in harness.last_state(first).items() if name.startswith("frozen/params")
+  ]
   assert len(frozen) > 20 and set(map(str, frozen)) == {"bfloat16"}
 
 
 def test_then_all_but_the_tower_from_where_the_first_stage_ended(stages):
   first, second = stages
   assert {path.split("/")[0] for path, one in second.learning.items() if not one.frozen} == {
-      "hidden", "out", "language_model"}
+    "hidden",
+    "out",
+    "language_model",
+  }
   before, after = (vlx.load(run.workdir).variables["params"] for run in stages)
   assert str(after["language_model"]["final_norm"]["scale"].dtype) == "float32"
-  jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.float32(a), b), before["tower"], after["tower"])
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(np.float32(a), b), before["tower"], after["tower"]
+  )
   # Three steps of 1e-3 from there, not from what is drawn.
   gap = np.abs(before["hidden"]["kernel"] - after["hidden"]["kernel"]).max()
   assert 0 < gap < 5e-3
@@ -57,9 +67,16 @@ def test_it_talks_about_an_image_in_several_turns(stages):
   system, variables = model.system.for_decoding(model.variables)
   ids = jnp.array([[5, 3, 3, 3, 3, 6, 7]], jnp.int32)
   logits = [
-      system.extend_cache(variables, {
-          "text": ids, "text_mask": jnp.ones_like(ids, bool), "image": jnp.asarray(model.prepare_images([image]))
-      }, system.empty_cache(1, 16))[0] for image in (red, blue)
+    system.extend_cache(
+      variables,
+      {
+        "text": ids,
+        "text_mask": jnp.ones_like(ids, bool),
+        "image": jnp.asarray(model.prepare_images([image])),
+      },
+      system.empty_cache(1, 16),
+    )[0]
+    for image in (red, blue)
   ]
   assert np.abs(logits[0] - logits[1]).max() > 1e-4
   with pytest.raises(UserError, match="no room|to come"):
@@ -76,6 +93,8 @@ def test_a_frozen_llama_2_of_7b_takes_its_shard_in_bf16(stages):
   config = stages[0].requested.copy_and_resolve_references().unlock()
   decoder = LLaMA(**published_size("2-7B"), remat=True, dtype="bfloat16")
   config.model.language_model = configs.part_of(LanguageModel(decoder))
-  found = harness.compiles_for_a_pod(config, **{"mesh.data": 1, "mesh.fsdp": 16, "partition": ((r".*", "fsdp"),)})
+  found = harness.compiles_for_a_pod(
+    config, **{"mesh.data": 1, "mesh.fsdp": 16, "partition": ((r".*", "fsdp"),)}
+  )
   # 6,738,415,616 parameters in 16 shards of 2 bytes, and the small tower.
   assert 0 <= found["bytes_per_device"]["frozen"] - 6_738_415_616 * 2 // 16 < 1e6

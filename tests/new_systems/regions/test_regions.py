@@ -27,7 +27,11 @@ def test_each_objective_is_logged_and_the_loss_is_their_sum(run):
 def test_its_own_evaluator_ran_on_the_way_and_at_the_end(run):
   results = json.loads((run.workdir / "results.json").read_text())
   assert results.keys() == {"matching/val/right"} and 0 <= results["matching/val/right"] <= 100
-  measured = [line["step"] for line in read_json_lines(run.workdir / "metrics.jsonl") if "matching/val/right" in line]
+  measured = [
+    line["step"]
+    for line in read_json_lines(run.workdir / "metrics.jsonl")
+    if "matching/val/right" in line
+  ]
   assert measured == [2, 4]
 
 

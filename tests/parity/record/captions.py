@@ -1,7 +1,7 @@
 """Records pycocoevalcap's tokens and values on captions made here, with Java.
 
-    pip install --no-deps pycocoevalcap==1.2
-    python tests/parity/record/captions.py
+pip install --no-deps pycocoevalcap==1.2
+python tests/parity/record/captions.py
 """
 
 import json
@@ -15,22 +15,37 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 WHO = [
-    "A man", "Two young women", "A brown dog", "The old farmer's cat", "Three children",
-    "A girl in a red dress",
+  "A man",
+  "Two young women",
+  "A brown dog",
+  "The old farmer's cat",
+  "Three children",
+  "A girl in a red dress",
 ]
 DOES = ["is riding", "are looking at", "stands next to", "jumps over", "is holding", "walks past"]
-WHAT = ["a wave", "a blue bicycle", "the wooden fence", "some sheep", "a cake with candles", "an open laptop"]
+WHAT = [
+  "a wave",
+  "a blue bicycle",
+  "the wooden fence",
+  "some sheep",
+  "a cake with candles",
+  "an open laptop",
+]
 WHERE = [
-    "on the beach", "in a park, near a lake", "at night", "in front of a house", "on a city street",
-    "outside",
+  "on the beach",
+  "in a park, near a lake",
+  "at night",
+  "in front of a house",
+  "on a city street",
+  "outside",
 ]
 
 
 def sentence(rng, fixed) -> str:
   """A sentence of which each part is, by chance, that of the image."""
   parts = [
-      own if rng.random() < 0.6 else rng.choice(others)
-      for own, others in zip(fixed, (WHO, DOES, WHAT, WHERE))
+    own if rng.random() < 0.6 else rng.choice(others)
+    for own, others in zip(fixed, (WHO, DOES, WHAT, WHERE))
   ]
   return " ".join(parts[: rng.choice((3, 4, 4))]) + rng.choice((".", "", " .", "!"))
 
@@ -61,8 +76,12 @@ def main():
     values[name], scores = metric.compute_score(true, said)
     each[name] = [float(s) for s in scores]
   record = dict(
-      candidates=candidates, references=references, tokens_said=[said[i][0] for i in range(len(said))],
-      tokens_true=[true[i] for i in range(len(true))], values=values, each=each,
+    candidates=candidates,
+    references=references,
+    tokens_said=[said[i][0] for i in range(len(said))],
+    tokens_true=[true[i] for i in range(len(true))],
+    values=values,
+    each=each,
   )
   path = pathlib.Path(__file__).resolve().parents[1] / "captions.json"
   path.write_text(json.dumps(record, indent=1, default=float) + "\n")

@@ -1,7 +1,7 @@
 """Records VGG, GoogLeNet and ResNet of torchvision: `python tests/parity/record/cnn.py`.
 
-Writes ../names/NETWORK.txt, the names and shapes of the published files, and ../NETWORK.safetensors, the same
-networks with fewer channels: weights, images, outputs.
+Writes ../names/NETWORK.txt, the names and shapes of the published files, and
+../NETWORK.safetensors, the same networks with fewer channels: weights, images, outputs.
 
     pip install torch==2.13.0 torchvision==0.28.0 safetensors
 """
@@ -10,11 +10,10 @@ import importlib
 import zlib
 
 import torch
+import torchvision
 from common import PARITY  # before torchvision
 from safetensors.torch import save_file
 from torch import nn
-
-import torchvision
 from torchvision.models import resnet, vgg
 
 googlenet = importlib.import_module("torchvision.models.googlenet")  # a function has its name
@@ -24,10 +23,16 @@ CLASSES = 5
 
 def write_names():
   published = dict(
-      vgg11=vgg.vgg11, vgg13=vgg.vgg13, vgg16=vgg.vgg16, vgg19=vgg.vgg19,
-      googlenet=lambda: googlenet.GoogLeNet(init_weights=False),
-      resnet18=resnet.resnet18, resnet34=resnet.resnet34, resnet50=resnet.resnet50,
-      resnet101=resnet.resnet101, resnet152=resnet.resnet152,
+    vgg11=vgg.vgg11,
+    vgg13=vgg.vgg13,
+    vgg16=vgg.vgg16,
+    vgg19=vgg.vgg19,
+    googlenet=lambda: googlenet.GoogLeNet(init_weights=False),
+    resnet18=resnet.resnet18,
+    resnet34=resnet.resnet34,
+    resnet50=resnet.resnet50,
+    resnet101=resnet.resnet101,
+    resnet152=resnet.resnet152,
   )
   for name, make in published.items():
     with torch.device("meta"):
@@ -37,8 +42,12 @@ def write_names():
 
 
 def draw(model, seed):
-  """Weights of any network at a scale that lets the input reach the output; no statistic as it starts."""
-  gain = 0.5 if isinstance(model, resnet.ResNet) else 2  # else what a block adds is lost beside the sum
+  """Weights of any network at a scale that lets the input reach the output; no statistic as it
+  starts.
+  """
+  gain = (
+    0.5 if isinstance(model, resnet.ResNet) else 2
+  )  # else what a block adds is lost beside the sum
   generator = torch.Generator().manual_seed(seed)
   normal = lambda x: torch.randn(x.shape, generator=generator)
   for name, x in model.state_dict().items():
@@ -63,16 +72,22 @@ def record(name, model, image, watched, more=lambda seen: {}, train=()):
   seen = {}
   modules = dict(model.named_modules())
   for key in {*watched, *train[-1:]}:  # cloned: a rectifier in place comes after
-    modules[key].register_forward_hook(lambda module, x, y, key=key: seen.__setitem__(key, y.clone()))
+    modules[key].register_forward_hook(
+      lambda module, x, y, key=key: seen.__setitem__(key, y.clone())
+    )
   with torch.no_grad():
     tensors["outputs/logits"] = model(image)
-    tensors |= {f"outputs/{k}": seen[k] for k in watched} | {f"outputs/{k}": v for k, v in more(seen).items()}
+    tensors |= {f"outputs/{k}": seen[k] for k in watched} | {
+      f"outputs/{k}": v for k, v in more(seen).items()
+    }
     if train:
       model.train()
       model(image)
       tensors[f"train/{train[-1]}"] = seen[train[-1]]
       tensors |= {
-          f"train/{k}": v for k, v in model.state_dict().items() if ".running_" in k and k.startswith(train)
+        f"train/{k}": v
+        for k, v in model.state_dict().items()
+        if ".running_" in k and k.startswith(train)
       }
   versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
   contiguous = {k: v.contiguous().clone() for k, v in tensors.items()}
@@ -87,7 +102,11 @@ def narrow_vgg(letter, width, hidden):
   layout = [x if x == "M" else x * width // 64 for x in vgg.cfgs[letter]]
   model = vgg.VGG(nn.Identity(), CLASSES, init_weights=False)
   model.features = vgg.make_layers(layout)
-  for index, (i, o) in {0: (8 * width * 49, hidden), 3: (hidden, hidden), 6: (hidden, CLASSES)}.items():
+  for index, (i, o) in {
+    0: (8 * width * 49, hidden),
+    3: (hidden, hidden),
+    6: (hidden, CLASSES),
+  }.items():
     model.classifier[index] = nn.Linear(i, o)
   return model
 
@@ -136,7 +155,7 @@ def narrow_googlenet(convolution, paper=False):
     return head
 
   model = googlenet.GoogLeNet(
-      CLASSES, transform_input=not paper, init_weights=False, blocks=[narrow, inception, auxiliary]
+    CLASSES, transform_input=not paper, init_weights=False, blocks=[narrow, inception, auxiliary]
   )
   model.fc = nn.Linear(1024 // 16, CLASSES)
   if paper:
@@ -147,7 +166,10 @@ def narrow_googlenet(convolution, paper=False):
 
 
 def record_googlenet(name, model, image):
-  heads = lambda seen: {"aux1": model.aux1(seen["inception4a"]), "aux2": model.aux2(seen["inception4d"])}
+  heads = lambda seen: {
+    "aux1": model.aux1(seen["inception4a"]),
+    "aux2": model.aux2(seen["inception4d"]),
+  }
   watched = [f"inception{x}" for x in ("3a", "3b", "4a", "4d", "5b")]
   train = ("conv1", "conv2", "conv3") if name == "googlenet" else ()
   record(name, model, image, watched, heads, train)
@@ -156,16 +178,23 @@ def record_googlenet(name, model, image):
 def main():
   torch.set_num_threads(1)  # the same sums in the same order
   write_names()
-  record("vgg16", narrow_vgg("D", 4, 12), picture(50, 64), ["features.10", "features.28", "features.29"])
+  record(
+    "vgg16", narrow_vgg("D", 4, 12), picture(50, 64), ["features.10", "features.28", "features.29"]
+  )
   record("vgg19", narrow_vgg("E", 2, 12), picture(112, 128, 1), ["features.34", "features.35"])
   blocks = ["layer1.0", "layer2.0", "layer3.1", "layer4.1"]
   record("resnet18", narrow_resnet(resnet.BasicBlock, [2, 2, 2, 2]), picture(48, 59), blocks)
   record(
-      "resnet50", narrow_resnet(resnet.Bottleneck, [3, 4, 6, 3]), picture(48, 59, 4), blocks,
-      train=("bn1", "layer1", "layer2.0"),
+    "resnet50",
+    narrow_resnet(resnet.Bottleneck, [3, 4, 6, 3]),
+    picture(48, 59, 4),
+    blocks,
+    train=("bn1", "layer1", "layer2.0"),
   )
   record_googlenet("googlenet", narrow_googlenet(googlenet.BasicConv2d), picture(59, 67, 4))
-  record_googlenet("googlenet_paper", narrow_googlenet(BiasedConvolution, paper=True), 10 * picture(59, 67))
+  record_googlenet(
+    "googlenet_paper", narrow_googlenet(BiasedConvolution, paper=True), 10 * picture(59, 67)
+  )
 
 
 if __name__ == "__main__":

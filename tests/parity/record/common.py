@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import library as operators
 
-# Before torchvision is imported, by a recorder or by transformers: built for another torch than the one
-# that is installed, it lacks these two.
+# Before torchvision is imported, by a recorder or by transformers: built for another torch than the
+# one that is installed, it lacks these two.
 _torchvision = operators.Library("torchvision", "DEF")
 for _name in ("nms", "qnms"):
   _torchvision.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -19,7 +19,9 @@ PARITY = pathlib.Path(__file__).resolve().parents[1]
 
 
 def redrawn(model: torch.nn.Module, seed: int) -> torch.nn.Module:
-  """The model with weights from N(0, 0.1), those of norms around 1: default initialisations hide bugs."""
+  """The model with weights from N(0, 0.1), those of norms around 1: default initialisations hide
+  bugs.
+  """
   generator = torch.Generator().manual_seed(seed)
   with torch.no_grad():
     for name, weight in model.named_parameters():
@@ -40,16 +42,20 @@ def save(name: str, cases: dict[str, dict]) -> None:
   """Writes `tests/parity/NAME.safetensors`.
 
   Args:
-    cases: name → {"config": anything of JSON, and dicts of tensors: "weights", "inputs", "outputs"}.
+    cases: name → {"config": anything of JSON, and dicts of tensors: "weights", "inputs",
+      "outputs"}.
   """
   tensors = {
-      f"{case}/{part}/{key}": tensor.detach().clone().contiguous()
-      for case, parts in cases.items()
-      for part, group in parts.items() if part != "config"
-      for key, tensor in group.items()
+    f"{case}/{part}/{key}": tensor.detach().clone().contiguous()
+    for case, parts in cases.items()
+    for part, group in parts.items()
+    if part != "config"
+    for key, tensor in group.items()
   }
   metadata = {case: json.dumps(parts["config"]) for case, parts in cases.items()}
-  metadata["versions"] = json.dumps({p: importlib.metadata.version(p) for p in ("torch", "transformers")})
+  metadata["versions"] = json.dumps(
+    {p: importlib.metadata.version(p) for p in ("torch", "transformers")}
+  )
   save_file(tensors, PARITY / f"{name}.safetensors", metadata)
   (PARITY / f"{name}.safetensors").chmod(0o644)
 
@@ -57,20 +63,24 @@ def save(name: str, cases: dict[str, dict]) -> None:
 def save_names(name: str, model) -> None:
   """Writes `tests/parity/names/NAME.txt`: name and shape of each tensor of the model's public file.
 
-  The model may be on torch's meta device, which `save_pretrained` does not take: tied tensors are left out
-  here.
+  The model may be on torch's meta device, which `save_pretrained` does not take: tied tensors are
+  left out here.
   """
   tied = {n for n, _ in model.named_parameters(remove_duplicate=False)} - {
-      n for n, _ in model.named_parameters()
+    n for n, _ in model.named_parameters()
   }
-  write_names(name, {key: tensor.shape for key, tensor in model.state_dict().items() if key not in tied})
+  write_names(
+    name, {key: tensor.shape for key, tensor in model.state_dict().items() if key not in tied}
+  )
 
 
 def public_names(model) -> dict[str, tuple[int, ...]]:
   """Names and shapes in the file that `save_pretrained` writes, of a model on the meta device."""
   from transformers.core_model_loading import revert_weight_conversion
 
-  return {key: tuple(x.shape) for key, x in revert_weight_conversion(model, model.state_dict()).items()}
+  return {
+    key: tuple(x.shape) for key, x in revert_weight_conversion(model, model.state_dict()).items()
+  }
 
 
 def write_names(name: str, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -83,5 +93,7 @@ def hidden_states(layers) -> list[torch.Tensor]:
   """A list that will hold each layer's output, in order, once the model has run."""
   outputs = []
   for layer in layers:
-    layer.register_forward_hook(lambda _, __, out: outputs.append(out if torch.is_tensor(out) else out[0]))
+    layer.register_forward_hook(
+      lambda _, __, out: outputs.append(out if torch.is_tensor(out) else out[0])
+    )
   return outputs

@@ -26,7 +26,9 @@ TINY = dict(dim=24, depth=4, heads=3, dim_head=8, seq_len=TEXT + SIDE**2, image_
 
 def transformer_module():
   """`dalle_pytorch.transformer` alone: the package's start wants what no transformer needs."""
-  for name, names in {"rotary_embedding_torch": ("RotaryEmbedding", "broadcat", "apply_rotary_emb")}.items():
+  for name, names in {
+    "rotary_embedding_torch": ("RotaryEmbedding", "broadcat", "apply_rotary_emb")
+  }.items():
     sys.modules[name] = types.ModuleType(name)
     for attribute in names:
       setattr(sys.modules[name], attribute, None)
@@ -44,11 +46,14 @@ def public(model, norm) -> dict[str, torch.Tensor]:
     first, last = mlp.fn.fn.net[0], mlp.fn.fn.net[3]
     for name, weight in zip("qkv", attend.to_qkv.weight.chunk(3)):
       out[f"layers.{i}.{name}.weight"] = weight
-    for name, scale, layer in (("out", attention.scale, attend.to_out[0]), ("fc2", mlp.scale, last)):
+    for name, scale, layer in (
+      ("out", attention.scale, attend.to_out[0]),
+      ("fc2", mlp.scale, last),
+    ):
       out[f"layers.{i}.{name}.weight"] = layer.weight * scale[0, 0][:, None]
       out[f"layers.{i}.{name}.bias"] = layer.bias * scale[0, 0]
     out[f"layers.{i}.fc1.weight"], out[f"layers.{i}.fc1.bias"] = (
-        x.chunk(2)[1] for x in (first.weight, first.bias)
+      x.chunk(2)[1] for x in (first.weight, first.bias)
     )
     for name, block in (("norm1", attention), ("norm2", mlp)):
       out |= {f"layers.{i}.{name}.{k}": v for k, v in block.fn.norm.state_dict().items()}
@@ -59,10 +64,18 @@ if __name__ == "__main__":
   torch.manual_seed(0)
   module = transformer_module()
   module.F = types.SimpleNamespace(gelu=functools.partial(F.gelu, approximate="tanh"), pad=F.pad)
-  model = redrawn(module.Transformer(
-      **TINY, attn_types=("full", "axial_col"), rotary_emb=False, shift_tokens=False, sandwich_norm=False,
-      ff_mult=2, reversible=False,
-  ), 0)
+  model = redrawn(
+    module.Transformer(
+      **TINY,
+      attn_types=("full", "axial_col"),
+      rotary_emb=False,
+      shift_tokens=False,
+      sandwich_norm=False,
+      ff_mult=2,
+      reversible=False,
+    ),
+    0,
+  )
   norm = redrawn(torch.nn.LayerNorm(TINY["dim"]), 1)
   with torch.no_grad():
     norm.weight.add_(1)
@@ -74,7 +87,14 @@ if __name__ == "__main__":
         block.scale.add_(1)
     x = torch.randn(2, TINY["seq_len"], TINY["dim"])
     out = norm(model(x))
-  save("dalle", {"tiny": dict(
-      config={**TINY, "text": TEXT + 1, "mlp_dim": 2 * TINY["dim"]}, weights=public(model, norm),
-      inputs=dict(x=x), outputs=dict(out=out),
-  )})
+  save(
+    "dalle",
+    {
+      "tiny": dict(
+        config={**TINY, "text": TEXT + 1, "mlp_dim": 2 * TINY["dim"]},
+        weights=public(model, norm),
+        inputs=dict(x=x),
+        outputs=dict(out=out),
+      )
+    },
+  )

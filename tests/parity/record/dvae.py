@@ -1,8 +1,8 @@
 """Records OpenAI's discrete VAE (PyPI `DALL-E`) at tiny widths, and the names of its public files.
 
-    pip install torch==2.13.0 safetensors attrs requests
-    pip install --no-deps DALL-E==0.1
-    python tests/parity/record/dvae.py
+pip install torch==2.13.0 safetensors attrs requests
+pip install --no-deps DALL-E==0.1
+python tests/parity/record/dvae.py
 """
 
 import torch
@@ -31,15 +31,24 @@ if __name__ == "__main__":
     ids = logits.argmax(1)
     weights = logits.softmax(1)
     soft = model.decoder(weights)
-    hard = model.decoder(torch.nn.functional.one_hot(ids, TINY["vocab_size"]).permute(0, 3, 1, 2).float())
+    hard = model.decoder(
+      torch.nn.functional.one_hot(ids, TINY["vocab_size"]).permute(0, 3, 1, 2).float()
+    )
     reconstruction = unmap_pixels(hard[:, :3].sigmoid())
   last = lambda x: x.movedim(1, -1)
-  save("dvae", {"tiny": dict(
-      config={**TINY, "code_dim": CODE_DIM}, weights=model.state_dict(), inputs=dict(image=last(image)),
-      outputs=dict(
+  save(
+    "dvae",
+    {
+      "tiny": dict(
+        config={**TINY, "code_dim": CODE_DIM},
+        weights=model.state_dict(),
+        inputs=dict(image=last(image)),
+        outputs=dict(
           logits=last(logits), ids=ids.int(), soft=last(soft), reconstruction=last(reconstruction)
-      ),
-  )})
+        ),
+      )
+    },
+  )
   save_names("dvae", Both())
   # Whole modules, as OpenAI published them: one in each of torch's formats.
   whole = redrawn(Both(CODE_DIM, n_blk_per_group=1, **TINY), 1)
@@ -47,5 +56,7 @@ if __name__ == "__main__":
   folder.mkdir(exist_ok=True)
   torch.save(whole.encoder, folder / "encoder.pkl")
   torch.save(whole.decoder, folder / "decoder.pkl", _use_new_zipfile_serialization=False)
-  save_file({k: x.contiguous() for k, x in whole.state_dict().items()}, folder / "weights.safetensors")
+  save_file(
+    {k: x.contiguous() for k, x in whole.state_dict().items()}, folder / "weights.safetensors"
+  )
   (folder / "weights.safetensors").chmod(0o644)

@@ -1,4 +1,5 @@
-"""Runs folders that `vlx.convert` wrote for Hugging Face: `inputs.safetensors` in them → `outputs.safetensors`.
+"""Runs folders that `vlx.convert` wrote for Hugging Face: `inputs.safetensors` in them →
+`outputs.safetensors`.
 
     python tests/parity/record/exported.py FOLDER…
 
@@ -15,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 
 def run(folder: pathlib.Path) -> None:
-  kind, = json.loads((folder / "config.json").read_text())["architectures"]
+  (kind,) = json.loads((folder / "config.json").read_text())["architectures"]
   model, told = getattr(transformers, kind).from_pretrained(
-      folder, output_loading_info=True, attn_implementation="eager"
+    folder, output_loading_info=True, attn_implementation="eager"
   )
   if any(told.values()):
     sys.exit(f"{folder}: {told}")

@@ -1,7 +1,7 @@
 """Records what open_clip and transformers make of a few images before a network sees them.
 
-    pip install torch==2.13.0 torchvision==0.28.0 transformers==5.23.0 open_clip_torch==3.3.0 safetensors
-    python tests/parity/record/images.py
+pip install torch==2.13.0 torchvision==0.28.0 transformers==5.23.0 open_clip_torch==3.3.0 safetensors
+python tests/parity/record/images.py
 """
 
 import io
@@ -18,8 +18,14 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 SIZE = 24
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # Mode, height, width: longer sides that are not whole after the resize, nor borders in the crop.
-PICTURES = {"rgb": ("RGB", 37, 61), "tall": ("RGB", 43, 20), "rgba": ("RGBA", 40, 61), "gray": ("L", 33, 45),
-            "gray_alpha": ("LA", 31, 50), "palette": ("P", 31, 50)}
+PICTURES = {
+  "rgb": ("RGB", 37, 61),
+  "tall": ("RGB", 43, 20),
+  "rgba": ("RGBA", 40, 61),
+  "gray": ("L", 33, 45),
+  "gray_alpha": ("LA", 31, 50),
+  "palette": ("P", 31, 50),
+}
 CLIP = dict(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
 VIT = dict(size={"height": SIZE, "width": SIZE})
 
@@ -44,16 +50,21 @@ if __name__ == "__main__":
   files = {name: encoded(picture(*how, rng)) for name, how in PICTURES.items()}
   opened = {name: Image.open(io.BytesIO(data)) for name, data in files.items()}
   processors = dict(
-      clip_pil=CLIPImageProcessorPil(**CLIP), clip=CLIPImageProcessor(**CLIP),
-      vit_pil=ViTImageProcessorPil(**VIT, do_convert_rgb=True),
-      vit=ViTImageProcessor(**VIT, do_convert_rgb=True),
+    clip_pil=CLIPImageProcessorPil(**CLIP),
+    clip=CLIPImageProcessor(**CLIP),
+    vit_pil=ViTImageProcessorPil(**VIT, do_convert_rgb=True),
+    vit=ViTImageProcessor(**VIT, do_convert_rgb=True),
   )
   transform = image_transform(SIZE, is_train=False, mean=MEAN, std=STD)
-  outputs = {f"open_clip.{name}": transform(image).permute(1, 2, 0) for name, image in opened.items()}
+  outputs = {
+    f"open_clip.{name}": transform(image).permute(1, 2, 0) for name, image in opened.items()
+  }
   for kind, processor in processors.items():
     for name, image in opened.items():
       found = torch.as_tensor(processor(image, return_tensors="pt").pixel_values)
       outputs[f"{kind}.{name}"] = found[0].permute(1, 2, 0).float()
-  inputs = {name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in files.items()}
+  inputs = {
+    name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in files.items()
+  }
   configs = {kind: processor.to_dict() for kind, processor in processors.items()}
   save("pictures", {"pictures": dict(config=configs, inputs=inputs, outputs=outputs)})

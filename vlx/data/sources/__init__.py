@@ -24,15 +24,15 @@ from vlx.data.records import Source
 from vlx.data.sources import annotations, mix, text, tfds, webdataset
 
 KINDS: dict[str, Callable[[str, str], Source]] = {
-    "tfds": tfds.TfdsSource,
-    "folder": annotations.folder,
-    "coco": annotations.coco,
-    "flickr": annotations.flickr,
-    "webdataset": webdataset.WebDatasetSource,
-    "text": text.lines,
-    "conversations": text.conversations,
-    "scenes": lambda path, split: _scenes(path, split),
-    "mix": lambda path, split: mix.MixSource(path, split, open_source),
+  "tfds": tfds.TfdsSource,
+  "folder": annotations.folder,
+  "coco": annotations.coco,
+  "flickr": annotations.flickr,
+  "webdataset": webdataset.WebDatasetSource,
+  "text": text.lines,
+  "conversations": text.conversations,
+  "scenes": lambda path, split: _scenes(path, split),
+  "mix": lambda path, split: mix.MixSource(path, split, open_source),
 }
 
 
@@ -52,7 +52,9 @@ def open_source(spec: str, split: str) -> Source:
 
 
 def _scenes(path: str, split: str) -> Source:
-  from vlx.data.datasets.scenes import source  # here: it draws by libraries that take a second to import
+  from vlx.data.datasets.scenes import (
+    source,  # here: it draws by libraries that take a second to import
+  )
 
   return source.ScenesSource(path, split)
 
@@ -72,5 +74,5 @@ def epoch_order(source: Source, seed: int, shuffle: bool = True):
   if not isinstance(source, mix.MixSource):
     return stream(0, len(source))
   return grain.MapDataset.mix(
-      [stream(*ends) for ends in itertools.pairwise(source.starts)], source.weights
+    [stream(*ends) for ends in itertools.pairwise(source.starts)], source.weights
   )

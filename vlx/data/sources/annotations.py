@@ -1,7 +1,7 @@
 """Images in folders, and files that say what they show: vlx's own form, COCO, Flickr8k/30k.
 
-COCO's and Flickr's may have the splits of Karpathy and Fei-Fei ("Deep Visual-Semantic Alignments for
-Generating Image Descriptions", 2015), which captioning papers report on: `dataset_coco.json`,
+COCO's and Flickr's may have the splits of Karpathy and Fei-Fei ("Deep Visual-Semantic Alignments
+for Generating Image Descriptions", 2015), which captioning papers report on: `dataset_coco.json`,
 `dataset_flickr8k.json` or `dataset_flickr30k.json` in the folder.
 """
 
@@ -16,8 +16,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from vlx.data.records import BadRecord, readable_texts, strings
 from vlx.core.errors import UserError
+from vlx.data.records import BadRecord, readable_texts, strings
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 CHUNK = 2**24  # bytes of a file to look through at a time
@@ -35,7 +35,9 @@ class MappedFile:
   def __init__(self, path: pathlib.Path):
     self._path = path
     with open(path, "rb") as f:
-      self._bytes = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+      self._bytes = (
+        mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+      )
 
   def __len__(self):
     return len(self._bytes)
@@ -122,7 +124,8 @@ def _existing_folder(path: str) -> pathlib.Path:
 def folder(path: str, split: str) -> ImageFolder:
   """Images beside a `metadata.jsonl` or `metadata.csv` with `file_name` and `caption`.
 
-  Without such a file, subfolders are classes: `label` is a subfolder's name, and the caption the same in words.
+  Without such a file, subfolders are classes: `label` is a subfolder's name, and the caption the
+  same in words.
 
   A subfolder with the split's name is that split. Without subfolders every tenth file, by a hash of
   its name, is in "val" and the rest in "train".
@@ -152,8 +155,8 @@ def _with_metadata(root: pathlib.Path) -> ImageFolder:
   if (file := root / "metadata.jsonl").is_file():
     text = MappedFile(file)
     breaks = [
-        np.flatnonzero(np.frombuffer(text[first : first + CHUNK], np.uint8) == ord("\n")) + first + 1
-        for first in range(0, len(text), CHUNK)
+      np.flatnonzero(np.frombuffer(text[first : first + CHUNK], np.uint8) == ord("\n")) + first + 1
+      for first in range(0, len(text), CHUNK)
     ]
     edges = np.concatenate([[0], *breaks, [len(text)]]).astype(np.int64)
     spans = np.stack([edges[:-1], edges[1:]], axis=1)
@@ -166,7 +169,7 @@ def _with_metadata(root: pathlib.Path) -> ImageFolder:
     return ImageFolder.of(root, rows)
   else:
     raise UserError(
-        f"{root} has neither metadata.jsonl nor metadata.csv (columns file_name and caption), nor subfolders of images"
+      f"{root} has neither metadata.jsonl nor metadata.csv (columns file_name and caption), nor subfolders of images"
     )
   if len(source):
     try:
@@ -179,9 +182,15 @@ def _with_metadata(root: pathlib.Path) -> ImageFolder:
 def _classes(root: pathlib.Path) -> list[dict]:
   """A row for each image in a subfolder, whose name is its label, and its caption in words."""
   return [
-      {"file_name": f"{folder.name}/{file.name}", "label": folder.name, "caption": re.sub(r"[_-]+", " ", folder.name)}
-      for folder in sorted(root.iterdir()) if folder.is_dir()
-      for file in sorted(folder.iterdir()) if file.suffix.lower() in IMAGES
+    {
+      "file_name": f"{folder.name}/{file.name}",
+      "label": folder.name,
+      "caption": re.sub(r"[_-]+", " ", folder.name),
+    }
+    for folder in sorted(root.iterdir())
+    if folder.is_dir()
+    for file in sorted(folder.iterdir())
+    if file.suffix.lower() in IMAGES
   ]
 
 
@@ -191,8 +200,8 @@ def coco(path: str, split: str) -> ImageFolder:
   The images lie in `SPLIT2017/`, in `images/`, or beside `annotations/`. A record has all of a
   image's captions (`choose("caption")` takes one) and its `image_id`.
 
-  With `dataset_coco.json` the splits are Karpathy's, and the images lie in `train2014/` and `val2014/`
-  of the folder or of its `images/`, or all together in one of these two.
+  With `dataset_coco.json` the splits are Karpathy's, and the images lie in `train2014/` and
+  `val2014/` of the folder or of its `images/`, or all together in one of these two.
   """
   root = _existing_folder(path)
   if (file := root / "dataset_coco.json").is_file():
@@ -206,8 +215,9 @@ def coco(path: str, split: str) -> ImageFolder:
     for annotation in content["annotations"]:
       captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
     rows = [
-        {"file_name": image["file_name"], "caption": captions[image["id"]], "image_id": image["id"]}
-        for image in content["images"] if image["id"] in captions
+      {"file_name": image["file_name"], "caption": captions[image["id"]], "image_id": image["id"]}
+      for image in content["images"]
+      if image["id"] in captions
     ]
   except (KeyError, TypeError, ValueError) as e:
     raise UserError(f"{found[-1]} is not a COCO captions file: {type(e).__name__}: {e}") from e
@@ -249,7 +259,7 @@ def flickr(path: str, split: str) -> ImageFolder:
 
 
 def _karpathy(
-    root: pathlib.Path, file: pathlib.Path, split: str, folders: Sequence[str]
+  root: pathlib.Path, file: pathlib.Path, split: str, folders: Sequence[str]
 ) -> ImageFolder:
   """A split of Karpathy's: "train" with COCO's "restval", as papers train, "val", "test"."""
   if split not in ("train", "val", "test"):

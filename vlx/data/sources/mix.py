@@ -21,7 +21,9 @@ class MixSource:
       except ValueError:
         star = ""
       if not star or not self.weights[-1] > 0:
-        raise UserError(f"a mix is WEIGHT*KIND:PATH;WEIGHT*KIND:PATH…, weights above 0, not {specs!r}")
+        raise UserError(
+          f"a mix is WEIGHT*KIND:PATH;WEIGHT*KIND:PATH…, weights above 0, not {specs!r}"
+        )
       self.parts.append(opened(spec, split))
     self.starts = np.cumsum([0, *map(len, self.parts)])
 

@@ -48,9 +48,11 @@ class Rows:
 
 
 def lines(path: str, split: str) -> Rows:
-  """`text` of each line of a .txt file, or of each object of a .jsonl; of a folder, of its file SPLIT.txt or SPLIT.jsonl.
+  """`text` of each line of a .txt file, or of each object of a .jsonl; of a folder, of its file
+  SPLIT.txt or SPLIT.jsonl.
 
-  Blank lines are no records. Of a single file every tenth line, by its hash, is "val" and the rest "train".
+  Blank lines are no records. Of a single file every tenth line, by its hash, is "val" and the rest
+  "train".
   """
   file, own = _file(path, split, (".txt", ".jsonl"))
   # Not splitlines(): some characters inside of a text count as ends of lines there.
@@ -61,10 +63,12 @@ def lines(path: str, split: str) -> Rows:
 
 
 def conversations(path: str, split: str) -> Rows:
-  """LLaVA's JSON: a list of {"id", "image"?, "conversations": [{"from", "value"}, …]}; `?images=FOLDER` has the images.
+  """LLaVA's JSON: a list of {"id", "image"?, "conversations": [{"from", "value"}, …]};
+  `?images=FOLDER` has the images.
 
-  Alpaca's {"instruction", "input", "output"} become conversations of two turns. Without a folder the images lie beside
-  the file. Of a folder, its file SPLIT.json; of a single file every tenth, by its hash, is "val" and the rest "train".
+  Alpaca's {"instruction", "input", "output"} become conversations of two turns. Without a folder
+  the images lie beside the file. Of a folder, its file SPLIT.json; of a single file every tenth, by
+  its hash, is "val" and the rest "train".
   """
   file_path, _, query = path.partition("?")
   options = dict(urllib.parse.parse_qsl(query))
@@ -83,7 +87,9 @@ def conversations(path: str, split: str) -> Rows:
 
 
 def _conversation(row):
-  if isinstance(row, dict) and "conversations" not in row and {"instruction", "output"} <= row.keys():
+  if (
+    isinstance(row, dict) and "conversations" not in row and {"instruction", "output"} <= row.keys()
+  ):
     asked = "\n".join(part for part in (row["instruction"], row.get("input", "")) if part)
     turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": row["output"]}]
     return {**row, "conversations": turns}
@@ -97,7 +103,9 @@ def _file(path: str, split: str, suffixes: tuple[str, ...]) -> tuple[pathlib.Pat
     if split not in ("train", "val"):
       raise UserError(f"{root} is one file: its splits are 'train' and 'val', no {split!r}")
     return root, False
-  found = [root / f"{split}{suffix}" for suffix in suffixes if (root / f"{split}{suffix}").is_file()]
+  found = [
+    root / f"{split}{suffix}" for suffix in suffixes if (root / f"{split}{suffix}").is_file()
+  ]
   if not found:
     raise UserError(f"no file {root}, and no {' or '.join(f'{split}{s}' for s in suffixes)} in it")
   return found[0], True

@@ -18,7 +18,6 @@ class TfdsSource:
   def __init__(self, name: str, split: str):
     import tensorflow_datasets as tfds
 
-
     tfds.disable_progress_bar()
     try:
       builder = tfds.builder(name, file_format="array_record")
@@ -32,20 +31,23 @@ class TfdsSource:
     if split not in builder.info.splits:
       raise UserError(f"no split {split!r} in {name}: {nearest(split, builder.info.splits)}")
     skip = {
-        name: tfds.decode.SkipDecoding()
-        for name, feature in builder.info.features.items()
-        if isinstance(feature, tfds.features.Image)
+      name: tfds.decode.SkipDecoding()
+      for name, feature in builder.info.features.items()
+      if isinstance(feature, tfds.features.Image)
     }
     self.class_names = {
-        name: tuple(feature.names)
-        for name, feature in builder.info.features.items()
-        if isinstance(feature, tfds.features.ClassLabel)
+      name: tuple(feature.names)
+      for name, feature in builder.info.features.items()
+      if isinstance(feature, tfds.features.ClassLabel)
     }
     self._texts = {
-        name for name, feature in builder.info.features.items()
-        if isinstance(feature, tfds.features.Text) or (
-            isinstance(feature, tfds.features.Sequence)
-            and isinstance(feature.feature, tfds.features.Text))
+      name
+      for name, feature in builder.info.features.items()
+      if isinstance(feature, tfds.features.Text)
+      or (
+        isinstance(feature, tfds.features.Sequence)
+        and isinstance(feature.feature, tfds.features.Text)
+      )
     }
     self._records = builder.as_data_source(split, decoders=skip)
     self._label = f"{name}/{split}"

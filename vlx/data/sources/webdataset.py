@@ -15,10 +15,10 @@ import tarfile
 import numpy as np
 
 from vlx.core import files
-from vlx.core.files import cache_dir
-from vlx.data.sources.annotations import held_out
-from vlx.data.records import BadRecord, readable_texts
 from vlx.core.errors import UserError
+from vlx.core.files import cache_dir
+from vlx.data.records import BadRecord, readable_texts
+from vlx.data.sources.annotations import held_out
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 TEXTS = ("txt", "json")  # the first that is there gives the caption
@@ -29,14 +29,17 @@ COLUMNS = 6
 class WebDatasetSource:
   """The samples of many tars.
 
-  `PATH` is a folder of tars, with a subfolder per split or none, or a pattern with a range in braces,
-  `PATH/{00000..01243}.tar`. Where no subfolders tell, every tenth sample, by its name's hash, is "val".
+  `PATH` is a folder of tars, with a subfolder per split or none, or a pattern with a range in
+  braces, `PATH/{00000..01243}.tar`. Where no subfolders tell, every tenth sample, by its name's
+  hash, is "val".
   """
 
   def __init__(self, path: str, split: str):
     self._tars, own = _find_tars(path, split)
     if not own and split not in ("train", "val"):
-      raise UserError(f"webdataset:{path} has no subfolder {split!r}; without one there are 'train' and 'val'")
+      raise UserError(
+        f"webdataset:{path} has no subfolder {split!r}; without one there are 'train' and 'val'"
+      )
     indices = [_index(tar) for tar in self._tars]
     spans = np.concatenate([index["spans"] for index in indices])
     tars = np.repeat(np.arange(len(indices), dtype=np.int32), [len(i["spans"]) for i in indices])
@@ -87,12 +90,14 @@ def _find_tars(path: str, split: str) -> tuple[list[pathlib.Path], bool]:
   else:
     own, braces = False, re.search(r"\{(\d+)\.\.(\d+)\}", path)
     if not braces:
-      raise UserError(f"webdataset:{path} is neither a folder nor a pattern like {{00000..00099}}.tar")
+      raise UserError(
+        f"webdataset:{path} is neither a folder nor a pattern like {{00000..00099}}.tar"
+      )
     first, last = braces.groups()
     numbers = range(int(first), int(last) + 1)
     tars = [
-        pathlib.Path(f"{path[: braces.start()]}{n:0{len(first)}d}{path[braces.end() :]}").expanduser()
-        for n in numbers
+      pathlib.Path(f"{path[: braces.start()]}{n:0{len(first)}d}{path[braces.end() :]}").expanduser()
+      for n in numbers
     ]
     if missing := [tar for tar in tars if not tar.is_file()]:
       raise UserError(f"{len(missing)} of {len(tars)} tars are not there, {missing[0]} among them")
@@ -102,7 +107,9 @@ def _find_tars(path: str, split: str) -> tuple[list[pathlib.Path], bool]:
 
 
 def _index(tar: pathlib.Path) -> dict[str, np.ndarray]:
-  """`spans` i64 `[N, 6]` and `held_out` bool `[N]` of a tar's samples, from the cache or the tar."""
+  """`spans` i64 `[N, 6]` and `held_out` bool `[N]` of a tar's samples, from the cache or the
+  tar.
+  """
   stat = tar.stat()
   key = hashlib.sha1(f"{tar.absolute()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()
   kept = cache_dir() / "webdataset" / f"{key}.npz"
@@ -135,6 +142,6 @@ def _read_index(tar: pathlib.Path) -> dict[str, np.ndarray]:
   kinds = ("image", *TEXTS)
   spans = [[n for kind in kinds for n in s.get(kind, (0, -1))] for s in whole.values()]
   return {
-      "spans": np.array(spans, np.int64).reshape(-1, COLUMNS),
-      "held_out": np.array([held_out(key) for key in whole], bool),
+    "spans": np.array(spans, np.int64).reshape(-1, COLUMNS),
+    "held_out": np.array([held_out(key) for key in whole], bool),
   }

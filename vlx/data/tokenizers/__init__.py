@@ -1,4 +1,6 @@
-"""Texts to ids and back: one protocol for byte-level BPE, WordPiece, SentencePiece and whole words."""
+"""Texts to ids and back: one protocol for byte-level BPE, WordPiece, SentencePiece and whole
+words.
+"""
 
 import json
 import pathlib
@@ -31,15 +33,19 @@ class Tokenizer(Protocol):
     """Ids of a text inside of another, without special ones."""
 
   def encode(
-      self, text: str, length: int, *, dropout: float = 0.0, rng: np.random.Generator | None = None
+    self, text: str, length: int, *, dropout: float = 0.0, rng: np.random.Generator | None = None
   ) -> Encoded:
-    """The text, with its special tokens, and zeros under a False mask behind; what is too long loses its end.
+    """The text, with its special tokens, and zeros under a False mask behind; what is too long
+    loses its end.
 
     `dropout` is BPE's, of merges.
     """
 
-  def encode_pair(self, first: str, second: str, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Two texts one after another, and i32 `[length]` of segments: 0 for the first, 1 for the second.
+  def encode_pair(
+    self, first: str, second: str, length: int
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two texts one after another, and i32 `[length]` of segments: 0 for the first, 1 for the
+    second.
 
     What is too long loses the last tokens of the longer text.
     """
@@ -57,7 +63,9 @@ class Tokenizer(Protocol):
 def load(path: pathlib.Path) -> Tokenizer:
   """A tokenizer that `Tokenizer.save` wrote."""
   content = json.loads(path.read_text("utf-8"))
-  return public.from_saved(content) if "backend" in content else trained.from_json(json.dumps(content))
+  return (
+    public.from_saved(content) if "backend" in content else trained.from_json(json.dumps(content))
+  )
 
 
 def make(section: Mapping[str, Any], texts: Callable[[], Iterable[str]]) -> Tokenizer:
@@ -77,13 +85,14 @@ def make(section: Mapping[str, Any], texts: Callable[[], Iterable[str]]) -> Toke
   """
   kind = section.get("kind", "bpe")
   kinds = {
-      "bpe": lambda: (
-          trained.load_clip(section["vocabulary"]) if section.get("vocabulary")
-          else trained.train(texts(), section["vocab_size"])
-      ),
-      "words": lambda: trained.words(texts(), section["vocab_size"], section["min_count"]),
-      "labels": lambda: trained.labels(texts(), section["vocab_size"]),
-      "public": lambda: _public(section["path"]),
+    "bpe": lambda: (
+      trained.load_clip(section["vocabulary"])
+      if section.get("vocabulary")
+      else trained.train(texts(), section["vocab_size"])
+    ),
+    "words": lambda: trained.words(texts(), section["vocab_size"], section["min_count"]),
+    "labels": lambda: trained.labels(texts(), section["vocab_size"]),
+    "public": lambda: _public(section["path"]),
   }
   if "." in kind:
     return import_path(kind)(section, texts)

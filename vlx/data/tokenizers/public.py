@@ -1,7 +1,7 @@
 """Tokenizers of public checkpoints, and their chat templates.
 
-Read are `tokenizer.json`, SentencePiece's `tokenizer.model` (BPE, as LLaMA's), BERT's `vocab.txt`, and what
-GGUF files have in their metadata. All become tokenizers of the library `tokenizers`.
+Read are `tokenizer.json`, SentencePiece's `tokenizer.model` (BPE, as LLaMA's), BERT's `vocab.txt`,
+and what GGUF files have in their metadata. All become tokenizers of the library `tokenizers`.
 """
 
 import datetime
@@ -14,7 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
-from tokenizers import Regex, decoders, implementations, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+  Regex,
+  decoders,
+  implementations,
+  models,
+  normalizers,
+  pre_tokenizers,
+  processors,
+)
 
 from vlx.core import files
 from vlx.core.errors import UserError
@@ -27,17 +35,19 @@ _CONTROL, _USER_DEFINED = 3, 4
 
 # llama.cpp's names for how words are split before BPE (its `convert_hf_to_gguf.py`).
 _LLAMA_3_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+  r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
 _WORDS = {
-    "gpt-2": _BYTES,
-    "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _BYTES]),
-    "llama-bpe": pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(_LLAMA_3_WORDS), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]),
+  "gpt-2": _BYTES,
+  "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _BYTES]),
+  "llama-bpe": pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(Regex(_LLAMA_3_WORDS), behavior="isolated"),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  ),
 }
 
 # What ends a turn in the models that GGUF files hold; their metadata name only one such token.
@@ -53,8 +63,11 @@ class PublicTokenizer:
   """
 
   def __init__(
-      self, backend: tokenizers.Tokenizer, stop_ids: Iterable[int] = (), template: str | None = None,
-      words: Mapping[str, str] = {},
+    self,
+    backend: tokenizers.Tokenizer,
+    stop_ids: Iterable[int] = (),
+    template: str | None = None,
+    words: Mapping[str, str] = {},
   ):
     """Of a backend whose post-processor adds the special tokens.
 
@@ -84,7 +97,7 @@ class PublicTokenizer:
     return self._backend.encode(text).ids
 
   def encode(
-      self, text: str, length: int, *, dropout: float = 0.0, rng: np.random.Generator | None = None
+    self, text: str, length: int, *, dropout: float = 0.0, rng: np.random.Generator | None = None
   ) -> tuple[np.ndarray, np.ndarray]:
     """(ids i32 `[length]`, mask bool `[length]`): zeros under a False mask follow the text.
 
@@ -95,7 +108,9 @@ class PublicTokenizer:
     """
     del rng
     if dropout:
-      raise UserError("tokenize(…, dropout=…) is for the BPE that a run trains, not for a public tokenizer")
+      raise UserError(
+        "tokenize(…, dropout=…) is for the BPE that a run trains, not for a public tokenizer"
+      )
     found = self._backend.encode(text, add_special_tokens=False)
     found.truncate(length - self._backend.num_special_tokens_to_add(False))
     tokens = self._backend.post_process(found).ids
@@ -103,7 +118,9 @@ class PublicTokenizer:
     ids[: len(tokens)] = tokens
     return ids, np.arange(length) < len(tokens)
 
-  def encode_pair(self, first: str, second: str, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  def encode_pair(
+    self, first: str, second: str, length: int
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(ids, mask, segments), `[length]` each, with the special tokens that the model knows pairs by."""
     plain = [self._backend.encode(text, add_special_tokens=False) for text in (first, second)]
     room = length - self._backend.num_special_tokens_to_add(True)
@@ -127,8 +144,10 @@ class PublicTokenizer:
   def save(self, path: pathlib.Path) -> None:
     """The library's JSON beside what vlx knows of it."""
     content = {
-        "backend": json.loads(self._backend.to_str()), "stop_ids": self.stop_ids, "template": self._template,
-        "words": self._words,
+      "backend": json.loads(self._backend.to_str()),
+      "stop_ids": self.stop_ids,
+      "template": self._template,
+      "words": self._words,
     }
     files.write(path, json.dumps(content, ensure_ascii=False))
 
@@ -139,13 +158,16 @@ class PublicTokenizer:
     """Ids of a conversation up to where the assistant's answer begins, by the model's own template.
 
     Raises:
-      UserError: where the template does not render: it is a stranger's program, and runs in a sandbox.
+      UserError: where the template does not render: it is a stranger's program, and runs in a
+        sandbox.
     """
     return self.chat_ids(messages, answering=True)
 
   def chat_ids(self, messages: Messages, *, answering: bool) -> list[int]:
     """Ids of a conversation; where `answering`, up to where the assistant's answer begins."""
-    return self._backend.encode(self.render(messages, answering=answering), add_special_tokens=False).ids
+    return self._backend.encode(
+      self.render(messages, answering=answering), add_special_tokens=False
+    ).ids
 
   def tokens_of(self, text: str) -> list[int]:
     """Ids of a text inside of another, without special tokens."""
@@ -159,15 +181,17 @@ class PublicTokenizer:
       raise jinja2.TemplateError(message)
 
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+      trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
+    environment.filters["tojson"] = lambda x, indent=None: json.dumps(
+      x, ensure_ascii=False, indent=indent
+    )
     environment.globals |= dict(
-        raise_exception=refuse, strftime_now=lambda form: datetime.datetime.now().strftime(form)
+      raise_exception=refuse, strftime_now=lambda form: datetime.datetime.now().strftime(form)
     )
     try:
       return environment.from_string(self._template).render(
-          messages=messages, add_generation_prompt=answering, **self._words
+        messages=messages, add_generation_prompt=answering, **self._words
       )
     except Exception as e:  # whatever a template may do
       raise UserError(f"the model's chat template does not render: {type(e).__name__}: {e}") from e
@@ -183,7 +207,7 @@ def check_fits(tokenizer: PublicTokenizer, vocab_size: int) -> None:
   """A tokenizer with more words than its model is another model's: a UserError."""
   if tokenizer.vocab_size > vocab_size:
     raise UserError(
-        f"the tokenizer has {tokenizer.vocab_size} words and the model {vocab_size}: it is another model's"
+      f"the tokenizer has {tokenizer.vocab_size} words and the model {vocab_size}: it is another model's"
     )
 
 
@@ -222,7 +246,9 @@ def load(path: str | pathlib.Path) -> PublicTokenizer | None:
   except Exception as e:  # the library raises nothing more special
     raise UserError(f"{file} is no tokenizer that vlx can read: {e}") from e
 
-  words = {name: _content(config.get(name)) for name in ("bos_token", "eos_token") if config.get(name)}
+  words = {
+    name: _content(config.get(name)) for name in ("bos_token", "eos_token") if config.get(name)
+  }
   if file.suffix == ".model":
     words = {"bos_token": "<s>", "eos_token": "</s>"} | words
   stops = _json(folder / "generation_config.json").get("eos_token_id", [])
@@ -239,8 +265,9 @@ def from_gguf(metadata: Mapping[str, Any]) -> PublicTokenizer | None:
     UserError: where it is damaged or of a kind that vlx does not know.
   """
   told = {
-      name.removeprefix("tokenizer.ggml."): value
-      for name, value in metadata.items() if name.startswith("tokenizer.ggml.")
+    name.removeprefix("tokenizer.ggml."): value
+    for name, value in metadata.items()
+    if name.startswith("tokenizer.ggml.")
   }
   if "model" not in told:
     return None
@@ -259,8 +286,9 @@ def from_gguf(metadata: Mapping[str, Any]) -> PublicTokenizer | None:
       _start_with(backend, start)
     ends = [told[name] for name in ("eos_token_id", "eot_token_id") if name in told]
     words = {
-        name: tokens[told[key]]
-        for name, key in (("bos_token", "bos_token_id"), ("eos_token", "eos_token_id")) if key in told
+      name: tokens[told[key]]
+      for name, key in (("bos_token", "bos_token_id"), ("eos_token", "eos_token_id"))
+      if key in told
     }
   except UserError:
     raise
@@ -279,26 +307,30 @@ class Piece(NamedTuple):
 
 
 def _by_pieces(pieces: Sequence[Piece], space_first: bool = True) -> tokenizers.Tokenizer:
-  """SentencePiece's BPE: of two neighbours that make a word, those of the highest score are joined first.
+  """SentencePiece's BPE: of two neighbours that make a word, those of the highest score are joined
+  first.
 
-  `tokenizers` wants pairs in the order of joining: every way to cut a word in two, by the word's score.
+  `tokenizers` wants pairs in the order of joining: every way to cut a word in two, by the word's
+  score.
   """
   ids = {piece.text: i for i, piece in enumerate(pieces)}
   pairs = [
-      (-piece.score, ids[piece.text[:i]], ids[piece.text[i:]], piece.text[:i], piece.text[i:])
-      for piece in pieces if piece.kind == 1
-      for i in range(1, len(piece.text)) if piece.text[:i] in ids and piece.text[i:] in ids
+    (-piece.score, ids[piece.text[:i]], ids[piece.text[i:]], piece.text[:i], piece.text[i:])
+    for piece in pieces
+    if piece.kind == 1
+    for i in range(1, len(piece.text))
+    if piece.text[:i] in ids and piece.text[i:] in ids
   ]
   merges = [pair[3:] for pair in sorted(pairs)]
   unknown = next(piece.text for piece in pieces if piece.kind == 2)
   backend = tokenizers.Tokenizer(
-      models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
   )
   prefix = [normalizers.Prepend("▁")] if space_first else []
   backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
   strip = [decoders.Strip(" ", 1, 0)] if space_first else []
   backend.decoder = decoders.Sequence(
-      [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
   )
   _add_special(backend, [piece.text for piece in pieces], [piece.kind for piece in pieces])
   return backend
@@ -307,21 +339,29 @@ def _by_pieces(pieces: Sequence[Piece], space_first: bool = True) -> tokenizers.
 def _by_merges(tokens, kinds, merges, words) -> tokenizers.Tokenizer:
   """GPT-2's byte-level BPE."""
   if words not in _WORDS:
-    raise UserError(f"a GGUF tokenizer that splits words by {words!r}; vlx knows {', '.join(_WORDS)}")
-  backend = tokenizers.Tokenizer(models.BPE(
-      {token: i for i, token in enumerate(tokens)}, [tuple(merge.split(" ")) for merge in merges],
+    raise UserError(
+      f"a GGUF tokenizer that splits words by {words!r}; vlx knows {', '.join(_WORDS)}"
+    )
+  backend = tokenizers.Tokenizer(
+    models.BPE(
+      {token: i for i, token in enumerate(tokens)},
+      [tuple(merge.split(" ")) for merge in merges],
       ignore_merges=words == "llama-bpe",
-  ))
+    )
+  )
   backend.pre_tokenizer, backend.decoder = _WORDS[words], decoders.ByteLevel()
   _add_special(backend, tokens, kinds)
   return backend
 
 
-def _add_special(backend: tokenizers.Tokenizer, tokens: Sequence[str], kinds: Sequence[int]) -> None:
+def _add_special(
+  backend: tokenizers.Tokenizer, tokens: Sequence[str], kinds: Sequence[int]
+) -> None:
   """Tokens that a text is searched for before it is split."""
   added = lambda kind: [
-      tokenizers.AddedToken(t, normalized=False, special=kind == _CONTROL)
-      for t, k in zip(tokens, kinds, strict=True) if k == kind
+    tokenizers.AddedToken(t, normalized=False, special=kind == _CONTROL)
+    for t, k in zip(tokens, kinds, strict=True)
+    if k == kind
   ]
   backend.add_special_tokens(added(_CONTROL))
   backend.add_tokens(added(_USER_DEFINED))
@@ -329,7 +369,9 @@ def _add_special(backend: tokenizers.Tokenizer, tokens: Sequence[str], kinds: Se
 
 def _start_with(backend: tokenizers.Tokenizer, start: int) -> None:
   word = backend.id_to_token(start)
-  backend.post_processor = processors.TemplateProcessing(single=[word, "$A"], special_tokens=[(word, start)])
+  backend.post_processor = processors.TemplateProcessing(
+    single=[word, "$A"], special_tokens=[(word, start)]
+  )
 
 
 def _word_pieces(file: pathlib.Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
@@ -339,12 +381,14 @@ def _word_pieces(file: pathlib.Path, config: Mapping[str, Any]) -> tokenizers.To
     raise UserError(f"{file} is no vocabulary of BERT: it has no {', '.join(missing)}")
   cased = any(word != word.lower() for word in vocabulary if not word.startswith("["))
   return implementations.BertWordPieceTokenizer(
-      vocabulary, lowercase=bool(config.get("do_lower_case", not cased))
+    vocabulary, lowercase=bool(config.get("do_lower_case", not cased))
   )._tokenizer
 
 
 def _sentence_pieces(data: bytes) -> Iterator[Piece]:
-  """Of a `tokenizer.model`, SentencePiece's ModelProto: the pieces, and then how they were trained."""
+  """Of a `tokenizer.model`, SentencePiece's ModelProto: the pieces, and then how they were
+  trained.
+  """
   kind = None
   for field, value in _protobuf(data):
     if field == 1:

@@ -1,4 +1,5 @@
-"""Tokenizers that a run trains: byte-level BPE as CLIP has it, or the whole words of the captioning papers.
+"""Tokenizers that a run trains: byte-level BPE as CLIP has it, or the whole words of the captioning
+papers.
 
 BPE is trained on a run's own captions, or has CLIP's published vocabulary.
 Text is mended (ftfy), unescaped twice, lower-cased, its white space folded; words are split by
@@ -51,7 +52,7 @@ class Tokenizer:
     self.unknown_id = backend.token_to_id(UNKNOWN)
     # Captions come again every epoch, and cleaning one costs more than cropping an image.
     self._tokens = functools.lru_cache(maxsize=2**16)(
-        lambda text: backend.encode(clean(text), add_special_tokens=False).ids
+      lambda text: backend.encode(clean(text), add_special_tokens=False).ids
     )
 
   stop_ids = ()
@@ -73,12 +74,12 @@ class Tokenizer:
     return [self.start_id, *self._tokens(text), self.end_id]
 
   def encode(
-      self, text: str, length: int, *, dropout: float = 0.0, rng: np.random.Generator | None = None
+    self, text: str, length: int, *, dropout: float = 0.0, rng: np.random.Generator | None = None
   ) -> tuple[np.ndarray, np.ndarray]:
     """(ids i32 `[length]`, mask bool `[length]`): start, tokens, end, then zeros under a False mask.
 
-    A text that is too long loses its last tokens, never the end token. With `dropout`, merges are left out at
-    random (`merged`).
+    A text that is too long loses its last tokens, never the end token. With `dropout`, merges are
+    left out at random (`merged`).
     """
     text = text[: CHARACTERS_PER_TOKEN * length]
     tokens = (self._dropped(text, dropout, rng) if dropout else self._tokens(text))[: length - 2]
@@ -98,11 +99,14 @@ class Tokenizer:
     normal = self._backend.normalizer.normalize_str(clean(text))
     words = [word for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(normal)]
     return [
-        ids[symbol] for word in words
-        for symbol in merged([*word[:-1], word[-1] + "</w>"], ranks, dropout, rng)
+      ids[symbol]
+      for word in words
+      for symbol in merged([*word[:-1], word[-1] + "</w>"], ranks, dropout, rng)
     ]
 
-  def encode_pair(self, first: str, second: str, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  def encode_pair(
+    self, first: str, second: str, length: int
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(ids, mask, segments), `[length]` each: start, first, end, second, end; then zeros."""
     one, two = shortened(self._tokens(first), self._tokens(second), length - 3)
     ids = np.zeros(length, np.int32)
@@ -154,9 +158,10 @@ def shortened(first: list[int], second: list[int], room: int) -> tuple[list[int]
 
 
 def merged(
-    symbols: list[str], ranks: dict[tuple[str, str], int], dropout: float, rng: np.random.Generator
+  symbols: list[str], ranks: dict[tuple[str, str], int], dropout: float, rng: np.random.Generator
 ) -> list[str]:
-  """The symbols of a word merged by BPE; at each merge every candidate is left out with this probability.
+  """The symbols of a word merged by BPE; at each merge every candidate is left out with this
+  probability.
 
   Provilkov et al., "BPE-Dropout", 2020, Algorithm 1.
   """
@@ -172,12 +177,14 @@ def merged(
 def _with_clip_rules(bpe: models.BPE) -> tokenizers.Tokenizer:
   backend = tokenizers.Tokenizer(bpe)
   backend.normalizer = normalizers.Sequence(
-      [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
   )
-  backend.pre_tokenizer = pre_tokenizers.Sequence([
+  backend.pre_tokenizer = pre_tokenizers.Sequence(
+    [
       pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-  ])
+    ]
+  )
   return backend
 
 
@@ -192,8 +199,11 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
   # that order it breaks ties. As special tokens they have fixed places; below they are plain again.
   word_ends = [symbol + "</w>" for symbol in alphabet]
   trainer = trainers.BpeTrainer(
-      vocab_size=vocab_size, initial_alphabet=alphabet, end_of_word_suffix="</w>",
-      special_tokens=[START, END, *word_ends], show_progress=False,
+    vocab_size=vocab_size,
+    initial_alphabet=alphabet,
+    end_of_word_suffix="</w>",
+    special_tokens=[START, END, *word_ends],
+    show_progress=False,
   )
   backend.train_from_iterator((clean(t) for t in texts), trainer)
   state = json.loads(backend.to_str())
@@ -216,17 +226,20 @@ def words(texts: Iterable[str], vocab_size: int, min_count: int) -> WordTokenize
 
 
 def labels(texts: Iterable[str], vocab_size: int) -> WordTokenizer:
-  """Whole texts, each a token: the names of classes, in alphabetical order behind the three special ones.
+  """Whole texts, each a token: the names of classes, in alphabetical order behind the three special
+  ones.
 
   Raises:
     UserError: where there are more than `vocab_size` in all.
   """
   vocabulary = [START, END, UNKNOWN, *sorted({text.strip() for text in texts})]
   if len(vocabulary) > vocab_size:
-    raise UserError(f"{len(vocabulary) - 3} classes, and room for {vocab_size - 3} (tokenizer.vocab_size, num_classes)")
-  return WordTokenizer(tokenizers.Tokenizer(
-      models.WordLevel({name: i for i, name in enumerate(vocabulary)}, UNKNOWN)
-  ))
+    raise UserError(
+      f"{len(vocabulary) - 3} classes, and room for {vocab_size - 3} (tokenizer.vocab_size, num_classes)"
+    )
+  return WordTokenizer(
+    tokenizers.Tokenizer(models.WordLevel({name: i for i, name in enumerate(vocabulary)}, UNKNOWN))
+  )
 
 
 def _word_rules(model: models.WordLevel) -> tokenizers.Tokenizer:
@@ -243,10 +256,11 @@ def from_json(text: str) -> Tokenizer:
 
 
 def load_clip(path: str | pathlib.Path) -> Tokenizer:
-  """CLIP's own: from `bpe_simple_vocab_16e6.txt.gz`, 49,408 tokens, or from a Hugging Face folder of a CLIP.
+  """CLIP's own: from `bpe_simple_vocab_16e6.txt.gz`, 49,408 tokens, or from a Hugging Face folder
+  of a CLIP.
 
-  The folder holds `vocab.json` and `merges.txt`, or a `tokenizer.json`, of which the vocabulary is taken; the
-  rules are those of OpenAI's code, which mends texts first.
+  The folder holds `vocab.json` and `merges.txt`, or a `tokenizer.json`, of which the vocabulary is
+  taken; the rules are those of OpenAI's code, which mends texts first.
 
   Raises:
     UserError: where the file or folder is not there or holds no such vocabulary.
@@ -282,9 +296,10 @@ def _of_folder(path: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]
   try:
     if vocabulary.is_file() and merges.is_file():
       lines = merges.read_text("utf-8").splitlines()
-      found = json.loads(vocabulary.read_text("utf-8")), [
-          tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")
-      ]
+      found = (
+        json.loads(vocabulary.read_text("utf-8")),
+        [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")],
+      )
     elif whole.is_file():
       model = json.loads(whole.read_text("utf-8"))["model"]
       # Older files have the two of a merge in one string.

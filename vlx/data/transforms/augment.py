@@ -15,8 +15,9 @@ LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
 @image_op
-def random_affine(image, rng, size, min_scale=0.8, max_scale=1.2, degrees=10.0, stretch=0.15,
-                  shift=0.08):
+def random_affine(
+  image, rng, size, min_scale=0.8, max_scale=1.2, degrees=10.0, stretch=0.15, shift=0.08
+):
   """RGBA to a `size` square, scaled, turned, stretched and shifted at random.
 
   Shrinking by much more than a half would alias: `resize` near to `size` first (before `cache`).
@@ -44,7 +45,7 @@ def random_affine(image, rng, size, min_scale=0.8, max_scale=1.2, degrees=10.0, 
   # "RGBa" is premultiplied: no color bleeds from where nothing is seen.
   source = Image.fromarray(image, "RGBA").convert("RGBa")
   moved = source.transform(
-      (size, size), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR
+    (size, size), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR
   )
   return np.asarray(moved.convert("RGBA"))
 
@@ -94,7 +95,9 @@ def ink(image, rng, probability=0.2, fill=0.5):
 
 
 @image_op
-def color_jitter(image, rng, probability=0.5, hue=0.05, saturation=0.5, contrast=0.3, brightness=0.15):
+def color_jitter(
+  image, rng, probability=0.5, hue=0.05, saturation=0.5, contrast=0.3, brightness=0.15
+):
   """One random linear map of the colors: hue and saturation turn and stretch chroma, in YIQ.
 
   Args:
@@ -111,7 +114,7 @@ def color_jitter(image, rng, probability=0.5, hue=0.05, saturation=0.5, contrast
   angle = 2 * np.pi * rng.uniform(-hue, hue)
   chroma = np.exp(rng.uniform(-saturation, saturation))
   turn = np.diag([1.0, chroma, chroma]) @ np.array(
-      [[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]]
+    [[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]]
   )
   matrix = _FROM_YIQ @ turn @ _TO_YIQ * np.exp(rng.uniform(-contrast, contrast))
   shift = 255 * rng.uniform(-brightness, brightness)
@@ -192,7 +195,8 @@ def hide(image, rng):
 
 @op
 def cut_object(size: int, shift: float = 0.1, color: bool = True) -> Op:
-  """One of a scene's objects at random: `image` is the window around it, `label` its noun and its color `[2]`.
+  """One of a scene's objects at random: `image` is the window around it, `label` its noun and its
+  color `[2]`.
 
   Classes are the nouns, then "as it is drawn" and the colors.
 
@@ -212,10 +216,15 @@ def cut_object(size: int, shift: float = 0.1, color: bool = True) -> Op:
     middle = np.array([y1 + y2, x1 + x2]) / 2 * image.shape[:2] + moved
     top, left = np.round(middle - size / 2).astype(int)
     rows, columns = (
-        np.clip(np.arange(first, first + size), 0, n - 1) for first, n in zip((top, left), image.shape)
+      np.clip(np.arange(first, first + size), 0, n - 1)
+      for first, n in zip((top, left), image.shape)
     )
     nouns, colors = sprites.ALL_NOUNS, ("", *sprites.COLORS)
     label = np.array([nouns.index(shown["name"]), len(nouns) + colors.index(shown["color"])])
-    return {**example, "image": image[rows[:, None], columns], "label": label if color else label[0]}
+    return {
+      **example,
+      "image": image[rows[:, None], columns],
+      "label": label if color else label[0],
+    }
 
   return apply

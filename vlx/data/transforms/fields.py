@@ -12,7 +12,9 @@ from vlx.data.transforms.ops import Op, op
 
 @op
 def skin_tone() -> Op:
-  """`label` of an emoji by its `sequence`: 0 without a skin tone, 1 to 5 from light to dark, 6 with two of them."""
+  """`label` of an emoji by its `sequence`: 0 without a skin tone, 1 to 5 from light to dark, 6
+  with two of them.
+  """
   from vlx.data.datasets import emoji  # which imports tensorflow_datasets, and that takes a second
 
   def apply(example, rng):
@@ -31,7 +33,7 @@ def keep(*names: str) -> Op:
   def apply(example: Mapping, rng):
     if missing := [n for n in names if n not in example]:
       raise UserError(
-          f"preprocessing keeps {', '.join(missing)}, but the record has only {', '.join(example)}"
+        f"preprocessing keeps {', '.join(missing)}, but the record has only {', '.join(example)}"
       )
     return {n: example[n] for n in names}
 
@@ -66,7 +68,9 @@ def label_id(tokenizer: Tokenizer, field: str = "label") -> Op:
 
 @op
 def answers(vocabulary: Sequence[str], field: str = "answers") -> Op:
-  """`answer` f32 `[A]`: min(people who gave it / 3, 1) of each answer of the vocabulary (VQA; Antol et al., 2015, §5)."""
+  """`answer` f32 `[A]`: min(people who gave it / 3, 1) of each answer of the vocabulary (VQA;
+  Antol et al., 2015, §5).
+  """
   places = {name: i for i, name in enumerate(vocabulary)}
 
   def apply(example, rng):
@@ -82,9 +86,11 @@ def answers(vocabulary: Sequence[str], field: str = "answers") -> Op:
 
 @op
 def regions(count: int, fields: Sequence[str] = ("boxes",)) -> Op:
-  """Fields with a row for each region, cut or filled up with zeros to `count` rows; `region_mask` bool `[count]`.
+  """Fields with a row for each region, cut or filled up with zeros to `count` rows; `region_mask`
+  bool `[count]`.
 
-  "boxes" are f32, x1, y1, x2, y2 in [0, 1]; "box_labels" i32; "regions" f32 features, "region_labels" f32.
+  "boxes" are f32, x1, y1, x2, y2 in [0, 1]; "box_labels" i32; "regions" f32 features,
+  "region_labels" f32.
   """
 
   def apply(example, rng):
@@ -98,4 +104,3 @@ def regions(count: int, fields: Sequence[str] = ("boxes",)) -> Op:
     return {**changed, "region_mask": np.arange(count) < present}
 
   return apply
-

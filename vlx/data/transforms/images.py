@@ -1,4 +1,6 @@
-"""Images: decoding, resizing, cropping, pixels to numbers. Transparent ones have four channels until `background`."""
+"""Images: decoding, resizing, cropping, pixels to numbers. Transparent ones have four channels
+until `background`.
+"""
 
 import io
 
@@ -16,7 +18,8 @@ MAX_PIXELS = 2**26
 
 @op
 def decode(mode: str = "RGB", *, of: str = "image") -> Op:
-  """Encoded `image`, or each of several in the field `of` → uint8 array; "RGB" lays transparent images on white, "RGBA" keeps alpha.
+  """Encoded `image`, or each of several in the field `of` → uint8 array; "RGB" lays transparent
+  images on white, "RGBA" keeps alpha.
 
   "any" is RGBA for transparent images, RGB for others (`opaque` makes all of them RGB).
   Of an animation the first frame. Images of more than `MAX_PIXELS` are bad records.
@@ -26,7 +29,9 @@ def decode(mode: str = "RGB", *, of: str = "image") -> Op:
     try:
       with Image.open(io.BytesIO(encoded)) as image:
         if image.width * image.height > MAX_PIXELS:
-          raise BadRecord(f"an image of {image.width}x{image.height} pixels; {MAX_PIXELS} are the most")
+          raise BadRecord(
+            f"an image of {image.width}x{image.height} pixels; {MAX_PIXELS} are the most"
+          )
         array = _pixels(image, mode)
     except BadRecord:
       raise
@@ -44,7 +49,8 @@ def decode(mode: str = "RGB", *, of: str = "image") -> Op:
 
 @op
 def stack(of: str, count: int, mask: str = "") -> Op:
-  """Several images in the field `of` → one array `[count, H, W, 3]`: evenly spaced ones, or black ones behind.
+  """Several images in the field `of` → one array `[count, H, W, 3]`: evenly spaced ones, or black
+  ones behind.
 
   With a name for `mask`, bool `[count]` of those that are there.
   """
@@ -97,7 +103,9 @@ def _filter(method: str) -> Image.Resampling:
 
 @image_op
 def opaque(image, rng):
-  """Drops alpha, as Pillow's `convert("RGB")`: transparent pixels get the color that stands under it."""
+  """Drops alpha, as Pillow's `convert("RGB")`: transparent pixels get the color that stands
+  under it.
+  """
   return np.ascontiguousarray(image[..., :3])
 
 
@@ -112,7 +120,9 @@ def resize(image, rng, height, width=None, *, method="bicubic"):
 
 @image_op
 def resize_small(image, rng, size, *, method="bicubic"):
-  """The shorter side to `size`, aspect ratio kept; the longer side is rounded down, as by torchvision."""
+  """The shorter side to `size`, aspect ratio kept; the longer side is rounded down, as by
+  torchvision.
+  """
   height, width = image.shape[:2]
   short = min(height, width)
   new = (int(size * width / short), int(size * height / short))
@@ -123,8 +133,8 @@ def resize_small(image, rng, size, *, method="bicubic"):
 def central_crop(image, rng, size, *, half="down"):
   """The middle square of `size`.
 
-  Where a border is not whole, the upper and left are rounded down, as by Hugging Face, or half to "even", as
-  by torchvision.
+  Where a border is not whole, the upper and left are rounded down, as by Hugging Face, or half to
+  "even", as by torchvision.
   """
   borders = [(length - size) / 2 for length in image.shape[:2]]
   top, left = (round(x) if half == "even" else int(x) for x in borders)

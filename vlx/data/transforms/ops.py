@@ -24,8 +24,8 @@ def op(factory: Callable[..., Op]) -> Callable[..., Op]:
 def image_op(function: Callable[..., np.ndarray]) -> Callable[..., Op]:
   """An op from a function (image, rng, *arguments) → image.
 
-  It is applied to the field `of`, "image" by default; of several images in a field ("images", "frames") to each, with
-  the same draws for all: a film is cropped as one.
+  It is applied to the field `of`, "image" by default; of several images in a field ("images",
+  "frames") to each, with the same draws for all: a film is cropped as one.
   """
 
   def factory(*args, of: str = "image", **kwargs) -> Op:
@@ -49,7 +49,9 @@ class NothingRandom:
   """Stands for the generator in evaluation: an op that draws from it says so."""
 
   def __getattr__(self, name: str):
-    raise UserError(f"an op that draws at random ({name}) stands in a transform of evaluation; leave it out there")
+    raise UserError(
+      f"an op that draws at random ({name}) stands in a transform of evaluation; leave it out there"
+    )
 
 
 def is_random(rng: Any) -> bool:

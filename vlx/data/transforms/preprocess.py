@@ -4,8 +4,9 @@
 
 An op is a function of its arguments that returns `apply(example, rng) -> example`; it may use `rng`
 (a numpy Generator that is a function of the seed and the example's position) and must not change
-the arrays it is given. An op of one's own is named by its import path, `my.module.op(3)`. Images are uint8 arrays `[H, W, 3 or 4]` until `normalize`. What stands
-left of `cache` is done once for each record and kept in memory, so no op there may be random.
+the arrays it is given. An op of one's own is named by its import path, `my.module.op(3)`. Images are
+uint8 arrays `[H, W, 3 or 4]` until `normalize`. What stands left of `cache` is done once for each
+record and kept in memory, so no op there may be random.
 """
 
 import ast
@@ -26,7 +27,9 @@ NAME = {*string.ascii_letters, *string.digits, "_", "."}
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-  """The two halves of a preprocessing string, around its `cache` (first half empty without one); names with their ops."""
+  """The two halves of a preprocessing string, around its `cache` (first half empty without one);
+  names with their ops.
+  """
 
   once: tuple[tuple[str, Op], ...]
   each_time: tuple[tuple[str, Op], ...]

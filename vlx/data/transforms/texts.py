@@ -33,7 +33,9 @@ def template(*templates: str, field: str = "caption") -> Op:
 
 
 @op
-def tokenize(field: str, length: int, tokenizer: Tokenizer, dropout: float = 0.0, into: str = "text") -> Op:
+def tokenize(
+  field: str, length: int, tokenizer: Tokenizer, dropout: float = 0.0, into: str = "text"
+) -> Op:
   """The text in `field` → ids i32 `[length]` in `text` (`into`) and bool `[length]` in `text_mask`.
 
   A record whose text is empty is a bad one. `dropout` is BPE's, of merges.
@@ -48,20 +50,28 @@ def tokenize(field: str, length: int, tokenizer: Tokenizer, dropout: float = 0.0
 
 @op
 def tokenize_pair(first: str, second: str, length: int, tokenizer: Tokenizer) -> Op:
-  """Two fields, one behind the other → `text`, `text_mask`, and i32 `segments`: 0 in the first, 1 in the second."""
+  """Two fields, one behind the other → `text`, `text_mask`, and i32 `segments`: 0 in the first,
+  1 in the second.
+  """
 
   def apply(example, rng):
-    ids, mask, segments = tokenizer.encode_pair(_text(example, first), _text(example, second), length)
+    ids, mask, segments = tokenizer.encode_pair(
+      _text(example, first), _text(example, second), length
+    )
     return {**example, "text": ids, "text_mask": mask, "segments": segments}
 
   return apply
 
 
 @op
-def tokenize_answer(length: int, tokenizer: Tokenizer, question: str = "question", answer: str = "answer") -> Op:
-  """A question and the answer behind it → `text`, `text_mask`, and `target_mask`, True on the answer and its end.
+def tokenize_answer(
+  length: int, tokenizer: Tokenizer, question: str = "question", answer: str = "answer"
+) -> Op:
+  """A question and the answer behind it → `text`, `text_mask`, and `target_mask`, True on the
+  answer and its end.
 
-  What is too long loses the question's first tokens, all but the start: the answer is what is learned.
+  What is too long loses the question's first tokens, all but the start: the answer is what is
+  learned.
   """
 
   def apply(example, rng):
@@ -72,21 +82,33 @@ def tokenize_answer(length: int, tokenizer: Tokenizer, question: str = "question
   return apply
 
 
-ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+ROLES = {
+  "human": "user",
+  "gpt": "assistant",
+  "user": "user",
+  "assistant": "assistant",
+  "system": "system",
+}
 IMAGE = "<image>"  # where an image stands in a message, in LLaVA's files
 
 
 @op
 def conversation(
-    length: int, tokenizer: Tokenizer, field: str = "conversations", image_id: int | None = None, image_tokens: int = 1
+  length: int,
+  tokenizer: Tokenizer,
+  field: str = "conversations",
+  image_id: int | None = None,
+  image_tokens: int = 1,
 ) -> Op:
-  """Turns {"from": "human" or "gpt", "value": …} → `text`, `text_mask`, and `target_mask` on the assistant's turns.
+  """Turns {"from": "human" or "gpt", "value": …} → `text`, `text_mask`, and `target_mask` on the
+  assistant's turns.
 
   Args:
     length: of the arrays; what is too long loses its end.
     tokenizer: whose chat template is used, where it has one.
     field: of the turns.
-    image_id: the id that stands for "<image>" in a message, so many times over; without one the word is dropped.
+    image_id: the id that stands for "<image>" in a message, so many times over; without one the
+      word is dropped.
     image_tokens: see there.
   """
 
@@ -98,7 +120,10 @@ def conversation(
       raise BadRecord(f"{field} is no list of {{from: human or gpt, value: …}}: {e}") from e
     if not any(role == "assistant" and text.strip() for role, text in said):
       raise BadRecord("the assistant says nothing")
-    return {**example, **_arrays(_dialogue(said, tokenizer, image_id, image_tokens)[:length], length)}
+    return {
+      **example,
+      **_arrays(_dialogue(said, tokenizer, image_id, image_tokens)[:length], length),
+    }
 
   return apply
 
@@ -106,19 +131,24 @@ def conversation(
 def _dialogue(turns, tokenizer, image_id, image_tokens) -> list[tuple[int, bool]]:
   """(id, whether it is a target) of a dialogue's tokens.
 
-  By the template, a turn's tokens are those by which it makes the rendering longer. Without one a turn is its text,
-  as `tokens` encodes it without its last token where that is the end, and an end behind each answer.
+  By the template, a turn's tokens are those by which it makes the rendering longer. Without one a
+  turn is its text, as `tokens` encodes it without its last token where that is the end, and an end
+  behind each answer.
   """
   said, rendered = [], []
-  expand = lambda new: new if image_id is None else expand_images(
-      new, tokenizer.tokens_of(IMAGE), image_id, image_tokens
+  expand = lambda new: (
+    new
+    if image_id is None
+    else expand_images(new, tokenizer.tokens_of(IMAGE), image_id, image_tokens)
   )
   for count, (role, text) in enumerate(turns, 1):
     text = text if image_id is not None else text.replace(IMAGE, "").strip()
     if tokenizer.has_chat:
       messages = [{"role": r, "content": t} for r, t in turns[:count]]
       whole = tokenizer.chat_ids(messages, answering=role != "assistant")
-      if whole[: len(rendered)] != rendered:  # a template that says something else once there are more turns
+      if (
+        whole[: len(rendered)] != rendered
+      ):  # a template that says something else once there are more turns
         raise BadRecord("the chat template does not render a conversation turn by turn")
       new, rendered = whole[len(rendered) :], whole
     else:
@@ -140,7 +170,9 @@ def _arrays(said: list[tuple[int, bool]], length: int) -> dict[str, np.ndarray]:
 
 
 def expand_images(ids: list[int], marker: list[int], image_id: int, count: int) -> list[int]:
-  """The ids with each run of `marker`, the tokens of "<image>", replaced by `count` times the image's."""
+  """The ids with each run of `marker`, the tokens of "<image>", replaced by `count` times the
+  image's.
+  """
   out, i = [], 0
   while i < len(ids):
     here = ids[i : i + len(marker)] == marker

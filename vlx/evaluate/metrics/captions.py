@@ -1,11 +1,13 @@
 """Metrics of captions against several references, as COCO's evaluation defines them.
 
 BLEU (Papineni et al., 2002), ROUGE-L (Lin, 2004), CIDEr-D (Vedantam et al., 2015): the values of
-pycocoevalcap 1.2, on equal tokens. METEOR (Denkowski and Lavie, 2014) and the PTB tokenizer, both Java, are
-that package's own: used where it (`pip install --no-deps pycocoevalcap`, 100 MB) and Java are installed.
+pycocoevalcap 1.2, on equal tokens. METEOR (Denkowski and Lavie, 2014) and the PTB tokenizer, both
+Java, are that package's own: used where it (`pip install --no-deps pycocoevalcap`, 100 MB) and Java
+are installed.
 
-Figures of different tokenizers are not to be compared. "ptb" is that of published ones; "words" takes runs
-of letters and digits, in lower case, and differs where there are apostrophes, hyphens and abbreviations.
+Figures of different tokenizers are not to be compared. "ptb" is that of published ones; "words"
+takes runs of letters and digits, in lower case, and differs where there are apostrophes, hyphens
+and abbreviations.
 
 A text is a list of tokens here; candidates and lists of references go together.
 """
@@ -126,11 +128,11 @@ class CiderD:
   def vectors(self, tokens: Tokens) -> tuple[list[dict], list[float], int]:
     """(weight of each n-gram, by order; their norms; length), to be given to `similarity`."""
     weights = [
-        {
-            g: count * (self._log_count - math.log(max(1, self._images_with[g])))
-            for g, count in ngrams(tokens, order).items()
-        }
-        for order in ORDERS
+      {
+        g: count * (self._log_count - math.log(max(1, self._images_with[g])))
+        for g, count in ngrams(tokens, order).items()
+      }
+      for order in ORDERS
     ]
     norms = [math.sqrt(sum(w * w for w in part.values())) for part in weights]
     return weights, norms, max(0, len(tokens) - 1)  # the reference code's length: of bigrams
@@ -138,7 +140,9 @@ class CiderD:
   def similarity(self, candidate, reference) -> float:
     """Of two texts' `vectors`."""
     total = 0.0
-    for own, other, own_norm, other_norm in zip(candidate[0], reference[0], candidate[1], reference[1]):
+    for own, other, own_norm, other_norm in zip(
+      candidate[0], reference[0], candidate[1], reference[1]
+    ):
       if own_norm and other_norm:
         overlap = sum(min(w, other[g]) * other[g] for g, w in own.items() if g in other)
         total += overlap / (own_norm * other_norm)
@@ -165,9 +169,11 @@ def meteor(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]])
 
 
 def measures(
-    candidates: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str
+  candidates: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str
 ) -> dict[str, float]:
-  """`bleu1` … `bleu4`, `rouge_l`, `cider_d`, where Java is `meteor`, times 100 as papers print them."""
+  """`bleu1` … `bleu4`, `rouge_l`, `cider_d`, where Java is `meteor`, times 100 as papers print
+  them.
+  """
   said = tokenize(candidates, tokenizer)
   flat = iter(tokenize([r for refs in references for r in refs], tokenizer))
   true = [[next(flat) for _ in refs] for refs in references]

@@ -17,7 +17,8 @@ matplotlib.use("Agg")  # files, never a window  # pylint: disable=wrong-import-p
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from vlx.core import config as configs, distributed, files
+from vlx.core import config as configs
+from vlx.core import distributed, files
 from vlx.core import system as systems
 from vlx.core.system import System
 from vlx.data.streams import Streams
@@ -32,7 +33,7 @@ img { max-width: 100% } pre { background: #f6f8fa; padding: 1rem; overflow-x: au
 
 
 def write(
-    workdir: pathlib.Path, config: Any, system: System, *, directions: Callable[[str], str | None]
+  workdir: pathlib.Path, config: Any, system: System, *, directions: Callable[[str], str | None]
 ) -> pathlib.Path:
   """Writes the page from what the run's folder holds: metrics.jsonl, results.json, figures/.
 
@@ -48,23 +49,30 @@ def write(
   if not distributed.is_first():
     return path
   metrics = files.read_json_lines(workdir / "metrics.jsonl")
-  results = {k: v for line in metrics for k, v in line.items() if k.count("/") >= 2 and not k.startswith("train/")}
+  results = {
+    k: v
+    for line in metrics
+    for k, v in line.items()
+    if k.count("/") >= 2 and not k.startswith("train/")
+  }
   if (finished := workdir / "results.json").exists():
     results = json.loads(finished.read_text())
   parts = [
-      f"<h1>{html.escape(workdir.name)}: {html.escape(config.system.rpartition('.')[2])}</h1>",
-      f"<p>{_summary(config, system, metrics)}</p>",
-      "<h2>Figures</h2>", _figures(results, config.baselines, directions),
-      "<h2>Curves</h2>", _image(_curves(metrics, directions), "loss and measures over the steps"),
+    f"<h1>{html.escape(workdir.name)}: {html.escape(config.system.rpartition('.')[2])}</h1>",
+    f"<p>{_summary(config, system, metrics)}</p>",
+    "<h2>Figures</h2>",
+    _figures(results, config.baselines, directions),
+    "<h2>Curves</h2>",
+    _image(_curves(metrics, directions), "loss and measures over the steps"),
   ]
   drawn = sorted((workdir / "figures").glob("*.png"))
   if drawn:
     parts += ["<h2>Samples</h2>", *(_image(p.read_bytes(), p.stem) for p in drawn)]
   parts += [f"<h2>Config</h2><pre>{html.escape(configs.to_json(config))}</pre>"]
   files.write(
-      path,
-      "<!doctype html><html lang=en><meta charset=utf-8>"
-      f"<title>{html.escape(workdir.name)}</title><style>{STYLE}</style>" + "\n".join(parts),
+    path,
+    "<!doctype html><html lang=en><meta charset=utf-8>"
+    f"<title>{html.escape(workdir.name)}</title><style>{STYLE}</style>" + "\n".join(parts),
   )
   return path
 
@@ -77,14 +85,14 @@ def _summary(config, system, metrics) -> str:
   streams = Streams.of(config.data)
   text = "" if done == config.steps else "Not finished. "
   text += (
-      f"{count:,} parameters, trained on {' and '.join(f'{s.source} ({s.split})' for s in streams.by_name.values())}"
-      f" for {done:,} of {config.steps:,} steps of {streams.batch_size}."
+    f"{count:,} parameters, trained on {' and '.join(f'{s.source} ({s.split})' for s in streams.by_name.values())}"
+    f" for {done:,} of {config.steps:,} steps of {streams.batch_size}."
   )
   if speeds:
     waits = [m.get("data_wait", 0.0) for m in metrics if "examples_per_second" in m]
     text += (
-        f" Median {statistics.median(speeds):,.0f} examples per second,"
-        f" {100 * statistics.mean(waits):.1f} percent of the time spent waiting for data."
+      f" Median {statistics.median(speeds):,.0f} examples per second,"
+      f" {100 * statistics.mean(waits):.1f} percent of the time spent waiting for data."
     )
   return html.escape(text)
 
@@ -94,10 +102,12 @@ def _figures(results, baselines, directions) -> str:
   for key, value in sorted(results.items()):
     baseline = baselines.get(key)
     beside = "" if baseline is None else number(baseline)
-    ahead = baseline is not None and (value < baseline if directions(key) == "lower" else value > baseline)
+    ahead = baseline is not None and (
+      value < baseline if directions(key) == "lower" else value > baseline
+    )
     better = " class=better" if ahead else ""
     rows.append(
-        f"<tr><td>{html.escape(key)}</td><td{better}>{number(value)}</td><td>{beside}</td></tr>"
+      f"<tr><td>{html.escape(key)}</td><td{better}>{number(value)}</td><td>{beside}</td></tr>"
     )
   return f"<table><tr><th>measure</th><th>run</th><th>baseline</th></tr>{''.join(rows)}</table>"
 

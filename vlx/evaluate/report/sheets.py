@@ -7,8 +7,8 @@ import matplotlib
 
 matplotlib.use("Agg")  # files, never a window  # pylint: disable=wrong-import-position
 
-from matplotlib import pyplot as plt
 import numpy as np
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -23,14 +23,16 @@ def _show(axis, image) -> None:
     spine.set_color("#dddddd")
 
 
-def retrieval_sheet(
-    rows: list[tuple[str, list[tuple[np.ndarray, bool]]]], title: str
-) -> Figure:
+def retrieval_sheet(rows: list[tuple[str, list[tuple[np.ndarray, bool]]]], title: str) -> Figure:
   """One row per query: its text, then images; those marked True are framed."""
   columns = max(len(found) for _, found in rows)
   figure, axes = plt.subplots(
-      len(rows), columns + 1, figsize=(2.6 + 0.9 * columns, 0.95 * len(rows) + 0.5), squeeze=False,
-      gridspec_kw=dict(width_ratios=[2.6] + [0.9] * columns), layout="constrained",
+    len(rows),
+    columns + 1,
+    figsize=(2.6 + 0.9 * columns, 0.95 * len(rows) + 0.5),
+    squeeze=False,
+    gridspec_kw=dict(width_ratios=[2.6] + [0.9] * columns),
+    layout="constrained",
   )
   figure.suptitle(title, fontsize=9)
   for row, (query, found) in zip(axes, rows):
@@ -47,12 +49,12 @@ def retrieval_sheet(
 
 
 def captions_sheet(
-    items: list[tuple[np.ndarray, str, str]], title: str, columns: int = 5
+  items: list[tuple[np.ndarray, str, str]], title: str, columns: int = 5
 ) -> Figure:
   """Images with the caption beneath and, in gray, a reference above."""
   rows = -(-len(items) // columns)
   figure, axes = plt.subplots(
-      rows, columns, figsize=(2.1 * columns, 2.9 * rows + 0.4), squeeze=False, layout="constrained"
+    rows, columns, figsize=(2.1 * columns, 2.9 * rows + 0.4), squeeze=False, layout="constrained"
   )
   figure.suptitle(title, fontsize=9)
   for axis in axes.flat[len(items) :]:
@@ -65,12 +67,10 @@ def captions_sheet(
   return figure
 
 
-def attention_sheet(
-    items: list[tuple[np.ndarray, np.ndarray, str]], title: str
-) -> Figure:
+def attention_sheet(items: list[tuple[np.ndarray, np.ndarray, str]], title: str) -> Figure:
   """Images above, the same with the attention map laid over them below."""
   figure, axes = plt.subplots(
-      2, len(items), figsize=(1.1 * len(items), 2.9), squeeze=False, layout="constrained"
+    2, len(items), figsize=(1.1 * len(items), 2.9), squeeze=False, layout="constrained"
   )
   figure.suptitle(title, fontsize=9)
   for column, (image, attention, caption) in zip(axes.T, items):
@@ -84,10 +84,9 @@ def attention_sheet(
   return figure
 
 
-def words_sheet(
-    image: np.ndarray, words: list[str], maps: np.ndarray, columns: int = 8
-) -> Figure:
-  """An image once for each word, lit where attention was: above all of it, below its likeliest cell alone.
+def words_sheet(image: np.ndarray, words: list[str], maps: np.ndarray, columns: int = 8) -> Figure:
+  """An image once for each word, lit where attention was: above all of it, below its likeliest cell
+  alone.
 
   Xu et al., 2015, Figures 2 and 6-11.
 
@@ -99,12 +98,14 @@ def words_sheet(
   """
   bands = -((len(words) + 1) // -columns)
   figure, axes = plt.subplots(
-      2 * bands, columns, figsize=(1.3 * columns, 2.85 * bands), squeeze=False, layout="constrained"
+    2 * bands, columns, figsize=(1.3 * columns, 2.85 * bands), squeeze=False, layout="constrained"
   )
   for axis in axes.flat:
     axis.axis("off")
   _show(axes[0, 0], image)
-  axes[1, 0].text(0.5, 0.5, "above: attention\nbelow: its\nlikeliest cell", ha="center", va="center", fontsize=8)
+  axes[1, 0].text(
+    0.5, 0.5, "above: attention\nbelow: its\nlikeliest cell", ha="center", va="center", fontsize=8
+  )
   for i, (word, weights) in enumerate(zip(words, maps), start=1):
     above, below = axes[2 * (i // columns) : 2 * (i // columns) + 2, i % columns]
     above.set_title(word, fontsize=9)
@@ -124,7 +125,11 @@ def grid(rows: list[Sequence[np.ndarray]], title: str) -> Figure:
   """Images `[N, H, W, 3]` in [-1, 1], a row for each array."""
   columns = max(map(len, rows))
   figure, axes = plt.subplots(
-      len(rows), columns, figsize=(0.9 * columns, 0.9 * len(rows) + 0.4), squeeze=False, layout="constrained"
+    len(rows),
+    columns,
+    figsize=(0.9 * columns, 0.9 * len(rows) + 0.4),
+    squeeze=False,
+    layout="constrained",
   )
   figure.suptitle(title, fontsize=9)
   for axis in axes.flat:
@@ -137,22 +142,26 @@ def grid(rows: list[Sequence[np.ndarray]], title: str) -> Figure:
 
 
 def captioned(captions: list[str], rows: np.ndarray, title: str) -> Figure:
-  """Captions and their images `[rows, N, H, W, 3]` in [-1, 1]; the first of a row is framed: it is real."""
+  """Captions and their images `[rows, N, H, W, 3]` in [-1, 1]; the first of a row is framed: it
+  is real.
+  """
   return retrieval_sheet(
-      [
-          (caption, [(np.clip((image + 1) / 2, 0, 1), i == 0) for i, image in enumerate(row)])
-          for caption, row in zip(captions, rows)
-      ],
-      title,
+    [
+      (caption, [(np.clip((image + 1) / 2, 0, 1), i == 0) for i, image in enumerate(row)])
+      for caption, row in zip(captions, rows)
+    ],
+    title,
   )
 
 
 def curves(
-    panels: Mapping[str, Mapping[str, Sequence[float]]], x: Sequence[int], label: str, title: str
+  panels: Mapping[str, Mapping[str, Sequence[float]]], x: Sequence[int], label: str, title: str
 ) -> Figure:
-  """A panel per measure, a line in it for each of its series over `x`, which doubles from point to point."""
+  """A panel per measure, a line in it for each of its series over `x`, which doubles from point
+  to point.
+  """
   figure, axes = plt.subplots(
-      1, len(panels), figsize=(3.6 * len(panels), 3), squeeze=False, layout="constrained"
+    1, len(panels), figsize=(3.6 * len(panels), 3), squeeze=False, layout="constrained"
   )
   figure.suptitle(title, fontsize=9)
   for axis, (name, series) in zip(axes.flat, panels.items()):

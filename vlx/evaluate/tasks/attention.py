@@ -27,17 +27,19 @@ class Attention:
   def __call__(self, model: Model, data: Data) -> Results:
     figures = {}
     for split in self.splits:
-      examples = data.examples(split, 'keep("image", "caption")', image_transform=self.image_transform)
+      examples = data.examples(
+        split, 'keep("image", "caption")', image_transform=self.image_transform
+      )
       plain = data.to_look_at(split, self.image_transform)
       # A record that cannot be used has its neighbour's place in both.
       chosen = [examples(i, None) for i in evenly(len(examples), self.count)]
       inputs = {"image": np.stack([e["image"] for _, e in chosen])}
       maps = model.map("attention_maps", inputs, batch_size=self.count)
       figures[f"attention_{split}"] = sheets.attention_sheet(
-          [
-              (plain(used, None)[1]["image"], m, strings(e["caption"])[0])
-              for (used, e), m in zip(chosen, maps)
-          ],
-          f"{split}: what the image tower attends to (rollout over all layers)",
+        [
+          (plain(used, None)[1]["image"], m, strings(e["caption"])[0])
+          for (used, e), m in zip(chosen, maps)
+        ],
+        f"{split}: what the image tower attends to (rollout over all layers)",
       )
     return Results({}, figures)

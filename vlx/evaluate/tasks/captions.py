@@ -1,4 +1,6 @@
-"""Captions of whole splits: made, measured, laid beneath their images; those of nearest neighbours."""
+"""Captions of whole splits: made, measured, laid beneath their images; those of nearest
+neighbours.
+"""
 
 import dataclasses
 import logging
@@ -22,8 +24,10 @@ from vlx.model import Model
 
 
 def measure(
-    candidates: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str,
-    scenes: ScenesSource | None = None,
+  candidates: Sequence[str],
+  references: Sequence[Sequence[str]],
+  tokenizer: str,
+  scenes: ScenesSource | None = None,
 ) -> dict[str, float]:
   """What `Captions` measures of one split.
 
@@ -74,18 +78,29 @@ class Captions:
     search = Search(self.beam_size, self.max_length, self.length_penalty)
     measures, figures = {}, {}
     for split in self.splits:
-      examples = data.examples(split, 'keep("image", "caption")', image_transform=self.image_transform)
+      examples = data.examples(
+        split, 'keep("image", "caption")', image_transform=self.image_transform
+      )
       (ids, _), targets = predict.predict_examples(
-          model, examples, "caption", ("image",), ("caption",), batch_size=self.batch_size, as_inputs=True,
-          search=search,
+        model,
+        examples,
+        "caption",
+        ("image",),
+        ("caption",),
+        batch_size=self.batch_size,
+        as_inputs=True,
+        search=search,
       )
       made = [model.tokenizer.decode(best) for best in ids[:, 0]]
       references = [strings(c) for c in targets["caption"]]
       measures |= _of_split(data, split, made, references, self.tokenizer)
       plain = data.to_look_at(split, self.image_transform)
       figures[f"captions_{split}"] = sheets.captions_sheet(
-          [(plain(i, None)[1]["image"], made[i], references[i][0]) for i in evenly(len(made), self.shown)],
-          f"{split}: captions by a beam of {self.beam_size}; in gray a reference",
+        [
+          (plain(i, None)[1]["image"], made[i], references[i][0])
+          for i in evenly(len(made), self.shown)
+        ],
+        f"{split}: captions by a beam of {self.beam_size}; in gray a reference",
       )
     return Results(measures, figures)
 
@@ -117,9 +132,11 @@ class NearestNeighbour:
 
   def __call__(self, model: Model, data: Data) -> Results:
     def features(split):
-      examples = data.examples(split, 'keep("image", "caption")', image_transform=self.image_transform)
+      examples = data.examples(
+        split, 'keep("image", "caption")', image_transform=self.image_transform
+      )
       x, targets = predict.predict_examples(
-          model, examples, "embed_image", ("image",), ("caption",), batch_size=self.batch_size
+        model, examples, "embed_image", ("image",), ("caption",), batch_size=self.batch_size
       )
       return x, [strings(c) for c in targets["caption"]]
 
@@ -132,13 +149,15 @@ class NearestNeighbour:
 
 
 def nearest_neighbour(
-    features: Float[np.ndarray, "queries dim"], bank: Float[np.ndarray, "images dim"],
-    captions: Sequence[Sequence[str]], k: int = 1,
+  features: Float[np.ndarray, "queries dim"],
+  bank: Float[np.ndarray, "images dim"],
+  captions: Sequence[Sequence[str]],
+  k: int = 1,
 ) -> list[str]:
   """Captions of others: of those of the k images most alike, the one most like the rest of these.
 
-  Devlin et al., "Exploring Nearest Neighbor Approaches for Image Captioning", 2015: likeness of captions
-  is CIDEr. Of captions equally good the first is taken, so a single one needs no choosing.
+  Devlin et al., "Exploring Nearest Neighbor Approaches for Image Captioning", 2015: likeness of
+  captions is CIDEr. Of captions equally good the first is taken, so a single one needs no choosing.
 
   Args:
     features: of the images to be captioned, of any scale: the cosine decides.
@@ -155,7 +174,8 @@ def nearest_neighbour(
     nearest = np.argsort(-np.asarray(known @ query), kind="stable")[:k].tolist()
     vectors = [cider.vectors(t) for i in nearest for t in tokens[i]]
     likeness = [
-        sum(cider.similarity(a, b) for j, b in enumerate(vectors) if j != i) for i, a in enumerate(vectors)
+      sum(cider.similarity(a, b) for j, b in enumerate(vectors) if j != i)
+      for i, a in enumerate(vectors)
     ]
     found.append([text for i in nearest for text in captions[i]][int(np.argmax(likeness))])
   return found

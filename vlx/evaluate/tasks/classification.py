@@ -29,9 +29,11 @@ class Classification:
   def __call__(self, model: Model, data: Data) -> Results:
     measures = {}
     for split in self.splits:
-      examples = data.examples(split, self.ops, 'keep("image", "label")', image_transform=self.image_transform)
+      examples = data.examples(
+        split, self.ops, 'keep("image", "label")', image_transform=self.image_transform
+      )
       logits, targets = predict.predict_examples(
-          model, examples, "class_logits", ("image",), ("label",), batch_size=self.batch_size
+        model, examples, "class_logits", ("image",), ("label",), batch_size=self.batch_size
       )
       right = classifier.is_correct(jnp.asarray(logits), jnp.asarray(targets["label"]))
       measures[f"{split}/accuracy"] = 100 * float(np.mean(right))

@@ -17,11 +17,12 @@ from vlx.model import Model
 
 @dataclasses.dataclass(frozen=True)
 class Fidelity:
-  """Measures `SPLIT/SET/fid`, `kid`, and in percent `precision` and `recall` (vlx.evaluate.metrics.images).
+  """Measures `SPLIT/SET/fid`, `kid`, and in percent `precision` and `recall`
+  (vlx.evaluate.metrics.images).
 
-  Of two sets: `samples`, one of each record; `reconstructed`, where the system does that, the real images as it
-  gives them back, which is as good as samples can be. Figures are comparable for one `features` and one number of
-  images alone: they are not the Inception FID of papers.
+  Of two sets: `samples`, one of each record; `reconstructed`, where the system does that, the real
+  images as it gives them back, which is as good as samples can be. Figures are comparable for one
+  `features` and one number of images alone: they are not the Inception FID of papers.
   """
 
   splits: tuple[str, ...]
@@ -46,7 +47,9 @@ class Fidelity:
       real = reference.features(prompts.records)
       sets = {"samples": sample_prompts(model, prompts, 1, self.sampler)}
       if has(model.system, Reconstructs):
-        sets["reconstructed"] = model.map("reconstruct", np.stack([e["image"] for e in prompts.examples]))[:, None]
+        sets["reconstructed"] = model.map(
+          "reconstruct", np.stack([e["image"] for e in prompts.examples])
+        )[:, None]
       for name, made in sets.items():
         found = compare(real, reference.features(with_images(prompts.records, made)))
         measures |= {f"{split}/{name}/{measure}": value for measure, value in found.items()}
@@ -57,6 +60,8 @@ def compare(real: np.ndarray, made: np.ndarray) -> dict[str, float]:
   """All measures of features `[N, D]`."""
   precision, recall = metrics.precision_recall(real, made)
   return {
-      "fid": metrics.fid(real, made), "kid": metrics.kid(real, made),
-      "precision": 100 * precision, "recall": 100 * recall,
+    "fid": metrics.fid(real, made),
+    "kid": metrics.kid(real, made),
+    "precision": 100 * precision,
+    "recall": 100 * recall,
   }

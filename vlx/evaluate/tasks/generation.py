@@ -28,9 +28,9 @@ class Generation:
     shuffled       the real images, each with another one's caption
     nearest        the image of `nearest_in` that is nearest to each sample, by the CLIP's features
 
-  The last takes a CLIP and `nearest_in`. With it comes `nearest_cosine` of `samples` and of `real` images,
-  each with the nearest of that split, itself excepted: samples that are copies are nearer than real ones are.
-  Draws `nearest_SPLIT`, samples over their nearest.
+  The last takes a CLIP and `nearest_in`. With it comes `nearest_cosine` of `samples` and of `real`
+  images, each with the nearest of that split, itself excepted: samples that are copies are nearer
+  than real ones are. Draws `nearest_SPLIT`, samples over their nearest.
   """
 
   splits: tuple[str, ...]
@@ -68,9 +68,11 @@ class Generation:
   def _score(self, model, data, split, prompts, images, scorers):
     records, figures, measures = prompts.records, {}, {}
     sets = {
-        "samples": with_images(records, images),
-        "real": records,
-        "shuffled": [{**r, "image": other["image"]} for r, other in zip(records, records[1:] + records[:1])],
+      "samples": with_images(records, images),
+      "real": records,
+      "shuffled": [
+        {**r, "image": other["image"]} for r, other in zip(records, records[1:] + records[:1])
+      ],
     }
     if has(model.system, Reconstructs):
       made = model.map("reconstruct", np.stack([e["image"] for e in prompts.examples]))
@@ -79,7 +81,9 @@ class Generation:
       cosines, found = self._nearest(data, split, sets, prompts.indices, scorers.clip)
       measures |= {f"{name}/nearest_cosine": float(x.mean()) for name, x in cosines.items()}
       source = data.source(self.nearest_in)
-      sets["nearest"] = [{**r, "image": source[int(i)]["image"]} for r, i in zip(sets["samples"], found)]
+      sets["nearest"] = [
+        {**r, "image": source[int(i)]["image"]} for r, i in zip(sets["samples"], found)
+      ]
       figures[f"nearest_{split}"] = self._nearest_sheet(data, split, images, found)
     for name, scored in sets.items():
       measures |= {f"{name}/{k}": float(x.mean()) for k, x in scorers.measure(scored).items()}
@@ -89,7 +93,8 @@ class Generation:
     """(cosines of the samples and the real images with what is nearest to each, where that is of the samples)."""
     known = reference_models.unit(clip.features(data.source(self.nearest_in)))
     cosines = {
-        name: reference_models.unit(clip.features(sets[name])) @ known.T for name in ("samples", "real")
+      name: reference_models.unit(clip.features(sets[name])) @ known.T
+      for name in ("samples", "real")
     }
     if split == self.nearest_in:
       cosines["real"][np.arange(len(indices)), indices] = -1
@@ -113,8 +118,12 @@ class Prompts(NamedTuple):
   names: tuple[str, ...]  # of the latter
 
 
-def prompts_of(model: Model, data: Data, split: str, count: int, image_transform: str = "") -> Prompts:
-  """`count` of a split, evenly spaced; all where there are fewer. A text is the record's (first) caption."""
+def prompts_of(
+  model: Model, data: Data, split: str, count: int, image_transform: str = ""
+) -> Prompts:
+  """`count` of a split, evenly spaced; all where there are fewer. A text is the record's (first)
+  caption.
+  """
   wanted = model.system.sample_inputs()
   length = wanted["text"].shape[0] if "text" in wanted else 0
   ops = ('choose("caption")', f'tokenize("caption", {length})') if length else ()
@@ -125,10 +134,13 @@ def prompts_of(model: Model, data: Data, split: str, count: int, image_transform
   return Prompts(np.array(used), records, list(found), tuple(wanted))
 
 
-def sample_prompts(model: Model, prompts: Prompts, samples: int, sampler: Mapping[str, Any]) -> np.ndarray:
+def sample_prompts(
+  model: Model, prompts: Prompts, samples: int, sampler: Mapping[str, Any]
+) -> np.ndarray:
   """`[prompts, samples, H, W, 3]` in [-1, 1], each by a seed of its own."""
   inputs = {
-      name: np.repeat(np.stack([e[name] for e in prompts.examples]), samples, axis=0) for name in prompts.names
+    name: np.repeat(np.stack([e[name] for e in prompts.examples]), samples, axis=0)
+    for name in prompts.names
   }
   seeds = np.arange(len(prompts.examples) * samples, dtype=np.int32)
   images = model.map("sample_images", inputs, seeds, sampler=model.sampler(**sampler))
@@ -136,8 +148,12 @@ def sample_prompts(model: Model, prompts: Prompts, samples: int, sampler: Mappin
 
 
 def with_images(records: list[Record], images: np.ndarray) -> list[Record]:
-  """Each record with each of its images, `images` being `[records, samples, H, W, 3]`, in this order."""
-  return [{**record, "image": to_png(image)} for record, row in zip(records, images) for image in row]
+  """Each record with each of its images, `images` being `[records, samples, H, W, 3]`, in this
+  order.
+  """
+  return [
+    {**record, "image": to_png(image)} for record, row in zip(records, images) for image in row
+  ]
 
 
 def rows_sheet(prompts: Prompts, images: np.ndarray, rows: int, title: str):
@@ -145,6 +161,7 @@ def rows_sheet(prompts: Prompts, images: np.ndarray, rows: int, title: str):
   chosen = evenly(len(images), rows)
   real = np.stack([prompts.examples[i]["image"] for i in chosen])
   return sheets.captioned(
-      [prompts.records[i]["caption"] for i in chosen],
-      [[image, *made] for image, made in zip(real, images[chosen, :8])], title,
+    [prompts.records[i]["caption"] for i in chosen],
+    [[image, *made] for image, made in zip(real, images[chosen, :8])],
+    title,
   )

@@ -18,9 +18,11 @@ from vlx.model import Model
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutLoss:
-  """Measures `SPLIT/TERM`, the mean of each term of the loss over the split, exactly: sums and counts of all examples.
+  """Measures `SPLIT/TERM`, the mean of each term of the loss over the split, exactly: sums and
+  counts of all examples.
 
-  What is drawn at random in a loss (a diffusion's noise) is a function of the example's index, the same each time.
+  What is drawn at random in a loss (a diffusion's noise) is a function of the example's index, the
+  same each time.
   """
 
   splits: tuple[str, ...]
@@ -52,12 +54,16 @@ class HeldOutLoss:
     rows = partition.local_rows(sharding, size)
     sums, counts, first = {}, {}, 0
     for batch in batches.one_pass(examples, size, rows):
-      inputs = {n: batch[n] for n in (*names, "example_mask")} | {"index": (first + rows).astype(np.int32)}
+      inputs = {n: batch[n] for n in (*names, "example_mask")} | {
+        "index": (first + rows).astype(np.int32)
+      }
       if self.task is not None:
         inputs["task"] = np.full(len(rows), self.task, np.int32)
       arrays = {n: partition.make_global_array(x, sharding, size) for n, x in inputs.items()}
       mask, index = arrays.pop("example_mask"), arrays.pop("index")
-      for term, (total, count) in jax.device_get(_terms(model.system, model.variables, arrays, mask, index)).items():
+      for term, (total, count) in jax.device_get(
+        _terms(model.system, model.variables, arrays, mask, index)
+      ).items():
         sums[term] = sums.get(term, 0.0) + np.float64(total)
         counts[term] = counts.get(term, 0.0) + np.float64(count)
       first += size

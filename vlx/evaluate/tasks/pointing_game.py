@@ -1,4 +1,6 @@
-"""Whether a captioner looks at what it names: attention's mass inside the boxes of the named object."""
+"""Whether a captioner looks at what it names: attention's mass inside the boxes of the named
+object.
+"""
 
 import dataclasses
 
@@ -16,8 +18,9 @@ from vlx.model import Model
 class PointingGame:
   """Attention at each noun of the first caption of a scene, the caption given word by word.
 
-  Measures `SPLIT/inside`, the percentage of attention in the boxes of the objects of that name, `SPLIT/pointing_accuracy`, how
-  often the likeliest cell is there, and `SPLIT/uniform`, what a look at anywhere would have of both.
+  Measures `SPLIT/inside`, the percentage of attention in the boxes of the objects of that name,
+  `SPLIT/pointing_accuracy`, how often the likeliest cell is there, and `SPLIT/uniform`, what a look
+  at anywhere would have of both.
   """
 
   splits: tuple[str, ...]
@@ -32,18 +35,28 @@ class PointingGame:
   def __call__(self, model: Model, data: Data) -> Results:
     measures = {}
     for split in self.splits:
-      examples = data.examples(split, 'keep("image", "caption", "objects")', image_transform=self.image_transform)
+      examples = data.examples(
+        split, 'keep("image", "caption", "objects")', image_transform=self.image_transform
+      )
       rows = []
       for first in range(0, min(self.count, len(examples)), self.batch_size):
-        found = [examples(i, None)[1] for i in range(first, min(first + self.batch_size, len(examples)))]
-        ids, mask = model.tokenizer.encode_batch([e["caption"][0] for e in found], model.system.text_length)
+        found = [
+          examples(i, None)[1] for i in range(first, min(first + self.batch_size, len(examples)))
+        ]
+        ids, mask = model.tokenizer.encode_batch(
+          [e["caption"][0] for e in found], model.system.text_length
+        )
         inputs = {"image": np.stack([e["image"] for e in found]), "text": ids, "text_mask": mask}
         weights = model.map("attention_maps", inputs, batch_size=self.batch_size)
         for example, tokens, maps in zip(found, ids, weights):
           words = [model.tokenizer.decode([token]) for token in tokens]
           rows += _looks(words, maps, example["objects"])
       inside, hit, uniform = 100 * np.mean(rows, axis=0)
-      measures |= {f"{split}/inside": inside, f"{split}/pointing_accuracy": hit, f"{split}/uniform": uniform}
+      measures |= {
+        f"{split}/inside": inside,
+        f"{split}/pointing_accuracy": hit,
+        f"{split}/uniform": uniform,
+      }
     return Results(measures)
 
 
@@ -63,8 +76,8 @@ def covered(boxes, shape: tuple[int, int]) -> Float[np.ndarray, "rows columns"]:
   total = np.zeros(shape)
   for x1, y1, x2, y2 in boxes:
     down, across = (
-        np.clip(np.minimum(high * n, np.arange(n) + 1) - np.maximum(low * n, np.arange(n)), 0, None)
-        for n, low, high in ((shape[0], y1, y2), (shape[1], x1, x2))
+      np.clip(np.minimum(high * n, np.arange(n) + 1) - np.maximum(low * n, np.arange(n)), 0, None)
+      for n, low, high in ((shape[0], y1, y2), (shape[1], x1, x2))
     )
     total += down[:, None] * across
   return total

@@ -16,7 +16,8 @@ from vlx.model import Model
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-  """Measures `SPLIT/psnr`, in dB, the mean over images; `SPLIT/codes_used`, in percent; `SPLIT/perplexity`.
+  """Measures `SPLIT/psnr`, in dB, the mean over images; `SPLIT/codes_used`, in percent;
+  `SPLIT/perplexity`.
 
   Draws `reconstruction_SPLIT`: images over their reconstructions.
   """
@@ -35,7 +36,7 @@ class Reconstruction:
     for split in self.splits:
       examples = data.examples(split, 'keep("image")', image_transform=self.image_transform)
       over = lambda method, *targets: predict.predict_examples(
-          model, examples, method, ("image",), targets, batch_size=self.batch_size
+        model, examples, method, ("image",), targets, batch_size=self.batch_size
       )
       made, targets = over("reconstruct", "image")
       images, made = targets["image"], np.clip(made, -1, 1)
@@ -43,9 +44,11 @@ class Reconstruction:
       share = np.bincount(ids.ravel(), minlength=model.system.num_codes) / ids.size
       measures[f"{split}/psnr"] = float(metrics.psnr(images, made).mean())
       measures[f"{split}/codes_used"] = 100 * float((share > 0).mean())
-      measures[f"{split}/perplexity"] = float(np.exp(-np.sum(share[share > 0] * np.log(share[share > 0]))))
+      measures[f"{split}/perplexity"] = float(
+        np.exp(-np.sum(share[share > 0] * np.log(share[share > 0])))
+      )
       chosen = evenly(len(images), self.count)
       figures[f"reconstruction_{split}"] = sheets.grid(
-          [images[chosen], made[chosen]], f"{split}: images, and what their codes keep of them"
+        [images[chosen], made[chosen]], f"{split}: images, and what their codes keep of them"
       )
     return Results(measures, figures)

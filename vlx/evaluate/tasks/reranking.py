@@ -1,4 +1,5 @@
-"""Best of N: what it gives to draw many images of a caption and to keep the one that a CLIP prefers.
+"""Best of N: what it gives to draw many images of a caption and to keep the one that a CLIP
+prefers.
 
 Ramesh et al., "Zero-Shot Text-to-Image Generation", 2021, §2.6 and Figure 6.
 """
@@ -20,9 +21,11 @@ from vlx.model import Model
 
 
 def best_of(ranking: np.ndarray, values: np.ndarray, n: int) -> float:
-  """Of the image that ranks highest among n, the value: the mean over captions, and over all choices of n.
+  """Of the image that ranks highest among n, the value: the mean over captions, and over all
+  choices of n.
 
-  Of the C(N, n) choices of n among N images, the r-th best (from 0) is the best in C(N − 1 − r, n − 1).
+  Of the C(N, n) choices of n among N images, the r-th best (from 0) is the best in C(N − 1 − r, n −
+  1).
 
   Args:
     ranking: `[captions, N]`, more is better.
@@ -37,11 +40,12 @@ def best_of(ranking: np.ndarray, values: np.ndarray, n: int) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Reranking:
-  """Measures `SPLIT/best_of_N/clip_score` and `SPLIT/best_of_N/NAME_accuracy`, N = 1, 2, 4, … `samples`.
+  """Measures `SPLIT/best_of_N/clip_score` and `SPLIT/best_of_N/NAME_accuracy`, N = 1, 2, 4, …
+  `samples`.
 
-  `rerank` orders the images and `clip` judges them: a CLIP that did both would be flattered by what it is
-  wrong about. `rank_cosine` is the one that orders them by. Draws `reranking`, these curves, and `best_SPLIT`, the
-  best eight of all samples beside the real image.
+  `rerank` orders the images and `clip` judges them: a CLIP that did both would be flattered by what
+  it is wrong about. `rank_cosine` is the one that orders them by. Draws `reranking`, these curves,
+  and `best_SPLIT`, the best eight of all samples beside the real image.
   """
 
   splits: tuple[str, ...]

@@ -19,8 +19,8 @@ RECALLS = (1, 5, 10)
 
 
 def ranks(
-    scores: Float[Array, "queries candidates"], relevant: Bool[Array, "queries candidates"]
-) -> Int[Array, "queries"]:
+  scores: Float[Array, "queries candidates"], relevant: Bool[Array, "queries candidates"]
+) -> Int[Array, " queries"]:
   """How many irrelevant candidates score at least as high as the best relevant one.
 
   0 is a hit at the top. Ties count against the query, so a model that says the same of everything
@@ -35,13 +35,12 @@ def recalls(ranks_: np.ndarray) -> dict[str, float]:
   return {f"r{k}": 100 * float(np.mean(ranks_ < k)) for k in RECALLS}
 
 
-def prior(
-    bank: Float[Array, "queries candidates"], scale: float
-) -> Float[Array, "candidates"]:
-  """How much of everything each candidate attracts: (1/scale) log mean exp(scale · score) over a bank.
+def prior(bank: Float[Array, "queries candidates"], scale: float) -> Float[Array, " candidates"]:
+  """How much of everything each candidate attracts: (1/scale) log mean exp(scale · score) over a
+  bank.
 
-  A score minus this is the inverted softmax (Smith et al., 2017); with training queries as the bank it is
-  QB-Norm (Bogolin et al., "Cross Modal Retrieval with Querybank Normalisation", 2022).
+  A score minus this is the inverted softmax (Smith et al., 2017); with training queries as the bank
+  it is QB-Norm (Bogolin et al., "Cross Modal Retrieval with Querybank Normalisation", 2022).
   """
   return (jax.nn.logsumexp(scale * bank, axis=0) - jnp.log(len(bank))) / scale
 
@@ -54,8 +53,9 @@ class Retrieval:
   Text → image: every distinct caption of the split against all images of the split. A pair is
   relevant if the image has that caption; ties are misses.
 
-  With a `bank`, a split whose images are known, a caption's `prior` by them is taken off its scores,
-  image → text alone: a caption that was trained must outdo how well it fits its own training images.
+  With a `bank`, a split whose images are known, a caption's `prior` by them is taken off its
+  scores, image → text alone: a caption that was trained must outdo how well it fits its own
+  training images.
   """
 
   splits: tuple[str, ...]
@@ -73,9 +73,9 @@ class Retrieval:
 
   def __call__(self, model: Model, data: Data) -> Results:
     """Measures; without a bank, also draws `retrieval_SPLIT`."""
-    captions = sorted({
-        caption for split in self.gallery for caption in data.source(split).texts(("caption",))
-    })
+    captions = sorted(
+      {caption for split in self.gallery for caption in data.source(split).texts(("caption",))}
+    )
     column = {caption: i for i, caption in enumerate(captions)}
     text = predict.texts(model, captions, batch_size=self.batch_size, templates=self.templates)
     known = 0.0
@@ -92,8 +92,8 @@ class Retrieval:
       scores = similarity(model.system, image, text)
       asked = np.flatnonzero(relevant.any(axis=0))
       for direction, s, r in (
-          ("image_to_text", scores - known, relevant),
-          ("text_to_image", scores[:, asked].T, relevant[:, asked].T),
+        ("image_to_text", scores - known, relevant),
+        ("text_to_image", scores[:, asked].T, relevant[:, asked].T),
       ):
         for name, value in recalls(np.asarray(ranks(s, jnp.asarray(r)))).items():
           measures[f"{split}/{direction}_{name}"] = value
@@ -103,9 +103,11 @@ class Retrieval:
     return Results(measures, figures)
 
   def _images(self, model, data, split):
-    examples = data.examples(split, 'keep("image", "caption")', image_transform=self.image_transform)
+    examples = data.examples(
+      split, 'keep("image", "caption")', image_transform=self.image_transform
+    )
     return predict.predict_examples(
-        model, examples, "embed_image", ("image",), ("caption",), batch_size=self.batch_size
+      model, examples, "embed_image", ("image",), ("caption",), batch_size=self.batch_size
     )
 
   def _sheet(self, data, split, scores, relevant, captions, asked):
@@ -116,4 +118,6 @@ class Retrieval:
       best = np.argsort(-scores[:, q], kind="stable")[:5]
       found = [(examples(int(i), None)[1]["image"], bool(relevant[i, q])) for i in best]
       rows.append((captions[q], found))
-    return sheets.retrieval_sheet(rows, f"{split}: captions and the five images nearest to them, right ones framed")
+    return sheets.retrieval_sheet(
+      rows, f"{split}: captions and the five images nearest to them, right ones framed"
+    )

@@ -17,8 +17,8 @@ from vlx.model import Model, similarity
 class ZeroShot:
   """Measures `SPLIT/top1` and `SPLIT/top5`, in percent: the class whose prompts fit an image best.
 
-  The classes are the distinct texts in `field` of the `classes` splits. A class's embedding is the mean of
-  its prompts' normalised embeddings; ties are misses.
+  The classes are the distinct texts in `field` of the `classes` splits. A class's embedding is the
+  mean of its prompts' normalised embeddings; ties are misses.
   """
 
   splits: tuple[str, ...]
@@ -37,9 +37,11 @@ class ZeroShot:
     classes = predict.texts(model, names, batch_size=self.batch_size, templates=self.templates)
     measures = {}
     for split in self.splits:
-      examples = data.examples(split, f'keep("image", {self.field!r})', image_transform=self.image_transform)
+      examples = data.examples(
+        split, f'keep("image", {self.field!r})', image_transform=self.image_transform
+      )
       image, targets = predict.predict_examples(
-          model, examples, "embed_image", ("image",), (self.field,), batch_size=self.batch_size
+        model, examples, "embed_image", ("image",), (self.field,), batch_size=self.batch_size
       )
       right = np.array(names)[None, :] == targets[self.field][:, None]
       rank = np.asarray(ranks(similarity(model.system, image, classes), jnp.asarray(right, bool)))

@@ -22,7 +22,7 @@ Encoder = VisionTransformer | ResNetTower | VGGTower | GoogLeNetTower
 
 
 def encode(
-    encoder: nn.Module, image: Float[Array, "batch height width 3"], *, train: bool
+  encoder: nn.Module, image: Float[Array, "batch height width 3"], *, train: bool
 ) -> tuple[Float[Array, "batch features"], Float[Array, "batch rows columns features"]]:
   """(pooled features, map) of a tower."""
   pooled, features = encoder(image, train=train)
@@ -52,10 +52,15 @@ class Captioner:
 
   def _network_variables(self, variables):
     """Without what is no collection of Flax's."""
-    return {**variables, "state": {k: v for k, v in variables["state"].items() if k == "batch_stats"}}
+    return {
+      **variables,
+      "state": {k: v for k, v in variables["state"].items() if k == "batch_stats"},
+    }
 
   def _infer(self, variables, *inputs, method=None, **options):
-    return apply.infer(self.network, self._network_variables(variables), *inputs, method=method, **options)
+    return apply.infer(
+      self.network, self._network_variables(variables), *inputs, method=method, **options
+    )
 
   def _decoder(self, variables, image, beam_size):
     """(step, state) for `vlx.inference.decoding.beam_search`."""
@@ -67,11 +72,13 @@ class Captioner:
     return step, state
 
   def caption(
-      self, variables: Mapping[str, Any], inputs: Mapping[str, jax.Array], search: decoding.Search
+    self, variables: Mapping[str, Any], inputs: Mapping[str, jax.Array], search: decoding.Search
   ) -> tuple[Int[Array, "batch beam length"], Float[Array, "batch beam"]]:
-    """The likeliest captions of `image`, best first, and their scores (`vlx.inference.decoding`)."""
+    """The likeliest captions of `image`, best first, and their scores
+    (`vlx.inference.decoding`).
+    """
     image = inputs["image"]
     step, state = self._decoder(variables, image, search.beam_size)
     return decoding.beam_search(
-        step, state, len(image), search, start_id=self.start_id, end_id=self.end_id
+      step, state, len(image), search, start_id=self.start_id, end_id=self.end_id
     )

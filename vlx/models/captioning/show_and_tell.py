@@ -4,13 +4,15 @@ Vinyals et al., "Show and Tell: A Neural Image Caption Generator", 2015. Here: a
 sees its features once, as the input at t = -1 (eq. 10-12), the likelihood of the words with the stop word
 (eq. 13), decoding by beam search (§3.1).
 
-What the paper leaves open follows the authors' released code (tensorflow/models, im2txt): the loss is the
-mean over the words of a batch (which its learning rate of 2 goes with), all that is new is drawn from
-U(-0.08, 0.08), the forget gate starts open, dropout is on inputs and outputs of the LSTM.
+What the paper leaves open follows the authors' released code (tensorflow/models, im2txt): the loss
+is the mean over the words of a batch (which its learning rate of 2 goes with), all that is new is
+drawn from U(-0.08, 0.08), the forget gate starts open, dropout is on inputs and outputs of the
+LSTM.
 
-Departure: o ⊙ tanh(c), as in that code; eq. 8 has no tanh, which is `output_tanh=False`. Fields for the
-paper's ablations: `image_input="every"` gives the image beside each word (§3.1 found that worse), and
-`init` of a config can start `word_embedding` at vectors trained elsewhere (§4.3.2: no gain).
+Departure: o ⊙ tanh(c), as in that code; eq. 8 has no tanh, which is `output_tanh=False`. Fields for
+  the
+paper's ablations: `image_input="every"` gives the image beside each word (§3.1 found that worse),
+and `init` of a config can start `word_embedding` at vectors trained elsewhere (§4.3.2: no gain).
 """
 
 import dataclasses
@@ -21,12 +23,12 @@ import jax.numpy as jnp
 from einops import repeat
 from jaxtyping import Array, Float, Int
 
+from vlx.core.system import Aux
 from vlx.losses.sequence import cross_entropy
 from vlx.models.captioning.captioner import Captioner, Encoder, encode
 from vlx.models.layers import apply
 from vlx.models.layers.linear import flat_dot_general
 from vlx.models.layers.recurrent import LSTM, LSTMState
-from vlx.core.system import Aux
 
 
 class ShowAndTellNetwork(nn.Module):
@@ -46,7 +48,11 @@ class ShowAndTellNetwork(nn.Module):
     self.image_embedding = nn.Dense(self.embed_dim, kernel_init=uniform)
     self.word_embedding = nn.Embed(self.vocab_size, self.embed_dim, embedding_init=uniform)
     self.lstm = LSTM(
-        self.hidden_dim, self.output_tanh, forget_bias=1.0, kernel_init=uniform, recurrent_init=uniform
+      self.hidden_dim,
+      self.output_tanh,
+      forget_bias=1.0,
+      kernel_init=uniform,
+      recurrent_init=uniform,
     )
     self.head = nn.Dense(self.vocab_size, kernel_init=uniform, dot_general=flat_dot_general)
     self.drop = nn.Dropout(self.dropout)
@@ -61,8 +67,11 @@ class ShowAndTellNetwork(nn.Module):
     return jnp.concatenate([words, jnp.broadcast_to(image[:, None], words.shape)], axis=-1)
 
   def logits(
-      self, image: Float[Array, "batch height width 3"], text: Int[Array, "batch length"], *,
-      train: bool = False,
+    self,
+    image: Float[Array, "batch height width 3"],
+    text: Int[Array, "batch length"],
+    *,
+    train: bool = False,
   ) -> Float[Array, "batch next vocabulary"]:
     """Of the word after each of text[:, :-1]."""
     image, words = self._image(image, train), self.word_embedding(text[:, :-1])
@@ -81,7 +90,9 @@ class ShowAndTellNetwork(nn.Module):
     """(the embedded image, the state that has seen it where it is seen once)."""
     image = self._image(image, False)
     state = LSTMState.zeros(len(image), self.hidden_dim)
-    return image, self.lstm.step(state, self.lstm.project(image)) if self.image_input == "first" else state
+    return image, self.lstm.step(
+      state, self.lstm.project(image)
+    ) if self.image_input == "first" else state
 
   def next(self, image, state, tokens, beam_size):
     """(logits of the next word, state), `beam_size` rows for each image."""
@@ -114,16 +125,21 @@ class ShowAndTell(Captioner):
   @property
   def network(self) -> ShowAndTellNetwork:
     return ShowAndTellNetwork(
-        encoder=self.encoder, vocab_size=self.vocab_size, embed_dim=self.embed_dim, hidden_dim=self.hidden_dim,
-        image_input=self.image_input, output_tanh=self.output_tanh, dropout=self.dropout,
-        init_range=self.init_range,
+      encoder=self.encoder,
+      vocab_size=self.vocab_size,
+      embed_dim=self.embed_dim,
+      hidden_dim=self.hidden_dim,
+      image_input=self.image_input,
+      output_tanh=self.output_tanh,
+      dropout=self.dropout,
+      init_range=self.init_range,
     )
 
   def loss(self, variables, batch, rng, *, step, train, frozen):
     """−log p of a word, the mean over the words of the batch, in nats; `step` is not used."""
     del step
     logits, state = apply.forward(
-        self.network, variables, batch["image"], batch["text"], rng=rng, train=train, frozen=frozen
+      self.network, variables, batch["image"], batch["text"], rng=rng, train=train, frozen=frozen
     )
     words = cross_entropy(logits, batch["text"][:, 1:], batch["text_mask"][:, 1:])
     return {"nats_per_token": words}, Aux({}, state)

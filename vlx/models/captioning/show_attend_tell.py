@@ -1,15 +1,17 @@
 """Show, Attend and Tell.
 
-Xu et al., "Show, Attend and Tell: Neural Image Caption Generation with Visual Attention", 2015. Here: the
-annotations of a vision tower's map (§3.1.1), an LSTM that at each word attends to them (§3.1.2), by the
-expectation ("soft", §4.2, with doubly stochastic regularisation and the gate β of §4.2.1) or by one drawn
-location ("hard", §4.1, learned by REINFORCE), the deep output layer (eq. 7), and beam search.
+Xu et al., "Show, Attend and Tell: Neural Image Caption Generation with Visual Attention", 2015.
+Here: the annotations of a vision tower's map (§3.1.1), an LSTM that at each word attends to them
+(§3.1.2), by the expectation ("soft", §4.2, with doubly stochastic regularisation and the gate β of
+§4.2.1) or by one drawn location ("hard", §4.1, learned by REINFORCE), the deep output layer (eq.
+7), and beam search.
 
-Of the released code (kelvinxu/arctic-captions) where it differs from the paper, each a field: the tanh in the
-output layer, further layers of the initial state and of the annotations, a zero in place of the first word's
-embedding, the penalty's average, the reward of a caption as its mean per word, one draw for a whole batch of
-whether to take the expectation. From that code alone: λ_r = 0.1 and λ_e = 0.002, where attention's output
-bias is left out, for the softmax does not see it. `attention="bilinear"` scores by hᵀ W a.
+Of the released code (kelvinxu/arctic-captions) where it differs from the paper, each a field: the
+tanh in the output layer, further layers of the initial state and of the annotations, a zero in
+place of the first word's embedding, the penalty's average, the reward of a caption as its mean per
+word, one draw for a whole batch of whether to take the expectation. From that code alone: λ_r = 0.1
+and λ_e = 0.002, where attention's output bias is left out, for the softmax does not see it.
+`attention="bilinear"` scores by hᵀ W a.
 """
 
 import dataclasses
@@ -22,12 +24,12 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+from vlx.core.system import Aux, Term
 from vlx.losses.sequence import token_log_likelihood
 from vlx.models.captioning.captioner import Captioner, Encoder, encode
 from vlx.models.layers import apply
 from vlx.models.layers.linear import flat_dot_general
 from vlx.models.layers.recurrent import LSTM, LSTMState, scan_time
-from vlx.core.system import Aux, Term
 
 
 class Annotations(NamedTuple):
@@ -77,10 +79,11 @@ class ShowAttendTellNetwork(nn.Module):
     normal = nn.initializers.normal
     if self.initialization == "released":  # arctic-captions, norm_weight
       kernel_init, score_init = normal(0.01), normal(0.01)
-    else:  # as large going out as coming in: attention differs from cell to cell from the first step on
+    # as large going out as coming in: attention differs from cell to cell from the first step on
+    else:
       kernel_init, score_init = nn.initializers.lecun_normal(), normal(self.attention_dim**-0.5)
     dense = lambda width, **kwargs: nn.Dense(
-        width, kernel_init=kernel_init, dot_general=flat_dot_general, **kwargs
+      width, kernel_init=kernel_init, dot_general=flat_dot_general, **kwargs
     )
     self.word_embedding = nn.Embed(self.vocab_size, self.embed_dim, embedding_init=score_init)
     self.lstm = LSTM(self.hidden_dim, kernel_init=kernel_init)
@@ -100,12 +103,12 @@ class ShowAttendTellNetwork(nn.Module):
     self.drop = nn.Dropout(self.dropout)
 
   def annotate(
-      self, image: Float[Array, "batch height width 3"], *, train: bool = False
+    self, image: Float[Array, "batch height width 3"], *, train: bool = False
   ) -> Float[Array, "batch rows columns features"]:
     return encode(self.encoder, image, train=train)[1]
 
   def begin(
-      self, features: Float[Array, "batch rows columns features"], *, train: bool = False
+    self, features: Float[Array, "batch rows columns features"], *, train: bool = False
   ) -> tuple[Annotations, LSTMState]:
     """Annotations, and the state before the first word, from their mean."""
     values = rearrange(features, "b h w d -> b (h w) d")
@@ -120,7 +123,9 @@ class ShowAttendTellNetwork(nn.Module):
 
   def words(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch features"]:
     embedded = self.word_embedding(tokens)
-    return jnp.where((tokens == self.start_id)[..., None], 0, embedded) if self.zero_start else embedded
+    return (
+      jnp.where((tokens == self.start_id)[..., None], 0, embedded) if self.zero_start else embedded
+    )
 
   def scores(self, keys: Array, hidden: Array) -> Array:
     """e of each annotation, for hidden `[…, features]` and keys `[…, places, features]`."""
@@ -129,11 +134,14 @@ class ShowAttendTellNetwork(nn.Module):
     return (keys @ hidden[..., None])[..., 0]
 
   def beam_scores(
-      self, keys: Float[Array, "batch places key_features"], hidden: Float[Array, "batch beam features"]
+    self,
+    keys: Float[Array, "batch places key_features"],
+    hidden: Float[Array, "batch beam features"],
   ) -> Float[Array, "batch beam places"]:
     """`scores` of the same places for several sequences."""
     if self.attention == "mlp":
-      # One beam after another: the tanh of all at once, places x features each, is too much for a CPU's cache.
+      # One beam after another: the tanh of all at once, places x features each, is too much for a
+      # CPU's cache.
       query = rearrange(self.query(hidden), "b k d -> k b d")
       scores = jax.lax.map(lambda q: _additive_scores(keys, q, self.score), query)
       return rearrange(scores, "k b n -> b k n")
@@ -150,8 +158,12 @@ class ShowAttendTellNetwork(nn.Module):
     return self.head(drop(jnp.tanh(x) if self.deep_output_tanh else x))
 
   def decode(
-      self, features: Float[Array, "batch rows columns features"], text: Int[Array, "batch length"],
-      selection: Selection | None = None, *, train: bool = False,
+    self,
+    features: Float[Array, "batch rows columns features"],
+    text: Int[Array, "batch length"],
+    selection: Selection | None = None,
+    *,
+    train: bool = False,
   ) -> tuple[Float[Array, "batch next vocabulary"], Trace]:
     """Logits of the word after each of text[:, :-1], and where attention was at it."""
     annotations, state = self.begin(features, train=train)
@@ -238,7 +250,9 @@ class ShowAttendTell(Captioner):
   @property
   def network(self) -> ShowAttendTellNetwork:
     names = (f.name for f in dataclasses.fields(ShowAttendTellNetwork) if f.init)
-    return ShowAttendTellNetwork(**{n: getattr(self, n) for n in names if n not in ("parent", "name")})
+    return ShowAttendTellNetwork(
+      **{n: getattr(self, n) for n in names if n not in ("parent", "name")}
+    )
 
   def init(self, rng):
     variables = super().init(rng)
@@ -249,19 +263,23 @@ class ShowAttendTell(Captioner):
     del step
     image, text, mask = batch["image"], batch["text"], batch["text_mask"][:, 1:]
     keys, own = jax.random.split(rng), self._network_variables(variables)
-    call = functools.partial(apply.forward, self.network, own, rng=keys[1], train=train, frozen=frozen)
+    call = functools.partial(
+      apply.forward, self.network, own, rng=keys[1], train=train, frozen=frozen
+    )
     features, updated = call(image, method="annotate")
     hard = self.selection == "hard"
     selection = self._select(keys[0], features, text) if hard and train else None
     (logits, trace), _ = call(features, text, selection, method="decode")
     log_likelihood = token_log_likelihood(logits, text[:, 1:], mask)
     terms = {
-        "caption": Term(-log_likelihood.sum(), len(text)),
-        "doubly_stochastic": self._penalty(trace.weights, mask),
+      "caption": Term(-log_likelihood.sum(), len(text)),
+      "doubly_stochastic": self._penalty(trace.weights, mask),
     }
     reward = variables["state"]["reward"]
     if selection:
-      terms["reinforce"], baseline = self._reinforce(log_likelihood, trace, mask, reward["baseline"])
+      terms["reinforce"], baseline = self._reinforce(
+        log_likelihood, trace, mask, reward["baseline"]
+      )
       reward = {"baseline": baseline}
     metrics = {"nats_per_token": -log_likelihood.sum() / mask.sum()}
     return terms, Aux(metrics, {**updated, "reward": reward})
@@ -279,7 +297,7 @@ class ShowAttendTell(Captioner):
     count = batch if self.expected_for == "image" else 1
     drawn = jax.random.uniform(share_key, (count,)) >= self.expected_share
     return Selection(
-        jax.random.gumbel(noise_key, (batch, length, places)), jnp.broadcast_to(drawn, (batch,))
+      jax.random.gumbel(noise_key, (batch, length, places)), jnp.broadcast_to(drawn, (batch,))
     )
 
   def _penalty(self, weights, mask):
@@ -287,7 +305,9 @@ class ShowAttendTell(Captioner):
     total = jnp.where(mask[..., None], weights, 0.0).sum(axis=1)
     squares = (1 - total) ** 2
     captions, places = squares.shape
-    return Term(squares.sum(), captions if self.penalty == "caption" else places, self.doubly_stochastic)
+    return Term(
+      squares.sum(), captions if self.penalty == "caption" else places, self.doubly_stochastic
+    )
 
   def _reinforce(self, log_likelihood, trace, mask, baseline):
     """(the term that gives §4.1's gradient with respect to the choice of places, new baseline)."""
@@ -311,7 +331,9 @@ class ShowAttendTell(Captioner):
     return step, state
 
   def attention_maps(self, variables, inputs) -> Float[Array, "batch length rows columns"]:
-    """α where each token of `text` was said of `image`; zeros for the start token, which is not said, and padding."""
+    """α where each token of `text` was said of `image`; zeros for the start token, which is not
+    said, and padding.
+    """
     image, text, text_mask = (inputs[name] for name in ("image", "text", "text_mask"))
     features = self._infer(variables, image, method="annotate")
     _, trace = self._infer(variables, features, text, method="decode")
@@ -321,7 +343,11 @@ class ShowAttendTell(Captioner):
 
 
 CHOICES = {
-    "attention": ("mlp", "bilinear"), "selection": ("soft", "hard"), "penalty": ("caption", "released"),
-    "reward": ("sum", "mean"), "expected_for": ("image", "batch"), "decode_attention": ("expected", "argmax"),
-    "initialization": ("released", "lecun"),
+  "attention": ("mlp", "bilinear"),
+  "selection": ("soft", "hard"),
+  "penalty": ("caption", "released"),
+  "reward": ("sum", "mean"),
+  "expected_for": ("image", "batch"),
+  "decode_attention": ("expected", "argmax"),
+  "initialization": ("released", "lecun"),
 }

@@ -1,7 +1,7 @@
 """CLIP.
 
-Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
-Here: the two towers (§2.4; the image's is a ViT or a ResNet), the symmetric contrastive loss with its
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021. Here:
+the two towers (§2.4; the image's is a ViT or a ResNet), the symmetric contrastive loss with its
 learned, clipped temperature (§2.3, Figure 3), embeddings of images and texts, and their similarity.
 
 Fields beyond the paper: `loss="sigmoid"` (SigLIP, Zhai et al., 2023), `similarity` (for the
@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vlx.core.system import Aux, Term, image_input, text_inputs
 from vlx.losses import contrastive as losses
 from vlx.models.layers import apply
 from vlx.models.layers.transformer import Transformer
-from vlx.core.system import Aux, Term, image_input, text_inputs
-from vlx.models.vision.modified_resnet import ModifiedResNet
 from vlx.models.vision.classifier import encode_places, subnetwork
+from vlx.models.vision.modified_resnet import ModifiedResNet
 from vlx.models.vision.vit import VisionTransformer
 from vlx.ops.masks import Causal, KeyPadding, UpTo
 
@@ -31,39 +31,52 @@ MAX_SCALE = 100.0  # §2.5: "clipped to prevent scaling the logits by more than 
 
 # Table 19: blocks of the stages, width of the stem, image, embedding, text.
 RESNETS = {
-    "RN50": ((3, 4, 6, 3), 64, 224, 1024, 512),
-    "RN101": ((3, 4, 23, 3), 64, 224, 512, 512),
-    "RN50x4": ((4, 6, 10, 6), 80, 288, 640, 640),
-    "RN50x16": ((6, 8, 18, 8), 96, 384, 768, 768),
-    "RN50x64": ((3, 15, 36, 10), 128, 448, 1024, 1024),
+  "RN50": ((3, 4, 6, 3), 64, 224, 1024, 512),
+  "RN101": ((3, 4, 23, 3), 64, 224, 512, 512),
+  "RN50x4": ((4, 6, 10, 6), 80, 288, 640, 640),
+  "RN50x16": ((6, 8, 18, 8), 96, 384, 768, 768),
+  "RN50x64": ((3, 15, 36, 10), 128, 448, 1024, 1024),
 }
 
 
 def published_size(name: str) -> dict:
-  """The model section of a published CLIP: "B/32", "B/16", "L/14", "L/14@336" (Table 20), or of `RESNETS`."""
-  shared = dict(
-      activation="quick_gelu", layer_norm_epsilon=1e-5, initialization="clip",
-  )
+  """The model section of a published CLIP: "B/32", "B/16", "L/14", "L/14@336" (Table 20), or of
+  `RESNETS`.
+  """
+  shared = dict(activation="quick_gelu", layer_norm_epsilon=1e-5, initialization="clip")
   if name in RESNETS:
     stage_sizes, stem_width, image_size, embed_dim, text_width = RESNETS[name]
     image = dict(image_size=image_size, stage_sizes=stage_sizes, stem_width=stem_width)
   else:
     name, _, image_size = name.partition("@")
     width, depth, heads, embed_dim, text_width = {
-        "B": (768, 12, 12, 512, 512), "L": (1024, 24, 16, 768, 768),
+      "B": (768, 12, 12, 512, 512),
+      "L": (1024, 24, 16, 768, 768),
     }[name[0]]
     image = dict(
-        image_size=int(image_size or 224), patch_size=int(name[2:]), width=width, depth=depth,
-        num_heads=heads, mlp_dim=4 * width, patch_bias=False, pre_norm=True,
-        embedding_std=width**-0.5, **shared,
+      image_size=int(image_size or 224),
+      patch_size=int(name[2:]),
+      width=width,
+      depth=depth,
+      num_heads=heads,
+      mlp_dim=4 * width,
+      patch_bias=False,
+      pre_norm=True,
+      embedding_std=width**-0.5,
+      **shared,
     )
   return dict(
-      image=image,
-      text=dict(
-          vocab_size=49408, context_length=77, width=text_width, depth=12,
-          num_heads=text_width // 64, mlp_dim=4 * text_width, **shared,
-      ),
-      embed_dim=embed_dim,
+    image=image,
+    text=dict(
+      vocab_size=49408,
+      context_length=77,
+      width=text_width,
+      depth=12,
+      num_heads=text_width // 64,
+      mlp_dim=4 * text_width,
+      **shared,
+    ),
+    embed_dim=embed_dim,
   )
 
 
@@ -97,8 +110,11 @@ class TextTransformer(nn.Module):
 
   @nn.compact
   def __call__(
-      self, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"],
-      *, train: bool = False,
+    self,
+    text: Int[Array, "batch length"],
+    text_mask: Bool[Array, "batch length"],
+    *,
+    train: bool = False,
   ) -> tuple[Float[Array, "batch features"], Float[Array, "batch length features"]]:
     length = text.shape[1]
     if length > self.context_length:
@@ -106,8 +122,11 @@ class TextTransformer(nn.Module):
     if self.pool not in ("last", "mean"):
       raise ValueError(f"pool is 'last' or 'mean', not {self.pool!r}")
     embed = nn.Embed(
-        self.vocab_size, self.width, embedding_init=nn.initializers.normal(self.embedding_std),
-        dtype=self.dtype, name="token_embedding",
+      self.vocab_size,
+      self.width,
+      embedding_init=nn.initializers.normal(self.embedding_std),
+      dtype=self.dtype,
+      name="token_embedding",
     )
     x = embed(text)
     if self.token_norm:
@@ -116,16 +135,24 @@ class TextTransformer(nn.Module):
     x = nn.Dropout(self.token_dropout, broadcast_dims=(-1,), deterministic=not train)(x)
     if self.depth:
       positions = self.param(
-          "position_embedding", nn.initializers.normal(0.01), (self.context_length, self.width)
+        "position_embedding", nn.initializers.normal(0.01), (self.context_length, self.width)
       )
       x = x + positions[:length].astype(self.dtype)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     # Under a causal mask no real token sees the padding, which stands at the end.
     mask = Causal() if self.causal else KeyPadding(text_mask)
     transformer = Transformer(
-        depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim, activation=self.activation,
-        dropout=self.dropout, layer_norm_epsilon=self.layer_norm_epsilon, initialization=self.initialization,
-        remat=self.remat, unroll=self.unroll, dtype=self.dtype, name="transformer",
+      depth=self.depth,
+      num_heads=self.num_heads,
+      mlp_dim=self.mlp_dim,
+      activation=self.activation,
+      dropout=self.dropout,
+      layer_norm_epsilon=self.layer_norm_epsilon,
+      initialization=self.initialization,
+      remat=self.remat,
+      unroll=self.unroll,
+      dtype=self.dtype,
+      name="transformer",
     )
     norm = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name="final_norm")
     if self.pool == "last":
@@ -150,10 +177,14 @@ class CLIPNetwork(nn.Module):
 
   def setup(self):
     projection = lambda width, bias=False: nn.Dense(
-        self.embed_dim, use_bias=bias, dtype=self.image.dtype,
-        kernel_init=nn.initializers.normal(width**-0.5),
+      self.embed_dim,
+      use_bias=bias,
+      dtype=self.image.dtype,
+      kernel_init=nn.initializers.normal(width**-0.5),
     )
-    self.image_projection = projection(self.image.width, bias=isinstance(self.image, ModifiedResNet))
+    self.image_projection = projection(
+      self.image.width, bias=isinstance(self.image, ModifiedResNet)
+    )
     self.text_projection = projection(self.text.width)
     constant = nn.initializers.constant
     self.logit_scale = self.param("logit_scale", constant(math.log(self.init_scale)), ())
@@ -193,14 +224,18 @@ class CLIP:
       raise ValueError(f"loss_type is 'softmax' or 'sigmoid', not {self.loss_type!r}")
     if self.similarity_type not in losses.SIMILARITIES:
       raise ValueError(
-          f"similarity_type is one of {', '.join(losses.SIMILARITIES)}, not {self.similarity_type!r}"
+        f"similarity_type is one of {', '.join(losses.SIMILARITIES)}, not {self.similarity_type!r}"
       )
 
   @property
   def network(self) -> CLIPNetwork:
     bias = self.init_bias if self.loss_type == "sigmoid" else None
     return CLIPNetwork(
-        image=self.image, text=self.text, embed_dim=self.embed_dim, init_scale=self.init_scale, init_bias=bias
+      image=self.image,
+      text=self.text,
+      embed_dim=self.embed_dim,
+      init_scale=self.init_scale,
+      init_bias=bias,
     )
 
   @property
@@ -218,11 +253,19 @@ class CLIP:
     return apply.init(self.network, rng, self.inputs(), "image", "text", "text_mask")
 
   def loss(self, variables, batch, rng, *, step, train, frozen):
-    """Contrastive loss over the global batch; `step` is not used. A ResNet's batch statistics are `state`."""
+    """Contrastive loss over the global batch; `step` is not used. A ResNet's batch statistics
+    are `state`.
+    """
     del step
     (image, text), state = apply.forward(
-        self.network, variables, batch["image"], batch["text"], batch["text_mask"], rng=rng, train=train,
-        frozen=frozen,
+      self.network,
+      variables,
+      batch["image"],
+      batch["text"],
+      batch["text_mask"],
+      rng=rng,
+      train=train,
+      frozen=frozen,
     )
     scale = apply.infer(self.network, variables, method="scale")
     similarity = losses.SIMILARITIES[self.similarity_type]
@@ -231,37 +274,41 @@ class CLIP:
       loss = losses.sigmoid_contrastive(image, text, scale, bias, similarity)
     else:
       loss = losses.info_nce(image, text, scale, similarity)
-    return {"contrastive": Term(loss * len(image), len(image))}, Aux(metrics={"scale": scale}, state=state)
+    return {"contrastive": Term(loss * len(image), len(image))}, Aux(
+      metrics={"scale": scale}, state=state
+    )
 
   def accumulates(self):
     return "a pair's negatives are the other pairs of the batch"
 
   def embed_image(
-      self, variables, image: Float[Array, "batch height width 3"]
+    self, variables, image: Float[Array, "batch height width 3"]
   ) -> Float[Array, "batch dim"]:
     """Not normalised: `similarity` does what its kind asks for."""
     return apply.infer(self.network, variables, image, method="embed_image")
 
   def embed_text(
-      self, variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
+    self, variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
   ) -> Float[Array, "batch dim"]:
     """Not normalised."""
     return apply.infer(self.network, variables, text, text_mask, method="embed_text")
 
   def encode_image(
-      self, variables, image: Float[Array, "batch height width 3"], *, layer: int = -1
+    self, variables, image: Float[Array, "batch height width 3"], *, layer: int = -1
   ) -> Float[Array, "batch places features"]:
-    """The image tower's tokens, the class token's first, or map, before the projection; or those of a layer."""
+    """The image tower's tokens, the class token's first, or map, before the projection; or those
+    of a layer.
+    """
     return encode_places(self.image, variables, "image", image, layer)
 
   def encode_text(
-      self, variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
+    self, variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
   ) -> Float[Array, "batch length features"]:
     """The text tower's tokens, before the projection."""
     return self.text.apply(subnetwork(variables, "text"), text, text_mask)[1]
 
   def similarity(
-      self, image: Float[Array, "images dim"], text: Float[Array, "texts dim"]
+    self, image: Float[Array, "images dim"], text: Float[Array, "texts dim"]
   ) -> Float[Array, "images texts"]:
     """Scores of all pairs: what the loss ranks by, without the temperature."""
     return losses.SIMILARITIES[self.similarity_type](image, text)

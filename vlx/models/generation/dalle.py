@@ -1,19 +1,21 @@
 """DALL-E.
 
-Ramesh et al., "Zero-Shot Text-to-Image Generation", 2021. Here: one decoder over the tokens of a text and of
-its image (§2.2), with the sparse masks of Figure 11 in the order of appendix B.1, the embeddings of Figure
-10, and the loss of §2.2; sampling with a cache, after a text and, if wanted, the upper part of an image.
+Ramesh et al., "Zero-Shot Text-to-Image Generation", 2021. Here: one decoder over the tokens of a
+text and of its image (§2.2), with the sparse masks of Figure 11 in the order of appendix B.1, the
+embeddings of Figure 10, and the loss of §2.2; sampling with a cache, after a text and, if wanted,
+the upper part of an image.
 
-The tokens: a text begins with its start token and is as long as the context; where it has ended, each
-position has a padding embedding of its own. The image's positions are those of its grid; the first takes
-the start of the image, each other one the code before it, so a position's logits are of its own code. Text
-and image have heads of their own, which is one softmax over both vocabularies with the other's tokens left
-out. Text beyond a caption's end is not among the text tokens that the loss is averaged over.
+The tokens: a text begins with its start token and is as long as the context; where it has ended,
+each position has a padding embedding of its own. The image's positions are those of its grid; the
+first takes the start of the image, each other one the code before it, so a position's logits are of
+its own code. Text and image have heads of their own, which is one softmax over both vocabularies
+with the other's tokens left out. Text beyond a caption's end is not among the text tokens that the
+loss is averaged over.
 
-The released code has no transformer: layers are pre-norm with a bias everywhere and tanh-GELU, initialised as
-GPT-2. Fields beyond the paper: `pattern` and `last_mask` (for other masks), `text_dropout`, which trains for
-classifier-free guidance at sampling, a later practice (Ho & Salimans, "Classifier-Free Diffusion Guidance",
-2022).
+The released code has no transformer: layers are pre-norm with a bias everywhere and tanh-GELU,
+initialised as GPT-2. Fields beyond the paper: `pattern` and `last_mask` (for other masks),
+`text_dropout`, which trains for classifier-free guidance at sampling, a later practice (Ho &
+Salimans, "Classifier-Free Diffusion Guidance", 2022).
 """
 
 import dataclasses
@@ -26,16 +28,16 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+from vlx.core.capabilities import TokenizesImages
 from vlx.core.errors import UserError
+from vlx.core.system import Aux, image_input, own, part, text_inputs
+from vlx.inference.decoding import draw_first, draw_more
 from vlx.inference.sampling import Sampling
+from vlx.losses.sequence import cross_entropy
+from vlx.models.layers import apply
 from vlx.models.layers.cache import Cache
 from vlx.models.layers.linear import flat_dot_general
 from vlx.models.layers.transformer import MlpBlock
-from vlx.core.capabilities import TokenizesImages
-from vlx.core.system import Aux, image_input, own, part, text_inputs
-from vlx.inference.decoding import draw_first, draw_more
-from vlx.losses.sequence import cross_entropy
-from vlx.models.layers import apply
 from vlx.ops.attention import attention
 from vlx.ops.axes import split_batch
 from vlx.ops.masks import At, Causal, Column, Conv, Mask, Row
@@ -45,7 +47,9 @@ MASKS = ("full", "row", "column", "conv")
 
 def published_size() -> dict:
   """Fields of the 12-billion-parameter model (appendix B.1)."""
-  return dict(vocab_size=16_384, context_length=256, width=3968, depth=64, num_heads=62, mlp_dim=4 * 3968)
+  return dict(
+    vocab_size=16_384, context_length=256, width=3968, depth=64, num_heads=62, mlp_dim=4 * 3968
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +77,16 @@ class Layout:
         return Conv(self.text, self.columns, self.conv_size)
 
   def attend(self, kind: str, queries, keys, values):
-    """Of the whole sequence to itself. A column's positions are put together: a kernel then has few tiles."""
+    """Of the whole sequence to itself. A column's positions are put together: a kernel then has
+    few tiles.
+    """
     if kind != "column":
       return attention(queries, keys, values, mask=self.mask(kind))
     mask = Column(self.text, self.rows, self.columns, transposed=True)
 
     def turned(pattern, **sizes):
       return lambda x: jnp.concatenate(
-          [x[:, : self.text], rearrange(x[:, self.text :], pattern, **sizes)], axis=1
+        [x[:, : self.text], rearrange(x[:, self.text :], pattern, **sizes)], axis=1
       )
 
     by_column = turned("b (r c) h d -> b (c r) h d", r=self.rows)
@@ -89,7 +95,9 @@ class Layout:
 
 
 class SparseAttention(nn.Module):
-  """Attention under the mask `kinds[kind]`; `kind` is data, so that scanned layers share a program."""
+  """Attention under the mask `kinds[kind]`; `kind` is data, so that scanned layers share a
+  program.
+  """
 
   num_heads: int
   layout: Layout
@@ -99,22 +107,27 @@ class SparseAttention(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      x: Float[Array, "batch length width"],
-      kind: Int[Array, ""],
-      cache: Cache | None,
-      layer: Int[Array, ""],
+    self,
+    x: Float[Array, "batch length width"],
+    kind: Int[Array, ""],
+    cache: Cache | None,
+    layer: Int[Array, ""],
   ) -> tuple[Float[Array, "batch length width"], Cache | None]:
     width = x.shape[-1]
 
     def dense(features, std, name, axis=-1):
       return nn.DenseGeneral(
-          features, axis=axis, dtype=self.dtype, kernel_init=nn.initializers.normal(std),
-          dot_general=flat_dot_general, name=name,
+        features,
+        axis=axis,
+        dtype=self.dtype,
+        kernel_init=nn.initializers.normal(std),
+        dot_general=flat_dot_general,
+        name=name,
       )
 
     queries, keys, values = (
-        dense((self.num_heads, width // self.num_heads), 0.02, name)(x) for name in ("query", "key", "value")
+      dense((self.num_heads, width // self.num_heads), 0.02, name)(x)
+      for name in ("query", "key", "value")
     )
     if cache is None:
       run = lambda name: lambda *operands: self.layout.attend(name, *operands)
@@ -122,7 +135,9 @@ class SparseAttention(nn.Module):
       positions = cache.positions(x.shape[1])
       cache = cache.write(layer, keys, values)
       keys, values = (held.astype(queries.dtype) for held in cache.layer(layer))
-      run = lambda name: lambda *operands: attention(*operands, mask=At(self.layout.mask(name), positions))
+      run = lambda name: (
+        lambda *operands: attention(*operands, mask=At(self.layout.mask(name), positions))
+      )
     # One branch is no branch: `switch` then calls it.
     y = jax.lax.switch(kind, [run(name) for name in self.kinds], queries, keys, values)
     return dense(width, self.out_std, "out", axis=(-2, -1))(y), cache
@@ -144,14 +159,19 @@ class Block(nn.Module):
     x = split_batch(x)
     norm = lambda name: nn.LayerNorm(1e-5, dtype=self.dtype, name=name)
     attend = SparseAttention(
-        self.num_heads, self.layout, self.kinds, self.out_std, self.dtype, name="attention"
+      self.num_heads, self.layout, self.kinds, self.out_std, self.dtype, name="attention"
     )
     y, cache = attend(norm("attention_norm")(x), kind, cache, layer)
     x = x + y
     normal = nn.initializers.normal
     x = x + MlpBlock(
-        self.mlp_dim, "gelu_tanh", kernel_init=normal(0.02), out_init=normal(self.out_std),
-        bias_init=nn.initializers.zeros, dtype=self.dtype, name="mlp",
+      self.mlp_dim,
+      "gelu_tanh",
+      kernel_init=normal(0.02),
+      out_init=normal(self.out_std),
+      bias_init=nn.initializers.zeros,
+      dtype=self.dtype,
+      name="mlp",
     )(norm("mlp_norm")(x))
     return (x, cache), None
 
@@ -185,8 +205,12 @@ class DALLENetwork(nn.Module):
     # prevent_cse is for remat outside of a loop; inside one it only costs speed.
     block = nn.remat(Block, prevent_cse=False) if self.remat else Block
     self.blocks = nn.scan(
-        block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=0, length=depth,
-        unroll=self.unroll,
+      block,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=0,
+      length=depth,
+      unroll=self.unroll,
     )(self.num_heads, self.mlp_dim, self.layout, self.kinds, 0.02 * (2 * depth) ** -0.5, self.dtype)
     self.final_norm = nn.LayerNorm(1e-5)
     # In f32, as appendix D asks of logits.
@@ -196,11 +220,15 @@ class DALLENetwork(nn.Module):
   @nn.nowrap
   def empty_cache(self, batch: int) -> Cache:
     head_dim = self.width // self.num_heads
-    return Cache.empty(len(self.masks), batch, self.layout.length, self.num_heads, head_dim, self.dtype)
+    return Cache.empty(
+      len(self.masks), batch, self.layout.length, self.num_heads, head_dim, self.dtype
+    )
 
   def embed(
-      self, text: Int[Array, "batch context"], text_mask: Bool[Array, "batch context"],
-      ids: Int[Array, "batch count"],
+    self,
+    text: Int[Array, "batch context"],
+    text_mask: Bool[Array, "batch context"],
+    ids: Int[Array, "batch count"],
   ) -> Float[Array, "batch length width"]:
     """The text, the start of the image and `count` codes (Figure 10)."""
     words = self.text_embedding(text) + self.text_position
@@ -210,14 +238,14 @@ class DALLENetwork(nn.Module):
     return jnp.concatenate([words, start, self.embed_codes(ids, 1)], axis=1)
 
   def embed_codes(
-      self, ids: Int[Array, "batch count"], position: int | Int[Array, ""]
+    self, ids: Int[Array, "batch count"], position: int | Int[Array, ""]
   ) -> Float[Array, "batch count width"]:
     """Codes as the inputs of the grid's positions from `position` on."""
     row, column = jnp.divmod(position + jnp.arange(ids.shape[1]), self.layout.columns)
     return self.image_embedding(ids) + self.row_position[row] + self.column_position[column]
 
   def decode(
-      self, x: Float[Array, "batch length width"], cache: Cache | None = None
+    self, x: Float[Array, "batch length width"], cache: Cache | None = None
   ) -> tuple[Float[Array, "batch length width"], Cache | None]:
     """Embeddings of the whole sequence, or of what follows that in a cache → normed output, f32."""
     kinds = jnp.array([self.kinds.index(mask) for mask in self.masks])
@@ -231,8 +259,10 @@ class DALLENetwork(nn.Module):
     return self.image_head(x)
 
   def __call__(
-      self, text: Int[Array, "batch context"], text_mask: Bool[Array, "batch context"],
-      ids: Int[Array, "batch cells"],
+    self,
+    text: Int[Array, "batch context"],
+    text_mask: Bool[Array, "batch context"],
+    ids: Int[Array, "batch cells"],
   ) -> tuple[Float[Array, "batch text_targets vocab"], Float[Array, "batch cells codes"]]:
     """Logits of the text's tokens but the first, and of all codes."""
     x, _ = self.decode(self.embed(text, text_mask, ids[:, :-1]))
@@ -242,7 +272,9 @@ class DALLENetwork(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class DALLE:
-  """The system. Batches hold `image`, `text` and `text_mask`; the tokenizer is a part that is not trained."""
+  """The system. Batches hold `image`, `text` and `text_mask`; the tokenizer is a part that is
+  not trained.
+  """
 
   tokenizer: TokenizesImages
   vocab_size: int
@@ -296,9 +328,16 @@ class DALLE:
   @property
   def network(self) -> DALLENetwork:
     return DALLENetwork(
-        layout=Layout(self.context_length, *self.tokenizer.grid, self.conv_size), masks=self.masks,
-        vocab_size=self.vocab_size, num_codes=self.tokenizer.num_codes, width=self.width,
-        num_heads=self.num_heads, mlp_dim=self.mlp_dim, remat=self.remat, unroll=self.unroll, dtype=self.dtype,
+      layout=Layout(self.context_length, *self.tokenizer.grid, self.conv_size),
+      masks=self.masks,
+      vocab_size=self.vocab_size,
+      num_codes=self.tokenizer.num_codes,
+      width=self.width,
+      num_heads=self.num_heads,
+      mlp_dim=self.mlp_dim,
+      remat=self.remat,
+      unroll=self.unroll,
+      dtype=self.dtype,
     )
 
   def inputs(self):
@@ -306,10 +345,14 @@ class DALLE:
 
   def init(self, rng):
     codes = jax.ShapeDtypeStruct((math.prod(self.tokenizer.grid),), jnp.int32)
-    return apply.init(self.network, rng, {**self.inputs(), "codes": codes}, "text", "text_mask", "codes")
+    return apply.init(
+      self.network, rng, {**self.inputs(), "codes": codes}, "text", "text_mask", "codes"
+    )
 
   def loss(self, variables, batch, rng, *, step, train, frozen):
-    """⅛ of the text's cross entropy and ⅞ of the image's, means over their tokens; `step` is not used."""
+    """⅛ of the text's cross entropy and ⅞ of the image's, means over their tokens; `step` is not
+    used.
+    """
     del step, frozen
     codes = self._codes(variables, batch["image"])
     text_mask = batch["text_mask"]
@@ -318,8 +361,8 @@ class DALLE:
       text_mask = text_mask & kept
     words, cells = self.token_logits(variables, batch["text"], text_mask, codes)
     terms = {
-        "text": cross_entropy(words, batch["text"][:, 1:], text_mask[:, 1:], self.text_weight),
-        "image": cross_entropy(cells, codes, jnp.ones(codes.shape, bool), 1 - self.text_weight),
+      "text": cross_entropy(words, batch["text"][:, 1:], text_mask[:, 1:], self.text_weight),
+      "image": cross_entropy(cells, codes, jnp.ones(codes.shape, bool), 1 - self.text_weight),
     }
     metrics = {"accuracy": (cells.argmax(-1) == codes).mean()}
     return terms, Aux(metrics=metrics, state=variables["state"])
@@ -332,11 +375,13 @@ class DALLE:
     return jax.lax.stop_gradient(rearrange(codes, "b r c -> b (r c)"))
 
   def token_logits(self, variables, text, text_mask, codes: Int[Array, "batch cells"]):
-    """Of the text's tokens but the first `[B, T − 1, vocab]`, and of all codes `[B, cells, codes]`."""
+    """Of the text's tokens but the first `[B, T − 1, vocab]`, and of all codes `[B, cells,
+    codes]`.
+    """
     return apply.infer(self.network, own(variables, "tokenizer"), text, text_mask, codes)
 
   def reconstruct(
-      self, variables, image: Float[Array, "batch height width 3"]
+    self, variables, image: Float[Array, "batch height width 3"]
   ) -> Float[Array, "batch height width 3"]:
     """What the tokenizer keeps: no sample can be expected to be better."""
     return self.tokenizer.reconstruct(part(variables, "tokenizer"), image)
@@ -345,14 +390,14 @@ class DALLE:
     return text_inputs(self.context_length)
 
   def sample_images(
-      self, variables, inputs, seeds: Int[Array, " batch"], sampler: Sampler
+    self, variables, inputs, seeds: Int[Array, " batch"], sampler: Sampler
   ) -> Float[Array, "batch height width 3"]:
     """Of `text` and `text_mask`; and of `image`, where the sampler keeps some of its rows."""
     codes = self.sample_tokens(variables, inputs, seeds, sampler)
     return self.tokenizer.tokens_to_image(part(variables, "tokenizer"), codes)
 
   def sample_tokens(
-      self, variables, inputs, seeds: Int[Array, " batch"], sampler: Sampler
+    self, variables, inputs, seeds: Int[Array, " batch"], sampler: Sampler
   ) -> Int[Array, "batch rows columns"]:
     """Codes of images, one after another; see `sample_images`.
 
@@ -365,7 +410,9 @@ class DALLE:
     prefix = jnp.zeros((len(text), 0), jnp.int32)
     if sampler.keep_rows:
       if sampler.keep_rows >= rows or "image" not in inputs:
-        raise UserError(f"keep_rows is below {rows}, the rows of codes, and takes an image whose rows are kept")
+        raise UserError(
+          f"keep_rows is below {rows}, the rows of codes, and takes an image whose rows are kept"
+        )
       prefix = self._codes(variables, inputs["image"])[:, : sampler.keep_rows * columns]
     guided = sampler.guidance_scale != 1.0
     both = lambda x: jnp.concatenate([x, x]) if guided else x
@@ -386,12 +433,16 @@ class DALLE:
       return logits, (cache, position + 1)
 
     seen = jnp.concatenate([text_mask, jnp.zeros_like(text_mask)]) if guided else text_mask
-    logits, cache = read(call(both(text), seen, both(prefix), method="embed"), network.empty_cache(len(both(text))))
+    logits, cache = read(
+      call(both(text), seen, both(prefix), method="embed"), network.empty_cache(len(both(text)))
+    )
     sampling, first = Sampling(sampler.temperature, sampler.top_k), prefix.shape[1]
     nothing, stops = jnp.zeros((len(text), 0), bool), jnp.zeros(0, jnp.int32)
     drawn = draw_first(
-        sampling, logits, (cache, jnp.int32(first)), jnp.full(len(text), first), nothing, seeds, stops
+      sampling, logits, (cache, jnp.int32(first)), jnp.full(len(text), first), nothing, seeds, stops
     )
     more = rows * columns - first - 1
     _, (codes, _) = draw_more(step, sampling, drawn, more, more, seeds, stops)
-    return rearrange(jnp.concatenate([prefix, drawn.last[:, None], codes], axis=1), "b (r c) -> b r c", r=rows)
+    return rearrange(
+      jnp.concatenate([prefix, drawn.last[:, None], codes], axis=1), "b (r c) -> b r c", r=rows
+    )

@@ -1,12 +1,12 @@
 """The discrete VAE of DALL-E.
 
-Ramesh et al., "Zero-Shot Text-to-Image Generation", 2021, §2.1 and appendix A. Here: the encoder and decoder
-of the released code (openai/DALL-E, dall_e/encoder.py and decoder.py; vlx.pretrained.dvae has its names), the
-relaxation by Gumbel-softmax with its published schedules, and the evidence lower bound with the logit-Laplace
-likelihood.
+Ramesh et al., "Zero-Shot Text-to-Image Generation", 2021, §2.1 and appendix A. Here: the encoder
+and decoder of the released code (openai/DALL-E, dall_e/encoder.py and decoder.py;
+vlx.pretrained.dvae has its names), the relaxation by Gumbel-softmax with its published schedules,
+and the evidence lower bound with the logit-Laplace likelihood.
 
-The relaxed codes are those of training; `image_to_tokens` takes the most likely code, without noise, as the
-paper's second stage does.
+The relaxed codes are those of training; `image_to_tokens` takes the most likely code, without
+noise, as the paper's second stage does.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vlx.models.generation.vqvae import codebook_usage
 from vlx.core.system import Aux, Term, image_input
+from vlx.models.generation.vqvae import codebook_usage
 from vlx.models.layers import apply
 
 MARGIN = 0.1  # appendix A.3, ε: pixels are modeled in (ε, 1 − ε)
@@ -34,7 +34,9 @@ def _conv(features: int, size: int, dtype: str, name: str) -> nn.Conv:
 
 
 class Block(nn.Module):
-  """id(x) + gain · four convolutions of these sizes, a ReLU before each; three are a fourth as wide."""
+  """id(x) + gain · four convolutions of these sizes, a ReLU before each; three are a fourth as
+  wide.
+  """
 
   features: int
   sizes: tuple[int, int, int, int]
@@ -43,7 +45,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Float[Array, "batch rows columns channels"]
+    self, x: Float[Array, "batch rows columns channels"]
   ) -> Float[Array, "batch rows columns features"]:
     y = x
     for i, size in enumerate(self.sizes):
@@ -55,7 +57,9 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Pixels in (ε, 1 − ε) → logits of each cell's code; every group but the first is at half the size."""
+  """Pixels in (ε, 1 − ε) → logits of each cell's code; every group but the first is at half the
+  size.
+  """
 
   num_groups: int
   blocks_per_group: int
@@ -65,7 +69,7 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Float[Array, "batch height width 3"]
+    self, x: Float[Array, "batch height width 3"]
   ) -> Float[Array, "batch rows columns codes"]:
     gain = (self.num_groups * self.blocks_per_group) ** -2
     x = _conv(self.width, 7, self.dtype, "input")(x)
@@ -77,7 +81,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Codes, or weights of a mixture of them → μ and ln b of each pixel's colors; copies double the size."""
+  """Codes, or weights of a mixture of them → μ and ln b of each pixel's colors; copies double
+  the size.
+  """
 
   num_groups: int
   blocks_per_group: int
@@ -88,7 +94,7 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(
-      self, codes: Int[Array, "batch rows columns"] | Float[Array, "batch rows columns codes"]
+    self, codes: Int[Array, "batch rows columns"] | Float[Array, "batch rows columns codes"]
   ) -> Float[Array, "batch height width 6"]:
     # The released 1x1 convolution of one-hot codes: a lookup where the codes are hard.
     init = nn.initializers.normal(self.num_codes**-0.5)
@@ -137,7 +143,7 @@ def unmap_pixels(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def logit_laplace(
-    x: Float[Array, "*shape"], mu: Float[Array, "*shape"], log_b: Float[Array, "*shape"]
+  x: Float[Array, "*shape"], mu: Float[Array, "*shape"], log_b: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
   """ln f(x | μ, b), x in (0, 1): the density of σ(y) for y of a Laplace distribution (eq. 2)."""
   logit = jnp.log(x) - jnp.log1p(-x)
@@ -164,14 +170,17 @@ class DVAE:
   beta_steps: int = 5_000
   temperature: float = 1 / 16  # from 1
   temperature_steps: int = 150_000
-  # What is added to every b; the paper adds nothing. Where an image is one flat color, as drawings are and photographs
-  # are not, b → 0 without it, and the likelihood and its gradients have no bound.
+  # What is added to every b; the paper adds nothing. Where an image is one flat color, as drawings
+  # are and photographs are not, b → 0 without it, and the likelihood and its gradients have no
+  # bound.
   min_scale: float = 0.0
   dtype: str = "float32"
 
   def __post_init__(self):
     if self.image_size % 2 ** (self.num_groups - 1):
-      raise ValueError(f"an image of {self.image_size} pixels cannot be halved {self.num_groups - 1} times")
+      raise ValueError(
+        f"an image of {self.image_size} pixels cannot be halved {self.num_groups - 1} times"
+      )
     if self.width % 4:
       raise ValueError(f"width {self.width} is no multiple of 4")
 
@@ -183,8 +192,11 @@ class DVAE:
   @property
   def network(self) -> DVAENetwork:
     shared = dict(
-        num_groups=self.num_groups, blocks_per_group=self.blocks_per_group, width=self.width,
-        num_codes=self.num_codes, dtype=self.dtype,
+      num_groups=self.num_groups,
+      blocks_per_group=self.blocks_per_group,
+      width=self.width,
+      num_codes=self.num_codes,
+      dtype=self.dtype,
     )
     return DVAENetwork(Encoder(**shared), Decoder(code_dim=self.code_dim, **shared))
 
@@ -198,7 +210,9 @@ class DVAE:
     return apply.infer(self.network, variables, *inputs, method=method)
 
   def loss(self, variables, batch, rng, *, step, train, frozen):
-    """The negative lower bound per color of a pixel, with β on its KL term, at the temperature of `step`."""
+    """The negative lower bound per color of a pixel, with β on its KL term, at the temperature
+    of `step`.
+    """
     del train, frozen
     x = map_pixels(batch["image"])
     logits = self._apply(variables, "encode", x)
@@ -212,8 +226,11 @@ class DVAE:
     count, colors = len(x), x[0].size
     bound = Term(count * (nll + beta * kl) / colors, count)
     metrics = {
-        "nll": nll, "kl": kl, "beta": beta, "temperature": tau,
-        **codebook_usage(logits.argmax(axis=-1), self.num_codes),
+      "nll": nll,
+      "kl": kl,
+      "beta": beta,
+      "temperature": tau,
+      **codebook_usage(logits.argmax(axis=-1), self.num_codes),
     }
     return {"negative_bound": bound}, Aux(metrics=metrics, state=variables["state"])
 
@@ -221,19 +238,19 @@ class DVAE:
     return ""
 
   def image_to_tokens(
-      self, variables, image: Float[Array, "batch height width 3"]
+    self, variables, image: Float[Array, "batch height width 3"]
   ) -> Int[Array, "batch rows columns"]:
     """Each cell's most likely code."""
     return self._apply(variables, "encode", map_pixels(image)).argmax(axis=-1)
 
   def tokens_to_image(
-      self, variables, tokens: Int[Array, "batch rows columns"]
+    self, variables, tokens: Int[Array, "batch rows columns"]
   ) -> Float[Array, "batch height width 3"]:
     """φ⁻¹(σ(μ)); ln b is not used (appendix A.3)."""
     mu = self._apply(variables, "decode", tokens)[..., :3]
     return unmap_pixels(jax.nn.sigmoid(mu))
 
   def reconstruct(
-      self, variables, image: Float[Array, "batch height width 3"]
+    self, variables, image: Float[Array, "batch height width 3"]
   ) -> Float[Array, "batch height width 3"]:
     return self.tokens_to_image(variables, self.image_to_tokens(variables, image))

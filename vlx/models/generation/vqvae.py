@@ -1,9 +1,10 @@
 """VQ-VAE.
 
-van den Oord et al., "Neural Discrete Representation Learning", 2017. Here: the encoder and decoder of §4.1,
-the nearest code with its straight-through gradient, and the codebook moved by its loss (eq. 3) or by moving
-averages (appendix A.1; bias-corrected and smoothed as in DeepMind's sonnet and dm-haiku). The prior over the
-codes is DALL-E's transformer (vlx.models.generation.dalle) where the paper has a PixelCNN.
+van den Oord et al., "Neural Discrete Representation Learning", 2017. Here: the encoder and decoder
+of §4.1, the nearest code with its straight-through gradient, and the codebook moved by its loss
+(eq. 3) or by moving averages (appendix A.1; bias-corrected and smoothed as in DeepMind's sonnet and
+dm-haiku). The prior over the codes is DALL-E's transformer (vlx.models.generation.dalle) where the
+paper has a PixelCNN.
 
 As in DeepMind's example (sonnet, vqvae_example.ipynb): the reconstruction term is the squared error over the
 data's variance, averaged over pixels; a 1x1 convolution leads to the codes, a 3x3 one away from them; a ReLU
@@ -53,7 +54,7 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(
-      self, image: Float[Array, "batch height width 3"]
+    self, image: Float[Array, "batch height width 3"]
   ) -> Float[Array, "batch rows columns dim"]:
     conv = functools.partial(nn.Conv, dtype=self.dtype)
     x = image
@@ -74,7 +75,7 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(
-      self, codes: Float[Array, "batch rows columns dim"]
+    self, codes: Float[Array, "batch rows columns dim"]
   ) -> Float[Array, "batch height width 3"]:
     x = nn.Conv(self.widths[-1], (3, 3), dtype=self.dtype, name="from_code")(codes)
     x = ResidualStack(self.num_blocks, self.residual_width, self.dtype, name="residual")(x)
@@ -111,21 +112,25 @@ def init_codebook(rng: jax.Array, shape: tuple[int, int]) -> Float[Array, "codes
 
 
 def init_averages(codebook: Float[Array, "codes dim"]) -> dict[str, jax.Array]:
-  """The `state` of a codebook that averages move; `counts` and `sums` are not corrected for their start."""
+  """The `state` of a codebook that averages move; `counts` and `sums` are not corrected for
+  their start.
+  """
   return {
-      "codebook": codebook, "counts": jnp.zeros(codebook.shape[0]), "sums": jnp.zeros_like(codebook),
-      "updates": jnp.zeros((), jnp.int32),
+    "codebook": codebook,
+    "counts": jnp.zeros(codebook.shape[0]),
+    "sums": jnp.zeros_like(codebook),
+    "updates": jnp.zeros((), jnp.int32),
   }
 
 
 def update_codebook_ema(
-    averages: dict[str, jax.Array],
-    z: Float[Array, "batch rows columns dim"],
-    ids: Int[Array, "batch rows columns"],
-    rng: jax.Array,
-    *,
-    decay: float,
-    restart_below: float,
+  averages: dict[str, jax.Array],
+  z: Float[Array, "batch rows columns dim"],
+  ids: Int[Array, "batch rows columns"],
+  rng: jax.Array,
+  *,
+  decay: float,
+  restart_below: float,
 ) -> dict[str, jax.Array]:
   """The averages after one more batch (appendix A.1): N ← γN + (1−γ)n, m ← γm + (1−γ)Σz, e = m/N.
 
@@ -147,12 +152,17 @@ def update_codebook_ema(
   total = n.sum()
   smoothed = (n + EPSILON) / (total + len(codebook) * EPSILON) * total
   return {
-      "codebook": sums / correction / smoothed[:, None], "counts": counts, "sums": sums, "updates": updates,
+    "codebook": sums / correction / smoothed[:, None],
+    "counts": counts,
+    "sums": sums,
+    "updates": updates,
   }
 
 
 class Quantized(NamedTuple):
-  """Codes of encodings with the straight-through gradient, their indices, the two terms that tie both."""
+  """Codes of encodings with the straight-through gradient, their indices, the two terms that tie
+  both.
+  """
 
   codes: Float[Array, "batch rows columns dim"]
   ids: Int[Array, "batch rows columns"]
@@ -161,14 +171,17 @@ class Quantized(NamedTuple):
 
 
 def quantize(
-    z: Float[Array, "batch rows columns dim"], codebook: Float[Array, "codes dim"]
+  z: Float[Array, "batch rows columns dim"], codebook: Float[Array, "codes dim"]
 ) -> Quantized:
   """The nearest codes (§3.1), and the second and third term of eq. 3 as means over all numbers."""
   ids = nearest_code(z, codebook)
   codes = codebook[ids]
   stop = jax.lax.stop_gradient
   return Quantized(
-      straight_through(z, codes), ids, jnp.mean((stop(z) - codes) ** 2), jnp.mean((z - stop(codes)) ** 2)
+    straight_through(z, codes),
+    ids,
+    jnp.mean((stop(z) - codes) ** 2),
+    jnp.mean((z - stop(codes)) ** 2),
   )
 
 
@@ -202,7 +215,9 @@ class VQVAE:
     if self.restart_below and self.codebook == "loss":
       raise ValueError("restart_below needs the counts of codebook='ema'")
     if self.image_size % 2 ** len(self.widths):
-      raise ValueError(f"an image of {self.image_size} pixels cannot be halved {len(self.widths)} times")
+      raise ValueError(
+        f"an image of {self.image_size} pixels cannot be halved {len(self.widths)} times"
+      )
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -212,7 +227,10 @@ class VQVAE:
   @property
   def network(self) -> VQVAENetwork:
     shared = dict(
-        widths=self.widths, num_blocks=self.num_blocks, residual_width=self.residual_width, dtype=self.dtype
+      widths=self.widths,
+      num_blocks=self.num_blocks,
+      residual_width=self.residual_width,
+      dtype=self.dtype,
     )
     shape = (self.num_codes, self.code_dim) if self.codebook == "loss" else None
     return VQVAENetwork(Encoder(code_dim=self.code_dim, **shared), Decoder(**shared), shape)
@@ -242,30 +260,32 @@ class VQVAE:
     image = self._apply(variables, codes, method="decode")
     squares = (batch["image"] - image) ** 2
     terms = {
-        "reconstruction": Term(squares.sum() / self.data_variance, squares.size),
-        "commitment": Term(commitment * z.size, z.size, self.beta),
+      "reconstruction": Term(squares.sum() / self.data_variance, squares.size),
+      "commitment": Term(commitment * z.size, z.size, self.beta),
     }
     if self.codebook == "loss":
       terms["codebook"] = Term(codebook_loss * z.size, z.size)
     elif train:
-      state = update_codebook_ema(state, z, ids, rng, decay=self.decay, restart_below=self.restart_below)
+      state = update_codebook_ema(
+        state, z, ids, rng, decay=self.decay, restart_below=self.restart_below
+      )
     return terms, Aux(metrics=codebook_usage(ids, self.num_codes), state=state)
 
   def accumulates(self):
     return "the codebook moves once for each part" if self.codebook == "ema" else ""
 
   def image_to_tokens(
-      self, variables, image: Float[Array, "batch height width 3"]
+    self, variables, image: Float[Array, "batch height width 3"]
   ) -> Int[Array, "batch rows columns"]:
     """Each cell's code."""
     return nearest_code(self._apply(variables, image, method="encode"), self._codebook(variables))
 
   def tokens_to_image(
-      self, variables, tokens: Int[Array, "batch rows columns"]
+    self, variables, tokens: Int[Array, "batch rows columns"]
   ) -> Float[Array, "batch height width 3"]:
     return self._apply(variables, self._codebook(variables)[tokens], method="decode")
 
   def reconstruct(
-      self, variables, image: Float[Array, "batch height width 3"]
+    self, variables, image: Float[Array, "batch height width 3"]
   ) -> Float[Array, "batch height width 3"]:
     return self.tokens_to_image(variables, self.image_to_tokens(variables, image))

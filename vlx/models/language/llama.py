@@ -1,12 +1,13 @@
 """LLaMA 1 and 2.
 
-Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", 2023, §2.2, and "Llama 2: Open
-Foundation and Fine-Tuned Chat Models", 2023, §2.2. Here: the decoder in all published sizes, pre-norm with
-RMSNorm, rotary positions, SwiGLU (Shazeer, 2020) and grouped queries (Ainslie et al., 2023; Llama 2's 70B),
-without a bias anywhere; and its reading with a cache, by the same function for prompts and for single tokens.
+Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", 2023, §2.2, and "Llama 2:
+Open Foundation and Fine-Tuned Chat Models", 2023, §2.2. Here: the decoder in all published sizes,
+pre-norm with RMSNorm, rotary positions, SwiGLU (Shazeer, 2020) and grouped queries (Ainslie et al.,
+2023; Llama 2's 70B), without a bias anywhere; and its reading with a cache, by the same function
+for prompts and for single tokens.
 
-The paper gives no initialisation; it is N(0, 0.02), as in Hugging Face's code. Fields beyond the papers, for
-the models that took this form over: `tie_embeddings`, `rope_theta`.
+The paper gives no initialisation; it is N(0, 0.02), as in Hugging Face's code. Fields beyond the
+papers, for the models that took this form over: `tie_embeddings`, `rope_theta`.
 """
 
 import dataclasses
@@ -17,31 +18,31 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vlx.core.system import Aux, Variables, text_inputs
+from vlx.losses.sequence import cross_entropy
+from vlx.models.layers import apply
 from vlx.models.layers.cache import Cache
 from vlx.models.layers.linear import flat_dot_general
 from vlx.models.layers.norm import RMSNorm
 from vlx.models.layers.position import rotary_angles, rotate
-from vlx.core.system import Aux, Variables, text_inputs
-from vlx.losses.sequence import cross_entropy
-from vlx.models.layers import apply
 from vlx.ops.attention import attention
 from vlx.ops.axes import split_batch
 from vlx.ops.masks import Causal, Mask, UpTo
 
-# LLaMA, Table 2; Llama 2, Table 1. Widths of the MLP and ε are those of the released `params.json`: 2/3 · 4 ·
-# width rounded up to a multiple of 256 (70B: times 1.3, of 4096).
+# LLaMA, Table 2; Llama 2, Table 1. Widths of the MLP and ε are those of the released `params.json`:
+# 2/3 · 4 · width rounded up to a multiple of 256 (70B: times 1.3, of 4096).
 _FIELDS = ("width", "depth", "num_heads", "num_groups", "mlp_dim", "context_length", "epsilon")
 SIZES = {
-    name: dict(zip(_FIELDS, values))
-    for name, values in {
-        "1-7B": (4096, 32, 32, 32, 11008, 2048, 1e-6),
-        "1-13B": (5120, 40, 40, 40, 13824, 2048, 1e-6),
-        "1-33B": (6656, 60, 52, 52, 17920, 2048, 1e-6),
-        "1-65B": (8192, 80, 64, 64, 22016, 2048, 1e-5),
-        "2-7B": (4096, 32, 32, 32, 11008, 4096, 1e-5),
-        "2-13B": (5120, 40, 40, 40, 13824, 4096, 1e-5),
-        "2-70B": (8192, 80, 64, 8, 28672, 4096, 1e-5),
-    }.items()
+  name: dict(zip(_FIELDS, values))
+  for name, values in {
+    "1-7B": (4096, 32, 32, 32, 11008, 2048, 1e-6),
+    "1-13B": (5120, 40, 40, 40, 13824, 2048, 1e-6),
+    "1-33B": (6656, 60, 52, 52, 17920, 2048, 1e-6),
+    "1-65B": (8192, 80, 64, 64, 22016, 2048, 1e-5),
+    "2-7B": (4096, 32, 32, 32, 11008, 4096, 1e-5),
+    "2-13B": (5120, 40, 40, 40, 13824, 4096, 1e-5),
+    "2-70B": (8192, 80, 64, 8, 28672, 4096, 1e-5),
+  }.items()
 }
 
 
@@ -52,15 +53,22 @@ def published_size(name: str) -> dict:
 
 def _dense(features, dtype, name, axis=-1):
   return nn.DenseGeneral(
-      features, axis=axis, use_bias=False, dtype=dtype, kernel_init=nn.initializers.normal(0.02),
-      dot_general=flat_dot_general, name=name,
+    features,
+    axis=axis,
+    use_bias=False,
+    dtype=dtype,
+    kernel_init=nn.initializers.normal(0.02),
+    dot_general=flat_dot_general,
+    name=name,
   )
 
 
 class GroupedQueryAttention(nn.Module):
-  """Causal attention with rotary positions; `num_groups` heads of keys and values serve all queries'.
+  """Causal attention with rotary positions; `num_groups` heads of keys and values serve all
+  queries'.
 
-  With a cache it writes its keys and values there and attends to the layer's slots, else to its own.
+  With a cache it writes its keys and values there and attends to the layer's slots, else to its
+  own.
   """
 
   num_heads: int
@@ -69,12 +77,12 @@ class GroupedQueryAttention(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      x: Float[Array, "batch length width"],
-      angles: Float[Array, "#batch length half"],
-      mask: Mask,
-      cache: Cache | None,
-      layer: Int[Array, ""] | int,
+    self,
+    x: Float[Array, "batch length width"],
+    angles: Float[Array, "#batch length half"],
+    mask: Mask,
+    cache: Cache | None,
+    layer: Int[Array, ""] | int,
   ) -> tuple[Float[Array, "batch length width"], Cache | None]:
     head_dim = x.shape[-1] // self.num_heads
     project = lambda heads, name: _dense((heads, head_dim), self.dtype, name)(x)
@@ -103,7 +111,8 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
   """One layer, for `nn.scan`: ((x, cache), layer, angles, mask) → ((x, cache), None).
 
-  For callers that make the collection `intermediates` mutable, its output is sown there as `hidden`.
+  For callers that make the collection `intermediates` mutable, its output is sown there as
+  `hidden`.
   """
 
   num_heads: int
@@ -129,9 +138,10 @@ class Block(nn.Module):
 class LLaMA(nn.Module):
   """The decoder. Texts are padded on the right, where no real token sees the padding.
 
-  Parameters stand under `blocks/…` with a leading depth axis, or under `blocks_0/…`, `blocks_1/…` where the
-  layers are not `scanned`: for decoding, where a layer's slice of the stack would be copied at every token. A
-  system that puts something else among the words' embeddings calls `embed`, `decode` and `logits` by itself.
+  Parameters stand under `blocks/…` with a leading depth axis, or under `blocks_0/…`, `blocks_1/…`
+  where the layers are not `scanned`: for decoding, where a layer's slice of the stack would be
+  copied at every token. A system that puts something else among the words' embeddings calls
+  `embed`, `decode` and `logits` by itself.
   """
 
   vocab_size: int
@@ -152,26 +162,29 @@ class LLaMA(nn.Module):
   def setup(self):
     if self.width % self.num_heads or self.num_heads % self.num_groups:
       raise ValueError(
-          f"width {self.width}, {self.num_heads} heads and {self.num_groups} groups do not divide one another"
+        f"width {self.width}, {self.num_heads} heads and {self.num_groups} groups do not divide one another"
       )
     normal = nn.initializers.normal(0.02)
     self.token_embedding = nn.Embed(
-        self.vocab_size, self.width, embedding_init=normal, dtype=self.dtype
+      self.vocab_size, self.width, embedding_init=normal, dtype=self.dtype
     )
     # prevent_cse is for remat outside of a loop; inside one it only costs speed.
     block = nn.remat(Block, prevent_cse=False) if self.remat else Block
     fields = dict(
-        num_heads=self.num_heads, num_groups=self.num_groups, mlp_dim=self.mlp_dim, epsilon=self.epsilon,
-        dtype=self.dtype,
+      num_heads=self.num_heads,
+      num_groups=self.num_groups,
+      mlp_dim=self.mlp_dim,
+      epsilon=self.epsilon,
+      dtype=self.dtype,
     )
     if self.scanned:
       self.blocks = nn.scan(
-          block,
-          variable_axes={"params": 0, "intermediates": 0},
-          split_rngs={"params": True},
-          in_axes=(0, nn.broadcast, nn.broadcast),
-          length=self.depth,
-          unroll=self.unroll,
+        block,
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast, nn.broadcast),
+        length=self.depth,
+        unroll=self.unroll,
       )(**fields)
     else:
       self.blocks = [block(**fields) for _ in range(self.depth)]
@@ -186,24 +199,24 @@ class LLaMA(nn.Module):
       raise ValueError(f"a cache of {slots} tokens; this model reads {self.context_length}")
     head_dim = self.width // self.num_heads
     return Cache.empty(
-        self.depth, batch, slots, self.num_groups, head_dim, self.dtype, self.scanned
+      self.depth, batch, slots, self.num_groups, head_dim, self.dtype, self.scanned
     )
 
   def embed(self, text: Int[Array, "batch length"]) -> Float[Array, "batch length width"]:
     return self.token_embedding(text)
 
   def decode(
-      self,
-      x: Float[Array, "batch length width"],
-      text_mask: Bool[Array, "batch length"] | None = None,
-      cache: Cache | None = None,
+    self,
+    x: Float[Array, "batch length width"],
+    text_mask: Bool[Array, "batch length"] | None = None,
+    cache: Cache | None = None,
   ) -> tuple[Float[Array, "batch length width"], Cache | None]:
     """Embeddings → normed output of the last layer, and the cache after it.
 
     Args:
       x: of the next tokens of each row: from position 0, or after what the cache holds.
-      text_mask: which of them are real, in each row a prefix; only a cache needs to know. All where None. A
-        row without any stays as it is.
+      text_mask: which of them are real, in each row a prefix; only a cache needs to know. All where
+        None. A row without any stays as it is.
       cache: of `empty_cache` or an earlier call, with slots enough for the longest row.
 
     Raises:
@@ -213,10 +226,10 @@ class LLaMA(nn.Module):
     return self.final_norm(x), cache
 
   def layers(
-      self,
-      x: Float[Array, "batch length width"],
-      text_mask: Bool[Array, "batch length"] | None = None,
-      cache: Cache | None = None,
+    self,
+    x: Float[Array, "batch length width"],
+    text_mask: Bool[Array, "batch length"] | None = None,
+    cache: Cache | None = None,
   ) -> tuple[Float[Array, "batch length width"], Cache | None]:
     """`decode` without the last norm.
 
@@ -249,10 +262,10 @@ class LLaMA(nn.Module):
     return x.astype(jnp.float32)
 
   def __call__(
-      self,
-      text: Int[Array, "batch length"],
-      text_mask: Bool[Array, "batch length"] | None = None,
-      cache: Cache | None = None,
+    self,
+    text: Int[Array, "batch length"],
+    text_mask: Bool[Array, "batch length"] | None = None,
+    cache: Cache | None = None,
   ) -> tuple[Float[Array, "batch length vocab"], Cache | None]:
     """Logits of the token after each, and the cache with the texts in it; see `decode`."""
     x, cache = self.decode(self.embed(text), text_mask, cache)
@@ -296,7 +309,7 @@ class LanguageModel:
     return ""
 
   def token_logits(
-      self, variables: Variables, text: Int[Array, "batch length"]
+    self, variables: Variables, text: Int[Array, "batch length"]
   ) -> Float[Array, "batch length vocab"]:
     """Of the token after each. What a text is padded with changes nothing before it."""
     return apply.infer(self.decoder, variables, text)[0]
@@ -305,8 +318,11 @@ class LanguageModel:
     """For `batch` texts of up to `slots` tokens."""
     return self.decoder.empty_cache(batch, slots)
 
-  def extend_cache(self, variables: Variables, inputs, cache: Cache) -> tuple[Float[Array, "batch vocab"], Cache]:
-    """Reads texts, or single tokens: logits of what comes after the last real one of each row, and the cache.
+  def extend_cache(
+    self, variables: Variables, inputs, cache: Cache
+  ) -> tuple[Float[Array, "batch vocab"], Cache]:
+    """Reads texts, or single tokens: logits of what comes after the last real one of each row, and
+    the cache.
 
     The logits of a row without a real token mean nothing.
     """
@@ -317,7 +333,8 @@ class LanguageModel:
     return call(jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0], method="logits"), cache
 
   def for_decoding(self, variables: Variables) -> tuple["LanguageModel", Variables]:
-    """The same model in the form that decodes fastest: layers one by one, the tied head a matrix of its own.
+    """The same model in the form that decodes fastest: layers one by one, the tied head a matrix of
+    its own.
 
     Each of its products then reads an array as it lies there. The variables are copies.
     """

@@ -1,4 +1,6 @@
-"""The one way in which systems call their Linen networks: variables in, arrays (and the new state) out."""
+"""The one way in which systems call their Linen networks: variables in, arrays (and the new
+state) out.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,21 +11,36 @@ import jax
 from vlx.core.system import Frozen, Variables, batch_shapes
 
 
-def init(network: nn.Module, rng: jax.Array, inputs: Mapping[str, jax.ShapeDtypeStruct], *names: str) -> Variables:
+def init(
+  network: nn.Module, rng: jax.Array, inputs: Mapping[str, jax.ShapeDtypeStruct], *names: str
+) -> Variables:
   """Fresh variables of a network that is called with the inputs of these names."""
   shapes = batch_shapes(inputs, 1)
   variables = network.lazy_init(rng, *(shapes[name] for name in names))
-  return {"params": variables["params"], "state": {k: v for k, v in variables.items() if k != "params"}}
+  return {
+    "params": variables["params"],
+    "state": {k: v for k, v in variables.items() if k != "params"},
+  }
 
 
-def infer(network: nn.Module, variables: Variables, *inputs: Any, method: Any = None, **options: Any) -> Any:
+def infer(
+  network: nn.Module, variables: Variables, *inputs: Any, method: Any = None, **options: Any
+) -> Any:
   """The network's output without randomness; `state` rests."""
-  return network.apply({"params": variables["params"], **variables["state"]}, *inputs, method=method, **options)
+  return network.apply(
+    {"params": variables["params"], **variables["state"]}, *inputs, method=method, **options
+  )
 
 
 def forward(
-    network: nn.Module, variables: Variables, *inputs: Any, rng: jax.Array, train: bool, frozen: Frozen,
-    method: Any = None, **options: Any,
+  network: nn.Module,
+  variables: Variables,
+  *inputs: Any,
+  rng: jax.Array,
+  train: bool,
+  frozen: Frozen,
+  method: Any = None,
+  **options: Any,
 ) -> tuple[Any, Mapping[str, Any]]:
   """(the network's output, the new `state`): with dropout and batch statistics where `train`, but not in what is frozen.
 
@@ -39,8 +56,13 @@ def forward(
   """
   with nn.intercept_methods(_rest(frozen)):
     return network.apply(
-        {"params": variables["params"], **variables["state"]}, *inputs, train=train, rngs={"dropout": rng},
-        mutable=list(variables["state"]), method=method, **options,
+      {"params": variables["params"], **variables["state"]},
+      *inputs,
+      train=train,
+      rngs={"dropout": rng},
+      mutable=list(variables["state"]),
+      method=method,
+      **options,
     )
 
 

@@ -14,8 +14,8 @@ class MultiHeadAttention(nn.Module):
   """Attention of `inputs` to itself, or to `context` where one is given.
 
   Kernels are kept per head: query, key, value `[D, heads, head_dim]`, out `[heads, head_dim, D]`.
-  For callers that make the collection `intermediates` mutable, the weights `[batch, heads, length, keys]`
-  are sown there as `attention`.
+  For callers that make the collection `intermediates` mutable, the weights `[batch, heads, length,
+  keys]` are sown there as `attention`.
   """
 
   num_heads: int
@@ -25,10 +25,10 @@ class MultiHeadAttention(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      inputs: Float[Array, "batch length width"],
-      mask: Mask = Full(),
-      context: Float[Array, "batch keys context_width"] | None = None,
+    self,
+    inputs: Float[Array, "batch length width"],
+    mask: Mask = Full(),
+    context: Float[Array, "batch keys context_width"] | None = None,
   ) -> Float[Array, "batch length width"]:
     width = inputs.shape[-1]
     if width % self.num_heads:
@@ -37,14 +37,25 @@ class MultiHeadAttention(nn.Module):
 
     def project(name, x):
       return nn.DenseGeneral(
-          (self.num_heads, width // self.num_heads),
-          kernel_init=self.kernel_init, dtype=self.dtype, dot_general=flat_dot_general, name=name,
+        (self.num_heads, width // self.num_heads),
+        kernel_init=self.kernel_init,
+        dtype=self.dtype,
+        dot_general=flat_dot_general,
+        name=name,
       )(x)
 
-    queries, keys, values = project("query", inputs), project("key", context), project("value", context)
+    queries, keys, values = (
+      project("query", inputs),
+      project("key", context),
+      project("value", context),
+    )
     if self.is_mutable_collection("intermediates"):
       self.sow("intermediates", "attention", attention_weights(queries, keys, mask=mask))
     return nn.DenseGeneral(
-        width, axis=(-2, -1), kernel_init=self.out_init, dtype=self.dtype,
-        dot_general=flat_dot_general, name="out",
+      width,
+      axis=(-2, -1),
+      kernel_init=self.out_init,
+      dtype=self.dtype,
+      dot_general=flat_dot_general,
+      name="out",
     )(attention(queries, keys, values, mask=mask))

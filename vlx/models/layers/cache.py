@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-# Of all layers: one array for layers that are scanned, an array each for those that stand one by one. A slice
-# of the one would be a copy of the layer, on CPU, at every token.
+# Of all layers: one array for layers that are scanned, an array each for those that stand one by
+# one. A slice of the one would be a copy of the layer, on CPU, at every token.
 _OfLayer = Float[Array, "batch groups slots head_dim"]
 OfLayers = Float[Array, "depth batch groups slots head_dim"] | tuple[_OfLayer, ...]
 
@@ -27,7 +27,14 @@ class Cache(NamedTuple):
 
   @classmethod
   def empty(
-      cls, depth: int, batch: int, slots: int, groups: int, head_dim: int, dtype: str, scanned: bool = True
+    cls,
+    depth: int,
+    batch: int,
+    slots: int,
+    groups: int,
+    head_dim: int,
+    dtype: str,
+    scanned: bool = True,
   ) -> "Cache":
     shape = batch, groups, slots, head_dim
 
@@ -43,16 +50,20 @@ class Cache(NamedTuple):
     return self.lengths[:, None] + jnp.arange(count)
 
   def write(
-      self,
-      layer: Int[Array, ""] | int,
-      keys: Float[Array, "batch length groups head_dim"],
-      values: Float[Array, "batch length groups head_dim"],
+    self,
+    layer: Int[Array, ""] | int,
+    keys: Float[Array, "batch length groups head_dim"],
+    values: Float[Array, "batch length groups head_dim"],
   ) -> "Cache":
-    """With the keys and values of the next tokens in a layer; what goes beyond the last slot is dropped."""
+    """With the keys and values of the next tokens in a layer; what goes beyond the last slot is
+    dropped.
+    """
     rows, slots = jnp.arange(len(self.lengths))[:, None], self.positions(keys.shape[1])
 
     def put(held, new, *at):
-      return held.at[*at, rows, :, slots].set(new.astype(held.dtype), mode="drop", unique_indices=True)
+      return held.at[*at, rows, :, slots].set(
+        new.astype(held.dtype), mode="drop", unique_indices=True
+      )
 
     def written(held, new):
       if isinstance(held, tuple):
@@ -61,8 +72,10 @@ class Cache(NamedTuple):
 
     return self._replace(keys=written(self.keys, keys), values=written(self.values, values))
 
-  def layer(self, layer: Int[Array, ""] | int) -> tuple[
-      Float[Array, "batch slots groups head_dim"], Float[Array, "batch slots groups head_dim"]
+  def layer(
+    self, layer: Int[Array, ""] | int
+  ) -> tuple[
+    Float[Array, "batch slots groups head_dim"], Float[Array, "batch slots groups head_dim"]
   ]:
     return tuple(rearrange(held[layer], "b g s d -> b s g d") for held in (self.keys, self.values))
 

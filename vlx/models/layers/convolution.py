@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 def _convolve(x, kernel):
   return jax.lax.conv_general_dilated(
-      x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
   )
 
 
@@ -32,11 +32,9 @@ class Downsample(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Float[Array, "batch height width channels"]
+    self, x: Float[Array, "batch height width channels"]
   ) -> Float[Array, "batch rows columns features"]:
-    kernel = self.param(
-        "kernel", nn.initializers.he_normal(), (3, 3, x.shape[-1], self.features)
-    )
+    kernel = self.param("kernel", nn.initializers.he_normal(), (3, 3, x.shape[-1], self.features))
     x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
     if x.shape[1] % 2 or x.shape[2] % 2:
       raise ValueError(f"an image of {x.shape[1]}x{x.shape[2]} cannot be halved")

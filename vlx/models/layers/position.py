@@ -17,8 +17,8 @@ def _linear_interpolation(source: int, target: int) -> np.ndarray:
 def _cubic_interpolation(source: int, target: int) -> np.ndarray:
   """`[target, source]` weights of cubic convolution (Keys, 1981, eq. 4, there with a = -1/2).
 
-  As torch's `interpolate(mode="bicubic")`: a = -3/4, cells of the two grids cover each other, what lies
-  beyond the edge is the edge.
+  As torch's `interpolate(mode="bicubic")`: a = -3/4, cells of the two grids cover each other, what
+  lies beyond the edge is the edge.
   """
   a = -0.75
   position = (np.arange(target) + 0.5) * source / target - 0.5
@@ -35,10 +35,10 @@ _INTERPOLATIONS = {"linear": _linear_interpolation, "cubic": _cubic_interpolatio
 
 
 def resample_positions(
-    embedding: Float[Array, "1 length width"],
-    source: tuple[int, int],
-    target: tuple[int, int],
-    method: str = "linear",
+  embedding: Float[Array, "1 length width"],
+  source: tuple[int, int],
+  target: tuple[int, int],
+  method: str = "linear",
 ) -> Float[Array, "1 new_length width"]:
   """Resamples position embeddings of a `source` grid of patches to a `target` grid.
 
@@ -58,16 +58,18 @@ def resample_positions(
   head, grid = embedding[:, :prefix], embedding[:, prefix:]
   grid = rearrange(grid, "1 (h w) d -> h w d", h=source[0])
   rows, columns = (
-      jnp.asarray(_INTERPOLATIONS[method](s, t), embedding.dtype) for s, t in zip(source, target)
+    jnp.asarray(_INTERPOLATIONS[method](s, t), embedding.dtype) for s, t in zip(source, target)
   )
   grid = jnp.einsum("yh,xw,hwd->yxd", rows, columns, grid)
   return jnp.concatenate([head, rearrange(grid, "h w d -> 1 (h w) d")], axis=1)
 
 
 def rotary_angles(
-    positions: Int[Array, "batch length"], head_dim: int, theta: float
+  positions: Int[Array, "batch length"], head_dim: int, theta: float
 ) -> Float[Array, "batch length half"]:
-  """Position · θ^(−2i/head_dim), i < head_dim/2: what `rotate` turns pair i by (Su et al., 2021, eq. 15)."""
+  """Position · θ^(−2i/head_dim), i < head_dim/2: what `rotate` turns pair i by (Su et al., 2021,
+  eq. 15).
+  """
   if head_dim % 2:
     raise ValueError(f"a head of {head_dim} features does not divide into pairs")
   frequencies = theta ** -(np.arange(0, head_dim, 2) / head_dim)
@@ -75,7 +77,7 @@ def rotary_angles(
 
 
 def rotate(
-    x: Float[Array, "batch length heads head_dim"], angles: Float[Array, "#batch length half"]
+  x: Float[Array, "batch length heads head_dim"], angles: Float[Array, "#batch length half"]
 ) -> Float[Array, "batch length heads head_dim"]:
   """Turns each pair of features (i, i + head_dim/2) by its angle, in f32.
 

@@ -42,8 +42,8 @@ def per_gate(init: Initializer) -> Initializer:
 class LSTM(nn.Module):
   """A layer that can be taken step by step.
 
-  What the inputs add to the gates does not wait for the state, so `project` does it for all steps in one
-  product, and only `step` stands in the loop.
+  What the inputs add to the gates does not wait for the state, so `project` does it for all steps
+  in one product, and only `step` stands in the loop.
   """
 
   features: int
@@ -54,8 +54,10 @@ class LSTM(nn.Module):
 
   def setup(self):
     self.input = nn.Dense(
-        4 * self.features, kernel_init=self.kernel_init, bias_init=self._bias_init,
-        dot_general=flat_dot_general,
+      4 * self.features,
+      kernel_init=self.kernel_init,
+      bias_init=self._bias_init,
+      dot_general=flat_dot_general,
     )
     self.recurrent = nn.Dense(4 * self.features, use_bias=False, kernel_init=self.recurrent_init)
 
@@ -76,7 +78,7 @@ class LSTM(nn.Module):
     return LSTMState(jax.nn.sigmoid(o) * (jnp.tanh(cell) if self.output_tanh else cell), cell)
 
   def __call__(
-      self, x: Float[Array, "batch length inputs"], state: LSTMState
+    self, x: Float[Array, "batch length inputs"], state: LSTMState
   ) -> tuple[Float[Array, "batch length features"], LSTMState]:
     """Hidden states after each input, and the last state."""
 
@@ -88,7 +90,8 @@ class LSTM(nn.Module):
     return hidden, state
 
 
-# step(module, carry, inputs) → (carry, outputs), over axis 1 of all inputs; randomness comes as an input.
+# step(module, carry, inputs) → (carry, outputs), over axis 1 of all inputs; randomness comes as an
+# input.
 scan_time = functools.partial(
-    nn.scan, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1
+  nn.scan, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1
 )

@@ -1,9 +1,9 @@
 """Transformer stacks, scanned over depth.
 
-The pre-norm block is that of ViT (Dosovitskiy et al., 2021, eq. 2-3) and CLIP (Radford et al., 2021):
-x ← x + MHA(LN x); x ← x + MLP(LN x). The post-norm block is that of Vaswani et al., 2017, §3.1, and BERT:
-x ← LN(x + MHA(x)); x ← LN(x + MLP(x)). All layers live in one set of arrays with a leading `depth`
-axis, so a deep stack compiles as fast as a shallow one.
+The pre-norm block is that of ViT (Dosovitskiy et al., 2021, eq. 2-3) and CLIP (Radford et al.,
+2021): x ← x + MHA(LN x); x ← x + MLP(LN x). The post-norm block is that of Vaswani et al., 2017,
+§3.1, and BERT: x ← LN(x + MHA(x)); x ← LN(x + MLP(x)). All layers live in one set of arrays with a
+leading `depth` axis, so a deep stack compiles as fast as a shallow one.
 """
 
 import functools
@@ -21,9 +21,9 @@ from vlx.ops.masks import Full, Mask
 # Three functions go by the name GELU: the exact one, its tanh approximation (Hendrycks & Gimpel,
 # 2016, §2; what Flax and ViT's code call "gelu"), and x·σ(1.702x), OpenAI CLIP's QuickGELU.
 ACTIVATIONS = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+  "gelu": functools.partial(jax.nn.gelu, approximate=False),
+  "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 
 
@@ -40,11 +40,11 @@ class MlpBlock(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Float[Array, "batch length width"], *, train: bool = False
+    self, x: Float[Array, "batch length width"], *, train: bool = False
   ) -> Float[Array, "batch length width"]:
     width = x.shape[-1]
     dense = functools.partial(
-        nn.Dense, bias_init=self.bias_init, dtype=self.dtype, dot_general=flat_dot_general
+      nn.Dense, bias_init=self.bias_init, dtype=self.dtype, dot_general=flat_dot_general
     )
     x = dense(self.mlp_dim, kernel_init=self.kernel_init, name="fc1")(x)
     x = ACTIVATIONS[self.activation](x)
@@ -56,7 +56,8 @@ class Block(nn.Module):
   """One layer; the signature is what `nn.scan` wants: (carry, mask) → (carry, None).
 
   With `at`, one position a row, only that token goes through the layer; it attends to all of them.
-  For callers that make the collection `intermediates` mutable, its output is sown there as `hidden`.
+  For callers that make the collection `intermediates` mutable, its output is sown there as
+  `hidden`.
   """
 
   num_heads: int
@@ -78,8 +79,7 @@ class Block(nn.Module):
       residual = normal(width**-0.5 * (2 * self.depth) ** -0.5)
       attention_init = dict(kernel_init=normal(width**-0.5), out_init=residual)
       mlp_init = dict(
-          kernel_init=normal((2 * width) ** -0.5), out_init=residual,
-          bias_init=nn.initializers.zeros,
+        kernel_init=normal((2 * width) ** -0.5), out_init=residual, bias_init=nn.initializers.zeros
       )
     elif self.initialization == "xavier":  # google-research/vision_transformer models_vit.py
       attention_init, mlp_init = {}, {}
@@ -94,21 +94,21 @@ class Block(nn.Module):
     before, after = (self.norm == when for when in ("pre", "post"))
     dropout = nn.Dropout(self.dropout, deterministic=not self.train)
     attention_norm, mlp_norm = (
-        nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name=name)
-        for name in ("attention_norm", "mlp_norm")
+      nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name=name)
+      for name in ("attention_norm", "mlp_norm")
     )
     x = split_batch(x)
     y = context = attention_norm(x) if before else x
     if at is not None:
       x, y = token(x, at), token(y, at)
-    y = MultiHeadAttention(
-        self.num_heads, **attention_init, dtype=self.dtype, name="attention"
-    )(y, mask, context)
+    y = MultiHeadAttention(self.num_heads, **attention_init, dtype=self.dtype, name="attention")(
+      y, mask, context
+    )
     x = x + dropout(y)
     x = attention_norm(x) if after else x
     y = mlp_norm(x) if before else x
     y = MlpBlock(
-        self.mlp_dim, self.activation, self.dropout, **mlp_init, dtype=self.dtype, name="mlp"
+      self.mlp_dim, self.activation, self.dropout, **mlp_init, dtype=self.dtype, name="mlp"
     )(y, train=self.train)
     x = x + dropout(y)
     x = mlp_norm(x) if after else x
@@ -117,7 +117,7 @@ class Block(nn.Module):
 
 
 def token(
-    x: Float[Array, "batch length width"], at: Int[Array, " batch"]
+  x: Float[Array, "batch length width"], at: Int[Array, " batch"]
 ) -> Float[Array, "batch 1 width"]:
   """Of each row the one at its position."""
   return jnp.take_along_axis(x, at[:, None, None], axis=1)
@@ -143,11 +143,7 @@ class Transformer(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      x: Float[Array, "batch length width"],
-      mask: Mask = Full(),
-      *,
-      train: bool = False,
+    self, x: Float[Array, "batch length width"], mask: Mask = Full(), *, train: bool = False
   ) -> Float[Array, "batch length width"]:
     if not self.depth:
       return x
@@ -156,18 +152,19 @@ class Transformer(nn.Module):
 
   @nn.compact
   def pooled(
-      self,
-      x: Float[Array, "batch length width"],
-      at: Int[Array, " batch"],
-      mask: Mask = Full(),
-      at_mask: Mask = Full(),
-      *,
-      train: bool = False,
+    self,
+    x: Float[Array, "batch length width"],
+    at: Int[Array, " batch"],
+    mask: Mask = Full(),
+    at_mask: Mask = Full(),
+    *,
+    train: bool = False,
   ) -> tuple[Float[Array, "batch width"], Float[Array, "batch length width"]]:
     """The token at one position of each row, and all tokens: what `__call__` gives, in less work.
 
-    Of the last layer only the keys and values of the other tokens reach the one that is asked for. A caller
-    that has no use for all tokens saves the rest of that layer, five sixths of it, once jit prunes it.
+    Of the last layer only the keys and values of the other tokens reach the one that is asked for.
+    A caller that has no use for all tokens saves the rest of that layer, five sixths of it, once
+    jit prunes it.
 
     Args:
       x: as for `__call__`.
@@ -181,13 +178,13 @@ class Transformer(nn.Module):
       return token(x, at)[:, 0], x
     if self.depth > 1:
       lower = nn.map_variables(
-          self._stack(self.depth - 1), "params", lambda p: jax.tree.map(lambda w: w[:-1], p)
+        self._stack(self.depth - 1), "params", lambda p: jax.tree.map(lambda w: w[:-1], p)
       )
       x, _ = lower(**self._fields(train), name="blocks")(x, mask)
     last = jax.tree.map(lambda w: w[-1], self.variables["params"]["blocks"])
     rngs = {"dropout": self.make_rng("dropout")} if train and self.dropout else {}
     layer = lambda *inputs: self._block(**self._fields(train), parent=None).apply(
-        {"params": last}, *inputs, rngs=rngs
+      {"params": last}, *inputs, rngs=rngs
     )[0]
     return layer(x, at_mask, at)[:, 0], layer(x, mask)
 
@@ -198,17 +195,25 @@ class Transformer(nn.Module):
 
   def _stack(self, depth: int) -> type[nn.Module]:
     return nn.scan(
-        self._block,
-        variable_axes={"params": 0, "intermediates": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,
-        length=depth,
-        unroll=self.unroll,
+      self._block,
+      variable_axes={"params": 0, "intermediates": 0},
+      split_rngs={"params": True, "dropout": True},
+      in_axes=nn.broadcast,
+      length=depth,
+      unroll=self.unroll,
     )
 
   def _fields(self, train: bool) -> dict:
     """Of a block, all of which the stack has too."""
     names = (
-        "num_heads", "mlp_dim", "depth", "activation", "dropout", "layer_norm_epsilon", "initialization", "dtype", "norm"
+      "num_heads",
+      "mlp_dim",
+      "depth",
+      "activation",
+      "dropout",
+      "layer_norm_epsilon",
+      "initialization",
+      "dtype",
+      "norm",
     )
     return {name: getattr(self, name) for name in names} | {"train": train}

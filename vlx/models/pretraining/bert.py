@@ -1,14 +1,15 @@
 """BERT.
 
-Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding", 2018. Here:
-the encoder in its published sizes (§3), the two heads and the losses of its pretraining, masked words and next
-sentence (§3.1, appendix A.2), and embeddings of texts. Details are those of the released code (google-research/bert, modeling.py,
-run_pretraining.py).
+Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
+2018. Here: the encoder in its published sizes (§3), the two heads and the losses of its
+pretraining, masked words and next sentence (§3.1, appendix A.2), and embeddings of texts. Details
+are those of the released code (google-research/bert, modeling.py, run_pretraining.py).
 
-Google's code takes GELU by its tanh approximation, Hugging Face's by erf, each for the same weights: a field.
-Departures, in training alone: dropout acts on the MLP's hidden layer and not on attention weights, which no
-array holds; words are masked anew at each step (as by Liu et al., 2019, RoBERTa, §4.1), each by itself with the
-paper's probability, where the released code wrote ten maskings of each text to disk.
+Google's code takes GELU by its tanh approximation, Hugging Face's by erf, each for the same
+weights: a field. Departures, in training alone: dropout acts on the MLP's hidden layer and not on
+attention weights, which no array holds; words are masked anew at each step (as by Liu et al., 2019,
+RoBERTa, §4.1), each by itself with the paper's probability, where the released code wrote ten
+maskings of each text to disk.
 """
 
 import dataclasses
@@ -19,16 +20,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from vlx.models.layers.transformer import ACTIVATIONS, Transformer
 from vlx.core.system import Aux, Term, text_inputs
 from vlx.losses.sequence import cross_entropy
 from vlx.models.layers import apply
+from vlx.models.layers.transformer import ACTIVATIONS, Transformer
 from vlx.ops.masks import Full, KeyPadding
 
 # §3: L = 12, H = 768, A = 12 and L = 24, H = 1024, A = 16; the MLP is 4H.
 SIZES = {
-    "base": dict(width=768, depth=12, num_heads=12, mlp_dim=3072),
-    "large": dict(width=1024, depth=24, num_heads=16, mlp_dim=4096),
+  "base": dict(width=768, depth=12, num_heads=12, mlp_dim=3072),
+  "large": dict(width=1024, depth=24, num_heads=16, mlp_dim=4096),
 }
 VOCABULARIES = {"uncased": 30522, "cased": 28996}
 
@@ -44,8 +45,8 @@ def published_size(name: str) -> dict:
 class BERT(nn.Module):
   """The encoder: words → (pooled `[B, width]`, tokens `[B, T, width]`).
 
-  For callers that make the collection `intermediates` mutable: the output of the embeddings as `embeddings`,
-  that of the layers as `encoder/blocks/hidden`, `[depth, B, T, width]`.
+  For callers that make the collection `intermediates` mutable: the output of the embeddings as
+  `embeddings`, that of the layers as `encoder/blocks/hidden`, `[depth, B, T, width]`.
   """
 
   vocab_size: int
@@ -66,14 +67,22 @@ class BERT(nn.Module):
     embed = lambda count: nn.Embed(count, self.width, embedding_init=_normal, dtype=self.dtype)
     self.word_embedding, self.segment_embedding = embed(self.vocab_size), embed(self.num_segments)
     self.position_embedding = self.param(
-        "position_embedding", _normal, (self.context_length, self.width)
+      "position_embedding", _normal, (self.context_length, self.width)
     )
     self.embedding_norm = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype)
     self.embedding_dropout = nn.Dropout(self.dropout)
     self.encoder = Transformer(
-        depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim, activation=self.activation,
-        dropout=self.dropout, layer_norm_epsilon=self.layer_norm_epsilon, initialization="bert",
-        remat=self.remat, unroll=self.unroll, dtype=self.dtype, norm="post",
+      depth=self.depth,
+      num_heads=self.num_heads,
+      mlp_dim=self.mlp_dim,
+      activation=self.activation,
+      dropout=self.dropout,
+      layer_norm_epsilon=self.layer_norm_epsilon,
+      initialization="bert",
+      remat=self.remat,
+      unroll=self.unroll,
+      dtype=self.dtype,
+      norm="post",
     )
     self.pooler = nn.Dense(self.width, kernel_init=_normal, dtype=self.dtype)
 
@@ -82,12 +91,12 @@ class BERT(nn.Module):
     return self.word_embedding.attend(x)
 
   def __call__(
-      self,
-      text: Int[Array, "batch length"],
-      text_mask: Bool[Array, "batch length"] | None = None,
-      segments: Int[Array, "batch length"] | None = None,
-      *,
-      train: bool = False,
+    self,
+    text: Int[Array, "batch length"],
+    text_mask: Bool[Array, "batch length"] | None = None,
+    segments: Int[Array, "batch length"] | None = None,
+    *,
+    train: bool = False,
   ) -> tuple[Float[Array, "batch width"], Float[Array, "batch length width"]]:
     """Encodes texts.
 
@@ -127,7 +136,8 @@ class MaskedWordHead(nn.Module):
 
 
 class BERTPretraining(nn.Module):
-  """The encoder under its two heads: texts → (words `[B, T, vocab]`, next sentence `[B, 2]`), logits in f32.
+  """The encoder under its two heads: texts → (words `[B, T, vocab]`, next sentence `[B, 2]`),
+  logits in f32.
 
   Class 0 of the second says that the second sentence follows the first (as in the released code).
   """
@@ -141,12 +151,12 @@ class BERTPretraining(nn.Module):
     self.next_sentence_head = nn.Dense(2, kernel_init=_normal, dtype=tower.dtype)
 
   def __call__(
-      self,
-      text: Int[Array, "batch length"],
-      text_mask: Bool[Array, "batch length"] | None = None,
-      segments: Int[Array, "batch length"] | None = None,
-      *,
-      train: bool = False,
+    self,
+    text: Int[Array, "batch length"],
+    text_mask: Bool[Array, "batch length"] | None = None,
+    segments: Int[Array, "batch length"] | None = None,
+    *,
+    train: bool = False,
   ) -> tuple[Float[Array, "batch length vocab"], Float[Array, "batch 2"]]:
     pooled, tokens = self.tower(text, text_mask, segments, train=train)
     words = self.tower.words(self.word_head(tokens)).astype(jnp.float32) + self.word_bias
@@ -154,13 +164,13 @@ class BERTPretraining(nn.Module):
 
 
 def mask_words(
-    rng: jax.Array,
-    text: Int[Array, "batch length"],
-    maskable: Bool[Array, "batch length"],
-    *,
-    vocab_size: int,
-    mask_id: int,
-    rate: float = 0.15,
+  rng: jax.Array,
+  text: Int[Array, "batch length"],
+  maskable: Bool[Array, "batch length"],
+  *,
+  vocab_size: int,
+  mask_id: int,
+  rate: float = 0.15,
 ) -> tuple[Int[Array, "batch length"], Bool[Array, "batch length"]]:
   """The text with some of its words hidden, and which they are (§3.1, "Masked LM").
 
@@ -182,12 +192,12 @@ class _Encodes:
     return self.tower.vocab_size
 
   def encode_text(
-      self, variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
+    self, variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
   ) -> Float[Array, "batch length width"]:
     return apply.infer(self.tower, self._tower_variables(variables), text, text_mask)[1]
 
   def embed_text(
-      self, variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
+    self, variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
   ) -> Float[Array, "batch width"]:
     """Not normalised: the mean over real tokens (Reimers & Gurevych, 2019, Sentence-BERT, §3)."""
     tokens = self.encode_text(variables, text, text_mask)
@@ -214,7 +224,8 @@ class BERTEncoder(_Encodes):
 
 @dataclasses.dataclass(frozen=True)
 class MaskedLanguageModel(_Encodes):
-  """The system. Batches hold `text`, `text_mask`, `segments`, and `label`: 1 where the second sentence is any.
+  """The system. Batches hold `text`, `text_mask`, `segments`, and `label`: 1 where the second
+  sentence is any.
 
   Attributes:
     tower: the encoder.
@@ -247,23 +258,34 @@ class MaskedLanguageModel(_Encodes):
     return {kind: tree.get("tower", {}) for kind, tree in variables.items()}
 
   def loss(self, variables, batch, rng, *, step, train, frozen):
-    """Mean cross entropy of the hidden words and of the next sentence, added (§A.2); `step` is not used."""
+    """Mean cross entropy of the hidden words and of the next sentence, added (§A.2); `step` is
+    not used.
+    """
     del step
     text, mask_rng, dropout_rng = batch["text"], *jax.random.split(rng)
     maskable = batch["text_mask"] & ~jnp.isin(text, jnp.array(self.unmasked_ids))
     hidden, chosen = mask_words(
-        mask_rng, text, maskable, vocab_size=self.tower.vocab_size, mask_id=self.mask_id
+      mask_rng, text, maskable, vocab_size=self.tower.vocab_size, mask_id=self.mask_id
     )
     (words, sentence), state = apply.forward(
-        self.network, variables, hidden, batch["text_mask"], batch["segments"], rng=dropout_rng, train=train,
-        frozen=frozen,
+      self.network,
+      variables,
+      hidden,
+      batch["text_mask"],
+      batch["segments"],
+      rng=dropout_rng,
+      train=train,
+      frozen=frozen,
     )
     each = optax.softmax_cross_entropy_with_integer_labels(sentence, batch["label"])
-    terms = {"words": cross_entropy(words, text, chosen), "next_sentence": Term(each.sum(), len(each))}
+    terms = {
+      "words": cross_entropy(words, text, chosen),
+      "next_sentence": Term(each.sum(), len(each)),
+    }
     count = jnp.maximum(chosen.sum(), 1)
     metrics = {
-        "words_accuracy": (chosen & (words.argmax(-1) == text)).sum() / count,
-        "next_sentence_accuracy": (sentence.argmax(-1) == batch["label"]).mean(),
+      "words_accuracy": (chosen & (words.argmax(-1) == text)).sum() / count,
+      "next_sentence_accuracy": (sentence.argmax(-1) == batch["label"]).mean(),
     }
     return terms, Aux(metrics=metrics, state=state)
 
@@ -271,7 +293,7 @@ class MaskedLanguageModel(_Encodes):
     return ""
 
   def word_logits(
-      self, variables, text, text_mask=None, segments=None
+    self, variables, text, text_mask=None, segments=None
   ) -> tuple[Float[Array, "batch length vocab"], Float[Array, "batch 2"]]:
     """Of the words and of the next sentence."""
     return apply.infer(self.network, variables, text, text_mask, segments)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from einops import reduce, rearrange
+from einops import rearrange, reduce
 from jaxtyping import Array, Bool, Float, Int
 
 from vlx.core.system import Aux, Term, image_input
@@ -12,15 +12,22 @@ from vlx.models.layers import apply
 
 
 def cross_entropy(
-    logits: Float[Array, "batch classes"], label: Int[Array, "batch *labels"], label_smoothing: float
+  logits: Float[Array, "batch classes"],
+  label: Int[Array, "batch *labels"],  # noqa: F821
+  label_smoothing: float,
 ) -> Float[Array, " batch"]:
-  """Of each image, in nats; an image's labels, if several, share its target (Joulin et al., 2016)."""
+  """Of each image, in nats; an image's labels, if several, share its target (Joulin et al.,
+  2016).
+  """
   hot = jnp.eye(logits.shape[-1])[label]
   targets = optax.smooth_labels(reduce(hot, "b ... c -> b c", "mean"), label_smoothing)
   return optax.softmax_cross_entropy(logits, targets)
 
 
-def is_correct(logits: Float[Array, "batch classes"], label: Int[Array, "batch *labels"]) -> Bool[Array, "batch"]:
+def is_correct(
+  logits: Float[Array, "batch classes"],
+  label: Int[Array, "batch *labels"],  # noqa: F821
+) -> Bool[Array, " batch"]:
   """Whether an image's greatest logits are its labels'; logits that are no numbers are nobody's."""
   labels = label.reshape(len(label), -1)
   greatest = jax.lax.top_k(logits, labels.shape[1])[1]
@@ -30,13 +37,17 @@ def is_correct(logits: Float[Array, "batch classes"], label: Int[Array, "batch *
 class Classifier:
   """Softmax classification of `image` into `label`, around a subclass's `network`.
 
-  A subclass is a frozen dataclass with the fields `num_classes`, `label_smoothing` and `num_labels`, a `tower`, image
-  → (pooled, features), and a `network`, a Linen module image → logits. Batch statistics, if any, are the `state`.
+  A subclass is a frozen dataclass with the fields `num_classes`, `label_smoothing` and
+  `num_labels`, a `tower`, image → (pooled, features), and a `network`, a Linen module image →
+  logits. Batch statistics, if any, are the `state`.
   """
 
   def inputs(self):
     labels = (self.num_labels,) if self.num_labels > 1 else ()
-    return {"image": image_input(self.tower.image_size), "label": jax.ShapeDtypeStruct(labels, jnp.int32)}
+    return {
+      "image": image_input(self.tower.image_size),
+      "label": jax.ShapeDtypeStruct(labels, jnp.int32),
+    }
 
   def init(self, rng):
     return apply.init(self.network, rng, self.inputs(), "image")
@@ -45,7 +56,7 @@ class Classifier:
     """Cross entropy; `step` is not used."""
     del step
     logits, state = apply.forward(
-        self.network, variables, batch["image"], rng=rng, train=train, frozen=frozen
+      self.network, variables, batch["image"], rng=rng, train=train, frozen=frozen
     )
     return {"cross_entropy": self._term(logits, batch)}, Aux(self._accuracy(logits, batch), state)
 
@@ -65,18 +76,23 @@ class Classifier:
   def embed_image(self, variables, image) -> Float[Array, "batch features"]:
     """The tower's pooled output, which the last layers make logits of."""
     return apply.infer(
-        self.network, variables, image, method=lambda network, image: network.tower(image)[0]
+      self.network, variables, image, method=lambda network, image: network.tower(image)[0]
     )
 
-  def encode_image(self, variables, image, *, layer: int = -1) -> Float[Array, "batch places features"]:
-    """The tower's last map, row by row, or ViT's tokens; of another layer where the tower has such (ViT)."""
+  def encode_image(
+    self, variables, image, *, layer: int = -1
+  ) -> Float[Array, "batch places features"]:
+    """The tower's last map, row by row, or ViT's tokens; of another layer where the tower has
+    such (ViT).
+    """
     return encode_places(self.tower, variables, "tower", image, layer)
 
 
 def encode_places(
-    tower, variables, name: str, image: Float[Array, "batch height width 3"], layer: int
+  tower, variables, name: str, image: Float[Array, "batch height width 3"], layer: int
 ) -> Float[Array, "batch places features"]:
-  """What a tower has at each position: its last map, row by row, its tokens, or those of another layer.
+  """What a tower has at each position: its last map, row by row, its tokens, or those of another
+  layer.
 
   Args:
     tower: the network.

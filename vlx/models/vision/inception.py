@@ -1,17 +1,18 @@
 """GoogLeNet.
 
-Szegedy et al., "Going Deeper with Convolutions", 2014. Here: the network of Table 1 and Figure 3, its
-auxiliary classifiers and their loss (§5), and the classifier as a system.
+Szegedy et al., "Going Deeper with Convolutions", 2014. Here: the network of Table 1 and Figure 3,
+its auxiliary classifiers and their loss (§5), and the classifier as a system.
 
-By default in the form that torchvision's weights need: batch normalisation (Ioffe & Szegedy, 2015) after
-each convolution, 3x3 where the paper has 5x5, a last pooling of 2x2. `PAPER` gives the fields of the paper's
-own: true 5x5, biases, and local response normalisation, as in Caffe's model of it (BVLC/caffe,
-models/bvlc_googlenet).
+By default in the form that torchvision's weights need: batch normalisation (Ioffe & Szegedy, 2015)
+after each convolution, 3x3 where the paper has 5x5, a last pooling of 2x2. `PAPER` gives the fields
+of the paper's own: true 5x5, biases, and local response normalisation, as in Caffe's model of it
+(BVLC/caffe, models/bvlc_googlenet).
 
-Images are in [-1, 1], as everywhere here. That is what torchvision's weights want: its `transform_input`
-only undoes the normalisation by ImageNet's mean that its preprocessing does.
+Images are in [-1, 1], as everywhere here. That is what torchvision's weights want: its
+`transform_input` only undoes the normalisation by ImageNet's mean that its preprocessing does.
 
-Departure: the auxiliary classifiers average any map to 4x4 as torchvision does; the paper's windows of 5x5,
+Departure: the auxiliary classifiers average any map to 4x4 as torchvision does; the paper's windows
+  of 5x5,
 three apart, give 4x4 of an image of 224x224 alone.
 """
 
@@ -23,32 +24,42 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from vlx.models.layers.pooling import adaptive_average_pool, max_pool_ceil
 from vlx.core.system import Aux
 from vlx.models.layers import apply
+from vlx.models.layers.pooling import adaptive_average_pool, max_pool_ceil
 from vlx.models.vision.classifier import Classifier, LastMapOnly
 
 # Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
 BLOCKS = {
-    "3a": (64, 96, 128, 16, 32, 32), "3b": (128, 128, 192, 32, 96, 64),
-    "4a": (192, 96, 208, 16, 48, 64), "4b": (160, 112, 224, 24, 64, 64),
-    "4c": (128, 128, 256, 24, 64, 64), "4d": (112, 144, 288, 32, 64, 64),
-    "4e": (256, 160, 320, 32, 128, 128),
-    "5a": (256, 160, 320, 32, 128, 128), "5b": (384, 192, 384, 48, 128, 128),
+  "3a": (64, 96, 128, 16, 32, 32),
+  "3b": (128, 128, 192, 32, 96, 64),
+  "4a": (192, 96, 208, 16, 48, 64),
+  "4b": (160, 112, 224, 24, 64, 64),
+  "4c": (128, 128, 256, 24, 64, 64),
+  "4d": (112, 144, 288, 32, 64, 64),
+  "4e": (256, 160, 320, 32, 128, 128),
+  "5a": (256, 160, 320, 32, 128, 128),
+  "5b": (384, 192, 384, 48, 128, 128),
 }
 AUXILIARY = {"auxiliary1": "4a", "auxiliary2": "4d"}  # which block each stands on
-PAPER = dict(batch_norm=False, wide_kernel=5, last_pool=3)  # of the tower; the system's: dropout=0.4
+PAPER = dict(
+  batch_norm=False, wide_kernel=5, last_pool=3
+)  # of the tower; the system's: dropout=0.4
 
 
 def local_response_norm(
-    x: Float[Array, "batch height width channels"], size: int = 5, alpha: float = 1e-4, beta: float = 0.75
+  x: Float[Array, "batch height width channels"],
+  size: int = 5,
+  alpha: float = 1e-4,
+  beta: float = 0.75,
 ) -> Float[Array, "batch height width channels"]:
-  """x / (1 + α·mean of the squares of `size` neighbouring channels)^β, zeros beyond the first and last.
+  """x / (1 + α·mean of the squares of `size` neighbouring channels)^β, zeros beyond the first and
+  last.
 
   Krizhevsky et al., 2012, §3.3, with the mean and the one of Caffe's.
   """
   squares = jax.lax.reduce_window(
-      x * x, jnp.zeros((), x.dtype), jax.lax.add, (1, 1, 1, size), (1, 1, 1, 1), "SAME"
+    x * x, jnp.zeros((), x.dtype), jax.lax.add, (1, 1, 1, size), (1, 1, 1, 1), "SAME"
   )
   return x * (1 + alpha / size * squares) ** -beta
 
@@ -68,11 +79,19 @@ class ConvolutionBlock(nn.Module):
     if self.batch_norm:
       init = dict(kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"))
     else:  # Caffe's fillers
-      init = dict(kernel_init=nn.initializers.xavier_uniform(), bias_init=nn.initializers.constant(0.2))
+      init = dict(
+        kernel_init=nn.initializers.xavier_uniform(), bias_init=nn.initializers.constant(0.2)
+      )
     # Explicit padding: with stride 2 "SAME" pads on one side more, torch and Caffe on both.
     x = nn.Conv(
-        self.channels, (self.kernel, self.kernel), (self.stride, self.stride), padding=self.kernel // 2,
-        use_bias=not self.batch_norm, dtype=self.dtype, name="conv", **init,
+      self.channels,
+      (self.kernel, self.kernel),
+      (self.stride, self.stride),
+      padding=self.kernel // 2,
+      use_bias=not self.batch_norm,
+      dtype=self.dtype,
+      name="conv",
+      **init,
     )(x)
     if self.batch_norm:
       x = nn.BatchNorm(not self.train, momentum=0.9, epsilon=1e-3, dtype=self.dtype, name="norm")(x)
@@ -94,30 +113,37 @@ class GoogLeNetTower(LastMapOnly, nn.Module):
     return self.batch_norm
 
   def __call__(
-      self, image: Float[Array, "batch height width 3"], *, train: bool = False
+    self, image: Float[Array, "batch height width 3"], *, train: bool = False
   ) -> tuple[Float[Array, "batch features"], Float[Array, "batch rows columns features"]]:
     x = self.maps(image, train=train)["5b"]
     return x.mean(axis=(1, 2)), x
 
   @nn.compact
   def maps(
-      self, image: Float[Array, "batch height width 3"], *, train: bool = False
+    self, image: Float[Array, "batch height width 3"], *, train: bool = False
   ) -> dict[str, Float[Array, "batch _ _ _"]]:
     """Output of each inception block, by the names of Table 1."""
 
     def convolve(channels, kernel, name, x, stride=1):
       return ConvolutionBlock(
-          channels * self.width // 64, kernel, train, self.batch_norm, stride, self.dtype, name=name
+        channels * self.width // 64, kernel, train, self.batch_norm, stride, self.dtype, name=name
       )(x)
 
     def inception(channels, name, x):
       one, reduce3, three, reduce5, five, projection = channels
-      return jnp.concatenate([
+      return jnp.concatenate(
+        [
           convolve(one, 1, f"{name}_1x1", x),
           convolve(three, 3, f"{name}_3x3", convolve(reduce3, 1, f"{name}_3x3_reduce", x)),
-          convolve(five, self.wide_kernel, f"{name}_5x5", convolve(reduce5, 1, f"{name}_5x5_reduce", x)),
-          convolve(projection, 1, f"{name}_projection", nn.max_pool(x, (3, 3), padding=((1, 1), (1, 1)))),
-      ], axis=-1)
+          convolve(
+            five, self.wide_kernel, f"{name}_5x5", convolve(reduce5, 1, f"{name}_5x5_reduce", x)
+          ),
+          convolve(
+            projection, 1, f"{name}_projection", nn.max_pool(x, (3, 3), padding=((1, 1), (1, 1)))
+          ),
+        ],
+        axis=-1,
+      )
 
     respond = (lambda x: x) if self.batch_norm else local_response_norm
     x = convolve(64, 7, "conv1", jnp.asarray(image, self.dtype), stride=2)
@@ -147,7 +173,9 @@ class AuxiliaryClassifier(nn.Module):
   @nn.compact
   def __call__(self, x):
     x = adaptive_average_pool(x, (4, 4))
-    x = ConvolutionBlock(2 * self.width, 1, self.train, self.batch_norm, dtype=self.dtype, name="conv")(x)
+    x = ConvolutionBlock(
+      2 * self.width, 1, self.train, self.batch_norm, dtype=self.dtype, name="conv"
+    )(x)
     x = rearrange(x, "b h w c -> b (h w c)")
     x = jax.nn.relu(nn.Dense(16 * self.width, dtype=self.dtype, name="fc")(x))
     x = nn.Dropout(0.7, deterministic=not self.train)(x)
@@ -172,10 +200,15 @@ class GoogLeNetNetwork(nn.Module):
     logits = [nn.Dense(self.num_classes, name="head")(x)]
     if self.auxiliary:
       logits += [
-          AuxiliaryClassifier(
-              self.num_classes, self.tower.width, train, self.tower.batch_norm, self.tower.dtype, name=name
-          )(maps[block])
-          for name, block in AUXILIARY.items()
+        AuxiliaryClassifier(
+          self.num_classes,
+          self.tower.width,
+          train,
+          self.tower.batch_norm,
+          self.tower.dtype,
+          name=name,
+        )(maps[block])
+        for name, block in AUXILIARY.items()
       ]
     return logits
 
@@ -199,7 +232,13 @@ class GoogLeNet(Classifier):
     """Cross entropy; in training that of each auxiliary classifier too, at a weight of 0.3 (§5)."""
     del step
     outputs, state = apply.forward(
-        self.network, variables, batch["image"], rng=rng, train=train, frozen=frozen, method="all_logits"
+      self.network,
+      variables,
+      batch["image"],
+      rng=rng,
+      train=train,
+      frozen=frozen,
+      method="all_logits",
     )
     terms = {"cross_entropy": self._term(outputs[0], batch)}
     if train:

@@ -23,11 +23,11 @@ from vlx.models.vision.classifier import Classifier, LastMapOnly
 
 # Table 1.
 STAGE_SIZES = {
-    18: ((2, 2, 2, 2), False),
-    34: ((3, 4, 6, 3), False),
-    50: ((3, 4, 6, 3), True),
-    101: ((3, 4, 23, 3), True),
-    152: ((3, 8, 36, 3), True),
+  18: ((2, 2, 2, 2), False),
+  34: ((3, 4, 6, 3), False),
+  50: ((3, 4, 6, 3), True),
+  101: ((3, 4, 23, 3), True),
+  152: ((3, 8, 36, 3), True),
 }
 
 
@@ -48,11 +48,13 @@ class ResidualBlock(nn.Module):
   @nn.compact
   def __call__(self, x):
     conv = functools.partial(
-        nn.Conv, use_bias=False, dtype=self.dtype,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+      nn.Conv,
+      use_bias=False,
+      dtype=self.dtype,
+      kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
     )
     norm = functools.partial(
-        nn.BatchNorm, use_running_average=not self.train, momentum=0.9, dtype=self.dtype
+      nn.BatchNorm, use_running_average=not self.train, momentum=0.9, dtype=self.dtype
     )
     # Explicit padding: with stride 2 "SAME" pads on one side only, torch on both.
     conv3 = functools.partial(conv, kernel_size=(3, 3), padding=1)
@@ -62,7 +64,9 @@ class ResidualBlock(nn.Module):
       shrink, stride = functools.partial(nn.avg_pool, window_shape=stride, strides=stride), (1, 1)
     if self.bottleneck:
       y = jax.nn.relu(norm(name="norm1")(conv1(self.channels, name="conv1")(x)))
-      y = shrink(jax.nn.relu(norm(name="norm2")(conv3(self.channels, strides=stride, name="conv2")(y))))
+      y = shrink(
+        jax.nn.relu(norm(name="norm2")(conv3(self.channels, strides=stride, name="conv2")(y)))
+      )
       ones, zeros = nn.initializers.ones, nn.initializers.zeros  # CLIP's blocks start as identities
       scale = zeros if self.antialiased else ones
       y = norm(name="norm3", scale_init=scale)(conv1(4 * self.channels, name="conv3")(y))
@@ -91,14 +95,14 @@ class ResNetTower(LastMapOnly, nn.Module):
 
   @nn.compact
   def __call__(
-      self, image: Float[Array, "batch height width 3"], *, train: bool = False
+    self, image: Float[Array, "batch height width 3"], *, train: bool = False
   ) -> tuple[Float[Array, "batch features"], Float[Array, "batch rows columns features"]]:
     if self.stem not in ("imagenet", "cifar"):
       raise ValueError(f"stem is 'imagenet' or 'cifar', not {self.stem!r}")
     x = jnp.asarray(image, self.dtype)
     size, stride = ((7, 7), 2) if self.stem == "imagenet" else ((3, 3), 1)
     x = nn.Conv(
-        self.width, size, stride, padding=size[0] // 2, use_bias=False, dtype=self.dtype, name="conv"
+      self.width, size, stride, padding=size[0] // 2, use_bias=False, dtype=self.dtype, name="conv"
     )(x)
     x = nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype, name="norm")(x)
     x = jax.nn.relu(x)
@@ -107,8 +111,12 @@ class ResNetTower(LastMapOnly, nn.Module):
     for stage, blocks in enumerate(self.stage_sizes):
       for i in range(blocks):
         x = ResidualBlock(
-            self.width * 2**stage, 2 if stage > 0 and i == 0 else 1, self.bottleneck, train,
-            self.dtype, name=f"stage{stage}_block{i}",
+          self.width * 2**stage,
+          2 if stage > 0 and i == 0 else 1,
+          self.bottleneck,
+          train,
+          self.dtype,
+          name=f"stage{stage}_block{i}",
         )(x)
     return x.mean(axis=(1, 2)), x
 

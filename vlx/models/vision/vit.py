@@ -27,11 +27,11 @@ from vlx.models.vision.resnet import ResNetTower
 
 # Table 1 (B, L, H); Ti and S from the appendix's successor, Steiner et al., 2021, Table 2.
 SIZES = {
-    "Ti": dict(width=192, depth=12, mlp_dim=768, num_heads=3),
-    "S": dict(width=384, depth=12, mlp_dim=1536, num_heads=6),
-    "B": dict(width=768, depth=12, mlp_dim=3072, num_heads=12),
-    "L": dict(width=1024, depth=24, mlp_dim=4096, num_heads=16),
-    "H": dict(width=1280, depth=32, mlp_dim=5120, num_heads=16),
+  "Ti": dict(width=192, depth=12, mlp_dim=768, num_heads=3),
+  "S": dict(width=384, depth=12, mlp_dim=1536, num_heads=6),
+  "B": dict(width=768, depth=12, mlp_dim=3072, num_heads=12),
+  "L": dict(width=1024, depth=24, mlp_dim=4096, num_heads=16),
+  "H": dict(width=1280, depth=32, mlp_dim=5120, num_heads=16),
 }
 
 
@@ -61,7 +61,9 @@ class VisionTransformer(nn.Module):
   activation: str = "gelu_tanh"
   layer_norm_epsilon: float = 1e-6
   embedding_std: float = 0.02  # of positions, and with `pre_norm` of the class token (CLIP)
-  cls_position: bool = True  # whether the class token has a position of its own; in big_vision it has none
+  cls_position: bool = (
+    True  # whether the class token has a position of its own; in big_vision it has none
+  )
   resampling: str = "linear"  # of positions; "cubic" as Hugging Face does
   initialization: str = "xavier"
   dropout: float = 0.0
@@ -71,7 +73,7 @@ class VisionTransformer(nn.Module):
 
   @nn.compact
   def __call__(
-      self, image: Float[Array, "batch height width 3"], *, train: bool = False
+    self, image: Float[Array, "batch height width 3"], *, train: bool = False
   ) -> tuple[Float[Array, "batch features"], Float[Array, "batch tokens features"]]:
     if self.pool not in ("cls", "mean"):
       raise ValueError(f"pool is 'cls' or 'mean', not {self.pool!r}")
@@ -85,23 +87,31 @@ class VisionTransformer(nn.Module):
     patch = self.patch_size * x.shape[1] // image.shape[1]
     if x.shape[1] % patch or x.shape[2] % patch:
       raise ValueError(
-          f"patches of {self.patch_size} do not tile an image of {image.shape[1]}x{image.shape[2]}"
+        f"patches of {self.patch_size} do not tile an image of {image.shape[1]}x{image.shape[2]}"
       )
     x = nn.Conv(
-        self.width, (patch, patch), (patch, patch), padding="VALID",
-        use_bias=self.patch_bias, dtype=self.dtype, name="patch_embedding",
+      self.width,
+      (patch, patch),
+      (patch, patch),
+      padding="VALID",
+      use_bias=self.patch_bias,
+      dtype=self.dtype,
+      name="patch_embedding",
     )(x)
     grid = x.shape[1:3]
     x = rearrange(x, "b h w d -> b (h w) d")
 
     learned_grid = (self.image_size // self.patch_size,) * 2
     positions = self.param(
-        "position_embedding", nn.initializers.normal(self.embedding_std),
-        (1, (self.pool == "cls" and self.cls_position) + math.prod(learned_grid), self.width),
+      "position_embedding",
+      nn.initializers.normal(self.embedding_std),
+      (1, (self.pool == "cls" and self.cls_position) + math.prod(learned_grid), self.width),
     )
     positions = resample_positions(positions, learned_grid, grid, self.resampling).astype(x.dtype)
     if self.pool == "cls":
-      cls_init = nn.initializers.normal(self.embedding_std) if self.pre_norm else nn.initializers.zeros
+      cls_init = (
+        nn.initializers.normal(self.embedding_std) if self.pre_norm else nn.initializers.zeros
+      )
       cls = self.param("cls", cls_init, (1, 1, self.width))
       if not self.cls_position:
         positions = jnp.concatenate([jnp.zeros_like(positions[:, :1]), positions], axis=1)
@@ -113,9 +123,17 @@ class VisionTransformer(nn.Module):
     if self.pre_norm:
       x = norm("pre_norm")(x)
     transformer = Transformer(
-        depth=self.depth, num_heads=self.num_heads, mlp_dim=self.mlp_dim, activation=self.activation,
-        dropout=self.dropout, layer_norm_epsilon=self.layer_norm_epsilon, initialization=self.initialization,
-        remat=self.remat, unroll=self.unroll, dtype=self.dtype, name="transformer",
+      depth=self.depth,
+      num_heads=self.num_heads,
+      mlp_dim=self.mlp_dim,
+      activation=self.activation,
+      dropout=self.dropout,
+      layer_norm_epsilon=self.layer_norm_epsilon,
+      initialization=self.initialization,
+      remat=self.remat,
+      unroll=self.unroll,
+      dtype=self.dtype,
+      name="transformer",
     )
     final_norm = norm("final_norm")
     if self.pool == "mean":
@@ -137,7 +155,7 @@ class VisionTransformer(nn.Module):
   @nn.nowrap
   def hidden(self, own, image, layer: int) -> Float[Array, "batch tokens features"]:
     """Output of one of the layers, before the last norm, of this tower's own variables."""
-    hidden, = self._sown(own, image)["hidden"]
+    (hidden,) = self._sown(own, image)["hidden"]
     return hidden[layer]
 
   @nn.nowrap
@@ -146,14 +164,14 @@ class VisionTransformer(nn.Module):
 
     The class token's own share is dropped, as in the paper's Figure 6. Needs a square image.
     """
-    weights, = self._sown(own, image)["attention"]["attention"]
+    (weights,) = self._sown(own, image)["attention"]["attention"]
     rollout = attention_rollout(weights)
     pooled = rollout[:, 0, 1:] if self.pool == "cls" else rollout.mean(axis=1)
     return rearrange(pooled, "b (h w) -> b h w", h=image.shape[1] // self.patch_size)
 
 
 def attention_rollout(
-    weights: Float[Array, "depth batch heads tokens tokens"],
+  weights: Float[Array, "depth batch heads tokens tokens"],
 ) -> Float[Array, "batch tokens tokens"]:
   """Attention from the output's tokens to the input's, through all layers.
 
@@ -181,8 +199,10 @@ class ViTNetwork(nn.Module):
     if self.representation_size:
       x = jnp.tanh(nn.Dense(self.representation_size, name="pre_logits")(x))
     return nn.Dense(
-        self.num_classes, kernel_init=nn.initializers.zeros,
-        bias_init=nn.initializers.constant(self.head_bias), name="head",
+      self.num_classes,
+      kernel_init=nn.initializers.zeros,
+      bias_init=nn.initializers.constant(self.head_bias),
+      name="head",
     )(x)
 
 

@@ -1,4 +1,6 @@
-"""The formats of public checkpoints, a module each: `open_X(path)` gives the tensors that lie there."""
+"""The formats of public checkpoints, a module each: `open_X(path)` gives the tensors that lie
+there.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

@@ -12,7 +12,9 @@ from vlx.core.errors import UserError
 
 
 def read_array(path: pathlib.Path, dtype: Any, start: int, shape: tuple[int, ...]) -> np.ndarray:
-  """The array that begins at byte `start` of a file: a mapping, read-only, whose bytes are read when they are used."""
+  """The array that begins at byte `start` of a file: a mapping, read-only, whose bytes are read
+  when they are used.
+  """
   if not math.prod(shape):
     return np.empty(shape, dtype)
   return np.asarray(np.memmap(path, dtype, "r", start, shape))
@@ -41,7 +43,9 @@ def is_shape(value: Any) -> bool:
 
 
 FLOATS = {
-    "bfloat16": ml_dtypes.bfloat16, "float8_e4m3fn": ml_dtypes.float8_e4m3fn, "float8_e5m2": ml_dtypes.float8_e5m2,
+  "bfloat16": ml_dtypes.bfloat16,
+  "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
+  "float8_e5m2": ml_dtypes.float8_e5m2,
 }
 
 

@@ -1,6 +1,7 @@
 """GGUF, llama.cpp's format: tensors, most of them quantised, and metadata with the tokenizer in it.
 
-Read by the package `gguf`, which takes a file as it is; what makes no sense to it is the file's fault here.
+Read by the package `gguf`, which takes a file as it is; what makes no sense to it is the file's
+fault here.
 """
 
 import numpy as np
@@ -10,10 +11,12 @@ from vlx.pretrained.formats import TensorFile
 
 
 def open_gguf(path: str) -> TensorFile:
-  """Tensors under llama.cpp's names in torch's order of axes; `fetch` gives them in f32, whatever they are.
+  """Tensors under llama.cpp's names in torch's order of axes; `fetch` gives them in f32, whatever
+  they are.
 
   Raises:
-    UserError: for a file that cannot be read or that is damaged; by `fetch`, for an unknown quantisation.
+    UserError: for a file that cannot be read or that is damaged; by `fetch`, for an unknown
+      quantisation.
   """
   import gguf  # here, for it is slow to import and seldom needed
 
@@ -42,7 +45,9 @@ def open_gguf(path: str) -> TensorFile:
     try:
       return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     except NotImplementedError as e:
-      raise UserError(f"{path}: cannot read {name}, a tensor of type {tensor.tensor_type.name}") from e
+      raise UserError(
+        f"{path}: cannot read {name}, a tensor of type {tensor.tensor_type.name}"
+      ) from e
 
   shapes = {name: tuple(reversed(tensor.shape.tolist())) for name, tensor in tensors.items()}
   return TensorFile(shapes, fetch, metadata)

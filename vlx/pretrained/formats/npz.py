@@ -9,7 +9,10 @@ import numpy as np
 from vlx.core.errors import UserError
 from vlx.pretrained.formats import TensorFile
 
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_HEADERS = {
+  (1, 0): np.lib.format.read_array_header_1_0,
+  (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def open_npz(path: pathlib.Path) -> TensorFile:
@@ -21,8 +24,9 @@ def open_npz(path: pathlib.Path) -> TensorFile:
   try:
     with zipfile.ZipFile(path) as archive:
       shapes = {
-          name.removesuffix(".npy"): _shape(path, archive, name) for name in archive.namelist()
-          if name.endswith(".npy")
+        name.removesuffix(".npy"): _shape(path, archive, name)
+        for name in archive.namelist()
+        if name.endswith(".npy")
       }
   except OSError as e:
     raise UserError(f"cannot read {path}: {e.strerror or e}") from e
@@ -43,7 +47,9 @@ def _shape(path, archive, name) -> tuple[int, ...]:
   with archive.open(name) as f:
     shape, _, dtype = _HEADERS[np.lib.format.read_magic(f)](f)
   if dtype.hasobject:
-    raise UserError(f"{path}: {name.removesuffix('.npy')} holds Python objects, which vlx does not run")
+    raise UserError(
+      f"{path}: {name.removesuffix('.npy')} holds Python objects, which vlx does not run"
+    )
   return shape
 
 

@@ -1,8 +1,8 @@
 """Pickles read as data: no class is looked up, nothing that they name is imported or called.
 
-A pickle is a program for a small stack machine, and Python's own runs whatever it names. This one knows numbers,
-strings and containers. All else goes through `call`, to which the reader of a format gives a meaning for the few
-names that it knows; any other is rejected by name.
+A pickle is a program for a small stack machine, and Python's own runs whatever it names. This one
+knows numbers, strings and containers. All else goes through `call`, to which the reader of a format
+gives a meaning for the few names that it knows; any other is rejected by name.
 """
 
 import pickletools
@@ -15,7 +15,9 @@ class Refused(Exception):
 
 
 class Global(NamedTuple):
-  """A name that a pickle gives, "torch._utils._rebuild_tensor_v2". It stands for nothing but itself."""
+  """A name that a pickle gives, "torch._utils._rebuild_tensor_v2". It stands for nothing but
+  itself.
+  """
 
   name: str
 
@@ -28,8 +30,8 @@ _MARK = object()
 _LITERALS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 # What the opcode's argument is pushed for, as pickletools reads it.
 _VALUES = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8"
-    " STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8".split()
+  "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8"
+  " STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8".split()
 )
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": set}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -37,10 +39,10 @@ _FROM_MARK = {"TUPLE": tuple, "LIST": list, "FROZENSET": frozenset}
 
 
 def read(
-    file: BinaryIO,
-    admitted: Callable[[str], bool],
-    call: Callable[[Global, tuple], Any],
-    persistent: Callable[[Any], Any] = lambda pid: None,
+  file: BinaryIO,
+  admitted: Callable[[str], bool],
+  call: Callable[[Global, tuple], Any],
+  persistent: Callable[[Any], Any] = lambda pid: None,
 ) -> Any:
   """The value of the pickle that `file` stands at; `file` then stands behind it.
 

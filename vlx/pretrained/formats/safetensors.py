@@ -1,6 +1,8 @@
-"""safetensors (huggingface/safetensors, README "Format"), one file or many with an index; reading and writing.
+"""safetensors (huggingface/safetensors, README "Format"), one file or many with an index; reading
+and writing.
 
-A file is the length of a header (8 bytes, little endian), the header in JSON, and the tensors one after another.
+A file is the length of a header (8 bytes, little endian), the header in JSON, and the tensors one
+after another.
 """
 
 import json
@@ -17,9 +19,21 @@ from vlx.pretrained.formats.files import dtype_named, is_shape, read_array
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
-    "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+  "F64": "float64",
+  "F32": "float32",
+  "F16": "float16",
+  "BF16": "bfloat16",
+  "F8_E4M3": "float8_e4m3fn",
+  "F8_E5M2": "float8_e5m2",
+  "I64": "int64",
+  "I32": "int32",
+  "I16": "int16",
+  "I8": "int8",
+  "U64": "uint64",
+  "U32": "uint32",
+  "U16": "uint16",
+  "U8": "uint8",
+  "BOOL": "bool",
 }
 MAX_HEADER = 100_000_000  # as the reference reader's
 
@@ -64,7 +78,9 @@ def _header(path) -> tuple[dict[str, Any], int, int]:
     with open(path, "rb") as f:
       length = int.from_bytes(f.read(8), "little")
       if size < 8 or length > size - 8 or length > MAX_HEADER:
-        raise UserError(f"{path} says that its header has {length} bytes, and the whole file has {size}")
+        raise UserError(
+          f"{path} says that its header has {length} bytes, and the whole file has {size}"
+        )
       header = json.loads(f.read(length))
   except OSError as e:
     raise UserError(f"cannot read {path}: {e.strerror}") from e
@@ -76,21 +92,29 @@ def _header(path) -> tuple[dict[str, Any], int, int]:
 
 
 def _entry(path, name, said, start) -> _Entry:
-  if not isinstance(said, dict) or not is_shape(said.get("shape")) or not is_shape(said.get("data_offsets")):
+  if (
+    not isinstance(said, dict)
+    or not is_shape(said.get("shape"))
+    or not is_shape(said.get("data_offsets"))
+  ):
     raise UserError(f"{path}: the header says nothing sensible of {name}")
   if said.get("dtype") not in DTYPES:
-    raise UserError(f"{path}: {name} is of the type {said.get('dtype')!r}; vlx reads {', '.join(DTYPES)}")
+    raise UserError(
+      f"{path}: {name} is of the type {said.get('dtype')!r}; vlx reads {', '.join(DTYPES)}"
+    )
   dtype, shape = dtype_named(DTYPES[said["dtype"]]), tuple(said["shape"])
   wanted, offsets = math.prod(shape) * dtype.itemsize, said["data_offsets"]
   if len(offsets) != 2 or offsets[1] - offsets[0] != wanted:
     raise UserError(
-        f"{path}: {name} is {said['dtype']} {list(shape)}, {wanted} bytes, but lies at {offsets}"
+      f"{path}: {name} is {said['dtype']} {list(shape)}, {wanted} bytes, but lies at {offsets}"
     )
   return _Entry(dtype, shape, start + offsets[0], start + offsets[1])
 
 
 def write_safetensors(
-    path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, np.ndarray]]
+  path: pathlib.Path,
+  shapes: Mapping[str, tuple[int, ...]],
+  tensors: Iterable[tuple[str, np.ndarray]],
 ) -> None:
   """Writes f32 tensors, one after another as they come; they must be those that `shapes` names.
 

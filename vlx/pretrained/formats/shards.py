@@ -1,4 +1,6 @@
-"""Many files that together are one checkpoint: those of an index, and Meta's, which each hold a part of each tensor."""
+"""Many files that together are one checkpoint: those of an index, and Meta's, which each hold a
+part of each tensor.
+"""
 
 import pathlib
 import re
@@ -12,7 +14,9 @@ from vlx.pretrained.formats.files import read_json
 
 
 def open_index(index: pathlib.Path, open_file: Callable[[pathlib.Path], TensorFile]) -> TensorFile:
-  """Of `model.safetensors.index.json` or `pytorch_model.bin.index.json`: its "weight_map" says what lies where."""
+  """Of `model.safetensors.index.json` or `pytorch_model.bin.index.json`: its "weight_map" says
+  what lies where.
+  """
   places = read_json(index).get("weight_map")
   if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
     raise UserError(f"{index} has no weight_map from tensors to files")
@@ -24,32 +28,39 @@ def open_index(index: pathlib.Path, open_file: Callable[[pathlib.Path], TensorFi
     if name not in files[file].shapes:
       raise UserError(f"{index} says that {name} is in {file}, which lacks it")
   return TensorFile(
-      {name: files[file].shapes[name] for name, file in places.items()},
-      lambda name: files[places[name]].fetch(name),
+    {name: files[file].shapes[name] for name, file in places.items()},
+    lambda name: files[places[name]].fetch(name),
   )
 
 
 def open_parts(parts: Mapping[str, TensorFile]) -> TensorFile:
   """Files of different tensors, whose names get "PART." before them."""
   return TensorFile(
-      {f"{part}.{name}": shape for part, file in parts.items() for name, shape in file.shapes.items()},
-      lambda name: parts[name.partition(".")[0]].fetch(name.partition(".")[2]),
+    {
+      f"{part}.{name}": shape for part, file in parts.items() for name, shape in file.shapes.items()
+    },
+    lambda name: parts[name.partition(".")[0]].fetch(name.partition(".")[2]),
   )
 
 
 def open_joined(files: Sequence[TensorFile], axes: Sequence[tuple[str, int]]) -> TensorFile:
-  """Files that each hold a slice of the tensors that a pattern of `axes` names, along its axis, and all of others."""
+  """Files that each hold a slice of the tensors that a pattern of `axes` names, along its axis,
+  and all of others.
+  """
   if any(file.shapes.keys() != files[0].shapes.keys() for file in files):
     raise UserError("the shards of the checkpoint hold different tensors")
   axis_of = {
-      name: next((axis for pattern, axis in axes if re.search(pattern, name)), None) for name in files[0].shapes
+    name: next((axis for pattern, axis in axes if re.search(pattern, name)), None)
+    for name in files[0].shapes
   }
 
   def shape(name):
     axis, whole = axis_of[name], list(files[0].shapes[name])
     for file in files[1:]:
       part = file.shapes[name]
-      if len(part) != len(whole) or any(n != m for i, (n, m) in enumerate(zip(part, whole)) if i != axis):
+      if len(part) != len(whole) or any(
+        n != m for i, (n, m) in enumerate(zip(part, whole)) if i != axis
+      ):
         raise UserError(f"the shards of {name} do not join: {whole} and {list(part)}")
       if axis is not None:
         whole[axis] += part[axis]

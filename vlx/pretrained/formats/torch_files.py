@@ -1,9 +1,11 @@
-"""What `torch.save` writes: `.pth`, `.pt`, `.bin`, `.ckpt`, without torch, and without running what lies in them.
+"""What `torch.save` writes: `.pth`, `.pt`, `.bin`, `.ckpt`, without torch, and without running what
+lies in them.
 
-Three formats go by these names. Since torch 1.6 a file is a zip of `data.pkl` and the storages (torch/csrc, "caffe2
-serialize"); before, five pickles and the storages one after another (torch/serialization.py, `_legacy_save`); and a
-TorchScript archive (OpenAI's CLIPs) is a zip whose pickle holds modules. Where a module was saved whole (OpenAI's
-dVAE), its classes are names and nothing more. A tensor is a view of a storage: an offset, a size, strides.
+Three formats go by these names. Since torch 1.6 a file is a zip of `data.pkl` and the storages
+(torch/csrc, "caffe2 serialize"); before, five pickles and the storages one after another
+(torch/serialization.py, `_legacy_save`); and a TorchScript archive (OpenAI's CLIPs) is a zip whose
+pickle holds modules. Where a module was saved whole (OpenAI's dVAE), its classes are names and
+nothing more. A tensor is a view of a storage: an offset, a size, strides.
 """
 
 import math
@@ -19,19 +21,46 @@ from vlx.pretrained.formats import TensorFile, pickles
 from vlx.pretrained.formats.files import dtype_named, is_shape, read_array
 
 STORAGES = {
-    "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64",
-    "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool",
+  "Double": "float64",
+  "Float": "float32",
+  "Half": "float16",
+  "BFloat16": "bfloat16",
+  "Long": "int64",
+  "Int": "int32",
+  "Short": "int16",
+  "Char": "int8",
+  "Byte": "uint8",
+  "Bool": "bool",
 }
 _STORAGES = {f"torch.{public}Storage": ours for public, ours in STORAGES.items()}
 _DICT = "collections.OrderedDict"
 _TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 _PARAMETER = "torch._utils._rebuild_parameter"
 _TYPED = "torch.jit._pickle.restore_type_tag"
-_LISTS = tuple(f"torch.jit._pickle.build_{kind}list" for kind in ("int", "double", "bool", "tensor"))
+_LISTS = tuple(
+  f"torch.jit._pickle.build_{kind}list" for kind in ("int", "double", "bool", "tensor")
+)
 _SET, _DEVICE = ("__builtin__.set", "builtins.set"), "torch.device"
-_ADMITTED = {*_STORAGES, *_TENSORS, *_LISTS, *_SET, _DICT, _DEVICE, _PARAMETER, _TYPED, "torch.Size"}
-# Classes of modules, of which the attributes alone are read: TorchScript's, torch's, those of OpenAI's dVAE.
-_MODULES = ("__torch__.", "torch.nn.modules.", "dall_e.encoder.", "dall_e.decoder.", "dall_e.utils.")
+_ADMITTED = {
+  *_STORAGES,
+  *_TENSORS,
+  *_LISTS,
+  *_SET,
+  _DICT,
+  _DEVICE,
+  _PARAMETER,
+  _TYPED,
+  "torch.Size",
+}
+# Classes of modules, of which the attributes alone are read: TorchScript's, torch's, those of
+# OpenAI's dVAE.
+_MODULES = (
+  "__torch__.",
+  "torch.nn.modules.",
+  "dall_e.encoder.",
+  "dall_e.decoder.",
+  "dall_e.utils.",
+)
 
 # Where training scripts put the weights among what else they keep.
 WEIGHTS = ("state_dict", "model_state_dict", "model")
@@ -56,11 +85,12 @@ class _Tensor(NamedTuple):
 def open_torch(path: pathlib.Path) -> TensorFile:
   """The tensors of a state dict, or of a module that TorchScript wrote.
 
-  The weights may lie under one of `WEIGHTS`; in other nested dicts names are joined by dots. The "module." that
-  data parallel training puts before every name is dropped.
+  The weights may lie under one of `WEIGHTS`; in other nested dicts names are joined by dots. The
+  "module." that data parallel training puts before every name is dropped.
 
   Raises:
-    UserError: for a file of another kind, a damaged one, one that holds more than tensors, numbers and containers.
+    UserError: for a file of another kind, a damaged one, one that holds more than tensors, numbers
+      and containers.
   """
   try:
     with open(path, "rb") as f:
@@ -71,7 +101,9 @@ def open_torch(path: pathlib.Path) -> TensorFile:
   except OSError as e:
     raise UserError(f"cannot read {path}: {e.strerror or e}") from e
   except pickles.Refused as e:
-    raise UserError(f"{path} holds {e}, which is no tensor, number or container; nothing of it was run") from e
+    raise UserError(
+      f"{path} holds {e}, which is no tensor, number or container; nothing of it was run"
+    ) from e
   tensors = _weights(value)
   if not tensors:
     raise UserError(f"{path} holds no tensors under names")
@@ -108,7 +140,9 @@ def _check(path, name, tensor, starts, size) -> None:
 
 def _weights(value: Any) -> dict[str, _Tensor]:
   while isinstance(value, Mapping):
-    inner = next((value[k] for k in WEIGHTS if isinstance(value.get(k), dict) and any(_named(value[k]))), None)
+    inner = next(
+      (value[k] for k in WEIGHTS if isinstance(value.get(k), dict) and any(_named(value[k]))), None
+    )
     if inner is None:
       break
     value = inner
@@ -118,10 +152,14 @@ def _weights(value: Any) -> dict[str, _Tensor]:
   return tensors
 
 
-def _named(value: Any, prefix: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, _Tensor]]:
+def _named(
+  value: Any, prefix: str = "", above: tuple[int, ...] = ()
+) -> Iterator[tuple[str, _Tensor]]:
   """The tensors in nested dicts and modules."""
   if isinstance(value, pickles.Module) and "_modules" in value:  # one that was saved whole
-    value = {name: x for part in ("_parameters", "_buffers", "_modules") for name, x in value[part].items()}
+    value = {
+      name: x for part in ("_parameters", "_buffers", "_modules") for name, x in value[part].items()
+    }
   if isinstance(value, _Tensor):
     yield prefix, value
   elif isinstance(value, dict) and id(value) not in above:  # a dict in itself is possible too
@@ -156,7 +194,11 @@ def _call(what: pickles.Global, arguments: tuple) -> Any:
 
 
 def _tensor(storage, offset, shape, strides) -> _Tensor:
-  if not isinstance(storage, _Storage) or not is_shape((offset, *shape, *strides)) or len(shape) != len(strides):
+  if (
+    not isinstance(storage, _Storage)
+    or not is_shape((offset, *shape, *strides))
+    or len(shape) != len(strides)
+  ):
     raise pickles.Refused("a tensor of no sensible shape")
   return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
@@ -182,18 +224,24 @@ def _read_zip(path) -> tuple[Any, dict[str, int]]:
   try:
     with zipfile.ZipFile(path) as archive, open(path, "rb") as f:
       entries = {entry.filename: entry for entry in archive.infolist()}
-      pickle, = (name for name in entries if name.endswith("data.pkl") and name.count("/") <= 1)
+      (pickle,) = (name for name in entries if name.endswith("data.pkl") and name.count("/") <= 1)
       folder = pickle.removesuffix("data.pkl")
       data = f"{folder}data/"
       # TorchScript compresses its code, which nobody reads here.
-      if any(e.compress_type for name, e in entries.items() if name == pickle or name.startswith(data)):
+      if any(
+        e.compress_type for name, e in entries.items() if name == pickle or name.startswith(data)
+      ):
         raise UserError(f"{path} is compressed, which torch does not do")
       order = f"{folder}byteorder"
       if order in entries and archive.read(order) != b"little":
         raise UserError(f"{path} is in the byte order of another machine")
       with archive.open(pickle) as f_pickle:
         value = pickles.read(f_pickle, _admitted, _call, _storage)
-      starts = {name.removeprefix(data): _start(f, e) for name, e in entries.items() if name.startswith(data)}
+      starts = {
+        name.removeprefix(data): _start(f, e)
+        for name, e in entries.items()
+        if name.startswith(data)
+      }
       return value, starts
   except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as e:
     raise UserError(f"{path} is no file of torch's, or cut off or damaged: {e}") from e
@@ -203,7 +251,12 @@ def _start(f, entry) -> int:
   """Where the bytes of an entry of a zip stand: behind its own header, whose length varies."""
   f.seek(entry.header_offset + 26)
   lengths = f.read(4)
-  return entry.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+  return (
+    entry.header_offset
+    + 30
+    + int.from_bytes(lengths[:2], "little")
+    + int.from_bytes(lengths[2:], "little")
+  )
 
 
 def _read_legacy(f) -> tuple[Any, dict[str, int]]:

@@ -1,4 +1,6 @@
-"""What stands where in a scene: a function of (split, index). See vlx.data.datasets.scenes.source."""
+"""What stands where in a scene: a function of (split, index). See
+vlx.data.datasets.scenes.source.
+"""
 
 import functools
 import itertools
@@ -42,13 +44,18 @@ class Scene(NamedTuple):
 def holds(relation: str, a: Object, b: Object) -> bool:
   """Whether `a` lies left of, … `b`: with a gap between their boxes."""
   first, second, axis = {
-      "left": (a, b, 0), "right": (b, a, 0), "above": (a, b, 1), "below": (b, a, 1),
+    "left": (a, b, 0),
+    "right": (b, a, 0),
+    "above": (a, b, 1),
+    "below": (b, a, 1),
   }[relation]
   return first.box[axis + 2] + GAP <= second.box[axis] + 1e-9
 
 
 def clearly(relation: str, a: Object, b: Object) -> bool:
-  """Whether it holds, and is what one would say: the way between their centers goes mostly there."""
+  """Whether it holds, and is what one would say: the way between their centers goes mostly
+  there.
+  """
   across, down = (abs(a.box[k] + a.box[k + 2] - b.box[k] - b.box[k + 2]) for k in (0, 1))
   return holds(relation, a, b) and (across >= down) == (relation in ("left", "right"))
 
@@ -57,8 +64,11 @@ def is_at(place: str, thing: Object) -> bool:
   """Whether the object's center is in the left (right, upper, lower, middle) part of the image."""
   x, y = (thing.box[0] + thing.box[2]) / 2, (thing.box[1] + thing.box[3]) / 2
   return {
-      "left": x < 0.4, "right": x > 0.6, "top": y < 0.4, "bottom": y > 0.6,
-      "middle": 0.35 < x < 0.65 and 0.35 < y < 0.65,
+    "left": x < 0.4,
+    "right": x > 0.6,
+    "top": y < 0.4,
+    "bottom": y > 0.6,
+    "middle": 0.35 < x < 0.65 and 0.35 < y < 0.65,
   }[place]
 
 
@@ -67,7 +77,7 @@ def nouns(held_out: bool) -> tuple[str, ...]:
   """The nouns of the `concept` split, or those that are trained."""
   sequences = sprites.sequences()
   return tuple(
-      n for n in sprites.ALL_NOUNS if (emoji.split_of(sequences[n]) == "concept") == held_out
+    n for n in sprites.ALL_NOUNS if (emoji.split_of(sequences[n]) == "concept") == held_out
   )
 
 
@@ -78,9 +88,10 @@ def colors(noun: str, held_out: bool) -> tuple[str, ...]:
   Never one that it passes for as it is drawn.
   """
   return tuple(
-      c for c in sprites.COLORS
-      if c not in sprites.natural_colors(noun)
-      and (emoji.fraction("c" + sprites.sequences()[noun] + c) < HELD_OUT_COLORS) == held_out
+    c
+    for c in sprites.COLORS
+    if c not in sprites.natural_colors(noun)
+    and (emoji.fraction("c" + sprites.sequences()[noun] + c) < HELD_OUT_COLORS) == held_out
   )
 
 
@@ -97,9 +108,12 @@ def _things(split, rng) -> list[tuple[str, str, str, int]]:
   """(name, color, size, count) of each thing."""
   count = rng.choices((1, 2, 3), (0.2, 0.45, 0.35))[0]
   trained = nouns(held_out=False)
-  first = rng.choice({
-      "concept": nouns(held_out=True), "combo": [n for n in trained if colors(n, held_out=True)],
-  }.get(split, trained))
+  first = rng.choice(
+    {
+      "concept": nouns(held_out=True),
+      "combo": [n for n in trained if colors(n, held_out=True)],
+    }.get(split, trained)
+  )
   names = [first, *rng.sample([n for n in trained if n != first], count - 1)]
   painted = [rng.choice(colors(n, held_out=False)) if rng.random() < 0.6 else "" for n in names]
   if split == "combo":

@@ -1,7 +1,7 @@
 """What is said of a scene: captions in varied wording, questions with answers.
 
-The words and phrases below are the whole language; vlx.data.datasets.scenes.truth reads it back. It can be read
-without punctuation too, as a tokenizer of words leaves it.
+The words and phrases below are the whole language; vlx.data.datasets.scenes.truth reads it back. It
+can be read without punctuation too, as a tokenizer of words leaves it.
 """
 
 import random
@@ -11,21 +11,29 @@ from vlx.data.datasets.scenes import composition
 SIZE_WORDS = {"big": ("big", "large"), "small": ("small", "little")}
 NUMBERS = {1: "one", 2: "two", 3: "three"}
 RELATION_PHRASES = {
-    "left": ("to the left of", "left of", "on the left of"),
-    "right": ("to the right of", "right of", "on the right of"),
-    "above": ("above", "over"),
-    "below": ("below", "under", "underneath"),
+  "left": ("to the left of", "left of", "on the left of"),
+  "right": ("to the right of", "right of", "on the right of"),
+  "above": ("above", "over"),
+  "below": ("below", "under", "underneath"),
 }
 PLACE_PHRASES = {
-    "left": ("on the left", "on the left side"),
-    "right": ("on the right", "on the right side"),
-    "top": ("at the top", "at the top of the picture"),
-    "bottom": ("at the bottom", "at the bottom of the picture"),
-    "middle": ("in the middle", "in the center"),
+  "left": ("on the left", "on the left side"),
+  "right": ("on the right", "on the right side"),
+  "top": ("at the top", "at the top of the picture"),
+  "bottom": ("at the bottom", "at the bottom of the picture"),
+  "middle": ("in the middle", "in the center"),
 }
 IRREGULAR = {
-    "bison": "bison", "deer": "deer", "fish": "fish", "mouse": "mice", "ox": "oxen", "scarf": "scarves",
-    "shrimp": "shrimp", "snowman": "snowmen", "squid": "squid", "wolf": "wolves",
+  "bison": "bison",
+  "deer": "deer",
+  "fish": "fish",
+  "mouse": "mice",
+  "ox": "oxen",
+  "scarf": "scarves",
+  "shrimp": "shrimp",
+  "snowman": "snowmen",
+  "squid": "squid",
+  "wolf": "wolves",
 }
 
 Thing = tuple[composition.Object, ...]
@@ -70,7 +78,7 @@ class _Wording:
     return self._names.count(thing[0].name) > 1
 
   def phrase(self, thing: Thing, color: float = 0.8, size: float = 0.5) -> str:
-    """"a small red cat", "two cats"; color and size with these chances."""
+    """ "a small red cat", "two cats"; color and size with these chances."""
     shown, rng, words = thing[0], self._rng, []
     if shown.size in SIZE_WORDS and rng.random() < size:
       words.append(rng.choice(SIZE_WORDS[shown.size]))
@@ -82,16 +90,20 @@ class _Wording:
     return f"{NUMBERS[len(thing)]} {words}"
 
   def again(self, thing: Thing) -> str:
-    """"the cat", "the red cat" where there are two."""
+    """ "the cat", "the red cat" where there are two."""
     color = f"{thing[0].color} " if self.needs_color(thing) else ""
     return f"the {color}{_noun(thing)}"
 
 
 def captions(scene: composition.Scene, rng: random.Random) -> tuple[str, ...]:
-  """Five different captions; the possible ways to tell take turns, how things stand to each other twice."""
+  """Five different captions; the possible ways to tell take turns, how things stand to each
+  other twice.
+  """
   things = scene.things()
   wording = _Wording(things, rng)
-  tellers = [t for t in (_related, _related, _placed, _predicated) if t(things, wording, rng)] + [_listed]
+  tellers = [t for t in (_related, _related, _placed, _predicated) if t(things, wording, rng)] + [
+    _listed
+  ]
   rng.shuffle(tellers)
   found: dict[str, None] = {}
   turn = 0
@@ -110,16 +122,26 @@ def _joined(parts: list[str]) -> str:
 
 
 def _listed(things, wording, rng) -> str:
-  """"an image of a cat, two dogs and a car"."""
-  start = rng.choice((
-      "", "", "a picture of ", f"there {_is(things[0])} ", "this picture shows ", "we see ", "an image with ",
-  ))
+  """ "an image of a cat, two dogs and a car"."""
+  start = rng.choice(
+    (
+      "",
+      "",
+      "a picture of ",
+      f"there {_is(things[0])} ",
+      "this picture shows ",
+      "we see ",
+      "an image with ",
+    )
+  )
   return start + _joined([wording.phrase(t) for t in things])
 
 
 def _placed(things, wording, rng) -> str:
-  """"a cat on the left and a dog", "on the left is a cat"; "" where nothing has a place."""
-  places = [[p for p in composition.PLACES if all(composition.is_at(p, o) for o in t)] for t in things]
+  """ "a cat on the left and a dog", "on the left is a cat"; "" where nothing has a place."""
+  places = [
+    [p for p in composition.PLACES if all(composition.is_at(p, o) for o in t)] for t in things
+  ]
   if not any(places):
     return ""
   first = next(i for i, p in enumerate(places) if p)
@@ -133,20 +155,27 @@ def _placed(things, wording, rng) -> str:
 
 
 def _related(things, wording, rng) -> str:
-  """"a cat is above a dog and a car to the left of the cat"; "" where no two things stand so."""
+  """ "a cat is above a dog and a car to the left of the cat"; "" where no two things stand so."""
   pairs = [
-      (a, r, b) for a in things for b in things for r in composition.RELATIONS
-      if a is not b and _clearly(r, a, b)
+    (a, r, b)
+    for a in things
+    for b in things
+    for r in composition.RELATIONS
+    if a is not b and _clearly(r, a, b)
   ]
   if not pairs:
     return ""
   a, relation, b = rng.choice(pairs)
   how = rng.choice(RELATION_PHRASES[relation])
   one, other = wording.phrase(a), wording.phrase(b)
-  text = rng.choice((
-      f"{one} {how} {other}", f"{one} {_is(a)} {how} {other}", f"there {_is(a)} {one} {how} {other}",
+  text = rng.choice(
+    (
+      f"{one} {how} {other}",
+      f"{one} {_is(a)} {how} {other}",
+      f"there {_is(a)} {one} {how} {other}",
       f"{how} {other} {rng.choice(('there ', ''))}{_is(a)} {one}",
-  ))
+    )
+  )
   for c in things:
     if c is a or c is b:
       continue
@@ -161,17 +190,20 @@ def _related(things, wording, rng) -> str:
 
 
 def _predicated(things, wording, rng) -> str:
-  """"a cat and a dog. the cat is red"; "" where no thing has a color or a size to tell."""
-  new = lambda t: [  # what the noun phrase alone does not say
-      *SIZE_WORDS.get(t[0].size, ())[:1], *([t[0].color] if t[0].color and not wording.needs_color(t) else [])
-  ]
+  """ "a cat and a dog. the cat is red"; "" where no thing has a color or a size to tell."""
+  new = (
+    lambda t: [  # what the noun phrase alone does not say
+      *SIZE_WORDS.get(t[0].size, ())[:1],
+      *([t[0].color] if t[0].color and not wording.needs_color(t) else []),
+    ]
+  )
   told = [t for t in things if new(t)]
   if not told:
     return ""
   chosen = told[: rng.choice((1, 2))]
-  text = _joined([
-      wording.phrase(t, 0.0, 0.0) if t in chosen else wording.phrase(t) for t in things
-  ])
+  text = _joined(
+    [wording.phrase(t, 0.0, 0.0) if t in chosen else wording.phrase(t) for t in things]
+  )
   for thing in chosen:
     words = rng.sample(new(thing), len(new(thing)))
     text += f". {wording.again(thing)} {_is(thing)} {' and '.join(words)}"
@@ -193,10 +225,10 @@ def questions(scene: composition.Scene, rng: random.Random) -> tuple[tuple[str, 
   single = [t for t in things if names.count(t[0].name) == 1]  # "the cat" means this one
   absent = rng.choice([n for n in composition.nouns(held_out=False) if n not in names])
   found = [
-      _is_there(things, rng),
-      (f"is there {_with_article(absent)}?", "no"),
-      ("what color is the background?", scene.background[0]),
-      ("what pattern does the background have?", scene.background[1]),
+    _is_there(things, rng),
+    (f"is there {_with_article(absent)}?", "no"),
+    ("what color is the background?", scene.background[0]),
+    ("what pattern does the background have?", scene.background[1]),
   ]
   name = rng.choice(names) if rng.random() < 0.85 else absent
   number = sum(o.name == name for o in scene.objects)

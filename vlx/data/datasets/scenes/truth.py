@@ -1,8 +1,8 @@
 """Reads a caption of a scene back, and says what of it is true.
 
-The reader knows the words of vlx.data.datasets.scenes.language and no sentence of it: it takes a caption, right or
-wrong, word by word, with or without punctuation. A noun phrase, a phrase of place or of relation, and
-adjectives are what it looks for; a word that it does not know is counted.
+The reader knows the words of vlx.data.datasets.scenes.language and no sentence of it: it takes a
+caption, right or wrong, word by word, with or without punctuation. A noun phrase, a phrase of place
+or of relation, and adjectives are what it looks for; a word that it does not know is counted.
 """
 
 import dataclasses
@@ -12,14 +12,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from vlx.data.datasets.scenes import composition
-from vlx.data.datasets.scenes import language
-from vlx.data.datasets.scenes import sprites
+from vlx.data.datasets.scenes import composition, language, sprites
 
 VERBS = frozenset(("is", "are", "there", "stands", "stand"))
 FUNCTION_WORDS = VERBS | frozenset(
-    "a an the of in on against at and with we see you can this that picture image photo shows showing also it"
-    .split()
+  "a an the of in on against at and with we see you can this that picture image photo shows showing also it".split()
 )
 ARTICLES = {"a": 1, "an": 1, "the": None}
 ADJECTIVES = ("size", "color", "pattern")
@@ -52,8 +49,9 @@ def _phrases() -> dict[tuple[str, ...], tuple[str, str]]:
   """Words → (kind, meaning)."""
   found = {}
   for kind, table in (
-      ("relation", language.RELATION_PHRASES), ("place", language.PLACE_PHRASES),
-      ("size", language.SIZE_WORDS),
+    ("relation", language.RELATION_PHRASES),
+    ("place", language.PLACE_PHRASES),
+    ("size", language.SIZE_WORDS),
   ):
     for meaning, phrases in table.items():
       for phrase in phrases:
@@ -91,15 +89,18 @@ def _chunks(caption: str) -> list[tuple[str, str]]:
 def read(caption: str) -> Reading:
   """What a caption says.
 
-  A relation or a place is said of the noun before it ("a cat is above a dog"), but where a verb and a noun
-  phrase follow, or nothing goes before, of that one ("above a dog is a cat", "on the left there is a cat").
-  What is left unfinished ("a cat above") or said twice and differently ("a red blue cat") is unknown.
+  A relation or a place is said of the noun before it ("a cat is above a dog"), but where a verb and
+  a noun phrase follow, or nothing goes before, of that one ("above a dog is a cat", "on the left
+  there is a cat"). What is left unfinished ("a cat above") or said twice and differently ("a red
+  blue cat") is unknown.
   """
   reading = Reading([], [], [], [])
   chunks = _chunks(caption)
   subject = None  # of which a relation would be said
   relation = None  # waits for its second noun
-  turned: list[tuple[str, int | None]] = []  # (relation, of what) or (place, None), said of the next noun
+  turned: list[
+    tuple[str, int | None]
+  ] = []  # (relation, of what) or (place, None), said of the next noun
   adjectives: dict[str, str] = {}
   count, definite = None, False
   for i, (kind, meaning) in enumerate(chunks):
@@ -210,22 +211,27 @@ def _assign(mentions: dict[int, Mention], things) -> dict[int, tuple[composition
     there = [t for t in things if t[0].name == noun]
     size = min(len(said), len(there))
     ways = (
-        dict(zip(some, thing))
-        for some in itertools.combinations(said, size) for thing in itertools.permutations(there, size)
+      dict(zip(some, thing))
+      for some in itertools.combinations(said, size)
+      for thing in itertools.permutations(there, size)
     )
-    found |= max(ways, key=lambda way: sum(
+    found |= max(
+      ways,
+      key=lambda way: sum(
         sum(_attributes(mentions[i], thing).values()) for i, thing in way.items()
-    ))
+      ),
+    )
   return found
 
 
 def compare(caption: str, scene: composition.Scene) -> Counter:
   """Counts of what a caption says of a scene, and of what is right in it.
 
-  Returns: `things` (in the scene) and `named` of them; `mentions` and `invented` of them, which no thing
-    of the scene answers to; for KIND in count, size, color, background, relation, place: `KIND` (times
-    said of what is there) and `KIND_right`; `unknown` words; `exact`, 1 where all things are named,
-    nothing is invented, wrong or unknown. A relation with something invented counts as wrong.
+  Returns: `things` (in the scene) and `named` of them; `mentions` and `invented` of them, which no
+    thing of the scene answers to; for KIND in count, size, color, background, relation, place:
+    `KIND` (times said of what is there) and `KIND_right`; `unknown` words; `exact`, 1 where all
+    things are named, nothing is invented, wrong or unknown. A relation with something invented
+    counts as wrong.
   """
   reading, things = read(caption), scene.things()
   counts = Counter(things=len(things), unknown=len(reading.unknown))
@@ -244,13 +250,18 @@ def compare(caption: str, scene: composition.Scene) -> Counter:
       if said is not None:
         claim("background", said == true)
   for i, relation, j in reading.relations:
-    claim("relation", i in who and j in who and i != j and all(
-        composition.holds(relation, a, b) for a in who[i] for b in who[j]))
+    claim(
+      "relation",
+      i in who
+      and j in who
+      and i != j
+      and all(composition.holds(relation, a, b) for a in who[i] for b in who[j]),
+    )
   for i, place in reading.places:
     claim("place", i in who and all(composition.is_at(place, o) for o in who[i]))
   wrong = any(counts[k] != counts[f"{k}_right"] for k in (*KINDS, "pattern"))
   counts["exact"] = int(
-      len(who) == len(things) and not (counts["invented"] or counts["unknown"] or wrong)
+    len(who) == len(things) and not (counts["invented"] or counts["unknown"] or wrong)
   )
   return counts
 
@@ -274,11 +285,11 @@ def measures(counts: Iterable[Counter]) -> dict[str, float]:
     return 100.0 * sum(total[f"{k}_right"] for k in kinds) / max(said, 1)
 
   return {
-      "objects_right": 100.0 * total["named"] / max(total["things"], 1),
-      "invented": 100.0 * total["invented"] / max(total["mentions"], 1),
-      "attributes_right": right("count", "size", "color", "background"),
-      "colors_right": right("color"),
-      "counts_right": right("count"),
-      "relations_right": right("relation", "place"),
-      "exact": 100.0 * total["exact"] / max(len(counts), 1),
+    "objects_right": 100.0 * total["named"] / max(total["things"], 1),
+    "invented": 100.0 * total["invented"] / max(total["mentions"], 1),
+    "attributes_right": right("count", "size", "color", "background"),
+    "colors_right": right("color"),
+    "counts_right": right("count"),
+    "relations_right": right("relation", "place"),
+    "exact": 100.0 * total["exact"] / max(len(counts), 1),
   }
