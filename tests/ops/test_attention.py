@@ -2,6 +2,7 @@
 transformations.
 """
 
+import contextlib
 import functools
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vlx.core.partition import make_mesh
@@ -367,7 +368,12 @@ def lowered(platform, length, **kwargs):
   f = jax.grad(
     lambda *x: attention(*x, mask=masks.Causal(), **kwargs).sum().astype(float), (0, 1, 2)
   )
-  return jax.jit(f).trace(q, k, v).lower(lowering_platforms=(platform,)).as_text()
+  # Triton asks what GPU it is lowered for, from JAX 0.11 on.
+  h100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+  mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=h100)
+  on_it = jax.sharding.use_abstract_mesh(mesh) if platform == "cuda" else contextlib.nullcontext()
+  with on_it:
+    return jax.jit(f).trace(q, k, v).lower(lowering_platforms=(platform,)).as_text()
 
 
 @pytest.mark.parametrize(

@@ -126,8 +126,11 @@ def _size(variable) -> int:
 
 def _scan(equation, active):
   params = equation.params
-  consts, carries = params["num_consts"], params["num_carry"]
   body = params["jaxpr"].jaxpr
+  # What has an axis more outside than inside is scanned over, or stacked; the rest are constants and carries.
+  same = lambda outer, inner: sum(a.aval.ndim == b.aval.ndim for a, b in zip(outer, inner))
+  carries = same(equation.outvars, body.outvars)
+  consts = same(equation.invars, body.invars) - carries
   while True:
     counted, out = _walk(body, active)
     carried = [a or b for a, b in zip(active[consts : consts + carries], out)]
