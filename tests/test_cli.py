@@ -1,5 +1,7 @@
 """What a user's mistake looks like: one line on stderr, exit code 2, nothing harmed."""
 
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -17,6 +19,7 @@ SMOKE = "--config=configs/clip.py:smoke"
 @pytest.mark.parametrize(
   "args,message",
   [
+    (("vlx", "trian"), "one of train, evaluate"),
     (("vlx.train", SMOKE), "give --config=FILE:VARIANT and --workdir=DIR"),
     (("vlx.train", SMOKE, "--workdir={}/run", "--config.optim.lrr=1"), "did you mean 'lr'?"),
     (("vlx.train", "--config=configs/clip.py:smok", "--workdir={}/run"), "did you mean 'smoke'?"),
@@ -63,3 +66,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(args, message, tmp_path):
   assert code == 2, stderr
   assert stderr.startswith("error: ") and len(stderr.splitlines()) == 1
   assert message in stderr
+
+
+def test_configs_are_found_from_any_folder(tmp_path):
+  """By the command `vlx`; the mistake shows that the file was read."""
+  done = subprocess.run(
+    [sys.executable, "-m", "vlx", "train", "--config=configs/clip.py:smok", "--workdir=run"],
+    cwd=tmp_path,
+    env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 2 and "did you mean 'smoke'?" in done.stderr

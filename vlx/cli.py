@@ -13,7 +13,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vlx.core.config import load_config, nearest
+from vlx.core.config import find_config, load_config, nearest
 from vlx.core.errors import UserError
 from vlx.core.files import cache_dir
 
@@ -56,9 +56,10 @@ def _config_path(argv: list[str]) -> str | None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
   path = _config_path(argv)
-  if path is not None and not pathlib.Path(path.partition(":")[0]).is_file():
-    fail(f"no config file {path.partition(':')[0]}")
   try:
+    if path is not None:
+      found = find_config(path)
+      argv = [found if a == path else re.sub(r"^(--?config=).*", rf"\1{found}", a) for a in argv]
     return flags.FLAGS(argv)
   except (UserError, flags.Error) as e:
     fail(e)

@@ -205,15 +205,27 @@ def build_system(config: ConfigDict) -> System:
   return build(import_path(config.system), config.model.to_dict(), "model")
 
 
+def find_config(path: str) -> str:
+  """FILE:VARIANT with the file where it is: here, or beside the package, so that "configs/clip.py"
+  is found from any folder.
+
+  Raises:
+    UserError: where there is no such file.
+  """
+  file, colon, variant = path.partition(":")
+  for found in (pathlib.Path(file), pathlib.Path(__file__).parents[2] / file):
+    if found.is_file():
+      return f"{found}{colon}{variant}"
+  raise UserError(f"no config file {file}")
+
+
 def load_config(path: str) -> ConfigDict:
   """The config of "configs/clip.py:emoji".
 
   Raises:
     UserError: where there is no such file, or no such variant in it.
   """
-  file, _, variant = path.partition(":")
-  if not pathlib.Path(file).is_file():
-    raise UserError(f"no config file {file}")
+  file, _, variant = find_config(path).partition(":")
   spec: Any = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
