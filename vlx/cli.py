@@ -4,7 +4,6 @@ import ctypes
 import errno
 import logging as python_logging
 import os
-import pathlib
 import re
 import sys
 from collections.abc import Callable
