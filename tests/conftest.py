@@ -37,9 +37,8 @@ from vlx import cli
 flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for their flags
 
 cli.use_compile_cache()
-jax.config.update(
-  "jax_persistent_cache_min_compile_time_secs", 0.2
-)  # a run that goes on, and the other worker, need it again
+# a run that goes on, and the other worker, need it again
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture

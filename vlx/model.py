@@ -125,9 +125,8 @@ class Model:
     made = []
     with jax.set_mesh(self.mesh):
       for first in range(0, count, size):
-        rows = np.minimum(
-          first + np.arange(size), count - 1
-        )  # the last batch is filled up with its last row
+        # the last batch is filled up with its last row
+        rows = np.minimum(first + np.arange(size), count - 1)
         part = jax.tree.map(
           lambda x: jax.device_put(x[rows], partition.batch_sharding(self.mesh)), inputs
         )
@@ -298,9 +297,8 @@ class Model:
     ids = self._with_image_tokens(self.tokenizer.chat_ids(messages, answering=True))
     inputs = {"image": self.prepare_images([image])} if image is not None else {}
     held = history.ids
-    if (
-      history.cache is None or ids[: len(held)] != held
-    ):  # a template may say old turns in another way
+    # a template may say old turns in another way
+    if history.cache is None or ids[: len(held)] != held:
       held, history = [], history._replace(cache=None)
     text, (answer, cache) = self._continue(ids[len(held) :], inputs, history.cache, **how)
     # The cache lacks the last token that was drawn: the next turn reads it.
@@ -335,9 +333,8 @@ class Model:
     def on_tokens(new):
       nonlocal shown
       so_far.extend(new[0])
-      text = self.tokenizer.decode(so_far).rstrip(
-        "\ufffd"
-      )  # a character of which bytes are still to come
+      # a character of which bytes are still to come
+      text = self.tokenizer.decode(so_far).rstrip("\ufffd")
       show(text[len(shown) :])
       shown = text
 

@@ -192,7 +192,7 @@ def measure(rows: Rows, batch: int, length: int, heads: int, head_dim: int) -> N
     )
     add(name, who, backward, flops, took)
     if who == "vlx" and name in ("full", "causal") and not TINY.value:
-      took = attempt("torch sdpa", lambda: torch_sdpa(arrays, name == "causal", backward))  # pylint: disable=cell-var-from-loop
+      took = attempt("torch sdpa", lambda: torch_sdpa(arrays, name == "causal", backward))
       add(name, "torch sdpa", backward, flops, took)
 
 

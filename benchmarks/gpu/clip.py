@@ -46,7 +46,7 @@ def milliseconds(variant: str, batch_size: int) -> float:
 def main(_):
   rows = Rows("clip")
   for variant, batch_size in (("smoke", 8),) if TINY.value else RUNS:
-    took = attempt(variant, lambda: milliseconds(variant, batch_size))  # pylint: disable=cell-var-from-loop
+    took = attempt(variant, lambda: milliseconds(variant, batch_size))
     rate = 1000 * batch_size / took if isinstance(took, float) else 0.0
     rows.add(model=variant, batch_size=batch_size, ms=took, images_per_second=rate)
 

@@ -58,7 +58,7 @@ def check_attention(seed: int, longest: int) -> str:
   case = attention_case(seed, longest)
   try:
     test_attention.check(case, "pallas_gpu")
-  except Exception as e:  # pylint: disable=broad-exception-caught
+  except Exception as e:
     sizes, mask, scale, dtype = case
     return f"seed {seed} {sizes} {type(mask).__name__} scale {scale} {dtype}: {type(e).__name__} {str(e).strip()[:300]}"
   return ""
@@ -74,7 +74,7 @@ def check_nearest(seed: int, most: int) -> str:
       jnp.asarray(x), jnp.asarray(codebook), distance=distance, implementation="pallas_gpu"
     )
     test_nearest_code.assert_nearest(ids, x, codebook, distance)
-  except Exception as e:  # pylint: disable=broad-exception-caught
+  except Exception as e:
     return f"seed {seed} {rows} rows, {codes} codes of {dim}, {kind}, {distance}: {type(e).__name__} {str(e).strip()[:300]}"
   return ""
 

@@ -135,7 +135,7 @@ def main(_):
     system, variables = model(name)
     size = sum(x.nbytes for x in jax.tree.leaves(variables))
     for batch in (1, 16):
-      took = attempt("vlx", lambda: vlx_milliseconds(system, variables, batch))  # pylint: disable=cell-var-from-loop
+      took = attempt("vlx", lambda: vlx_milliseconds(system, variables, batch))
       told = isinstance(took, float)
       rows.add(
         model=name,
@@ -148,7 +148,7 @@ def main(_):
       )
   for name in () if TINY.value else ("smollm2", "7b"):
     for batch in (1, 16):
-      took = attempt("transformers", lambda: transformers_milliseconds(name, batch))  # pylint: disable=cell-var-from-loop
+      took = attempt("transformers", lambda: transformers_milliseconds(name, batch))
       rows.add(
         model=name,
         who="transformers",

@@ -59,6 +59,6 @@ def attempt(name: str, run: Callable[[], float]) -> float | str:
   """What `run` gives, or the last line of its error: one side that fails does not end the table."""
   try:
     return run()
-  except Exception as e:  # pylint: disable=broad-exception-caught
+  except Exception as e:
     traceback.print_exc(limit=-2)
     return f"{name}: {type(e).__name__} {(str(e).splitlines() or [''])[0][:160]}"

@@ -73,7 +73,7 @@ def test_convolutions():
 
 def test_what_nothing_needs_is_not_counted():
   def loss(params, x):
-    x @ params  # pylint: disable=pointless-statement
+    x @ params
     return params.sum()
 
   assert total(loss, array(D, D), array(B, D)) == 0

@@ -42,7 +42,7 @@ def test_what_does_not_fit_together_is_the_users_error(changes, message):
   with config.unlocked():
     config.update_from_flattened_dict(changes)
   with pytest.raises(UserError, match=message):
-    plan(config).state_shapes, plan(config).batch_shapes  # pylint: disable=expression-not-assigned
+    plan(config).state_shapes, plan(config).batch_shapes
 
 
 @pytest.mark.parametrize(

@@ -118,9 +118,8 @@ def test_modes_of_images_are_what_they_show():
 
   solid = lambda mode, color: Image.new(mode, (8, 8), color)
   np.testing.assert_array_equal(decoded(solid("L", 100)), [100] * 3)
-  np.testing.assert_array_equal(
-    decoded(solid("LA", (0, 51))), [204] * 3
-  )  # a fifth of black on white
+  # a fifth of black on white
+  np.testing.assert_array_equal(decoded(solid("LA", (0, 51))), [204] * 3)
   np.testing.assert_array_equal(decoded(solid("RGBA", (255, 0, 0, 0))), [255] * 3)
   np.testing.assert_array_equal(decoded(solid("RGBA", (9, 8, 7, 6)), mode="RGBA"), [9, 8, 7, 6])
   np.testing.assert_array_equal(decoded(solid("L", 7), mode="RGBA"), [7, 7, 7, 255])

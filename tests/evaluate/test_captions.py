@@ -91,9 +91,10 @@ def test_known_values():
   assert metrics.bleu([["a"] * 4], [[cat[:4] + ["a"]]])[0] == pytest.approx(
     0.5 * np.exp(-0.25), abs=1e-6
   )
+  # "a cat sits"
   assert metrics.rouge_l(["a mat on cat sits".split()], [[cat]]) == pytest.approx(
     2.44 * (3 / 5) * (3 / 6) / (3 / 6 + 1.44 * 3 / 5)
-  )  # "a cat sits"
+  )
 
 
 def test_nearest_neighbour_takes_the_captions_of_the_most_alike():
@@ -180,9 +181,8 @@ def test_over_a_split_of_scenes_with_padding_and_devices(monkeypatch, batch_size
   data = Data(spec, words, transform)
   with jax.set_mesh(MESH):
     right, figures = evaluator(Model(system, 0, words, transform, MESH), data)
-    wrong, _ = evaluator(
-      Model(system, 1, words, transform, MESH), data
-    )  # each record gets the next one's caption
+    # each record gets the next one's caption
+    wrong, _ = evaluator(Model(system, 1, words, transform, MESH), data)
   assert {k.removeprefix("combo/") for k in right} == {
     "bleu1",
     "bleu2",

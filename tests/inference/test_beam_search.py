@@ -132,9 +132,8 @@ def test_sequences_that_did_not_end_come_last():
   )
   step = lambda state, tokens: (table[tokens], state)
   ids, scores = search(step, {"hidden": jnp.zeros((1, 1))}, 3, max_length=2)
-  np.testing.assert_array_equal(
-    ids[0, 0], [3, 0]
-  )  # [2, 1] is not among the three best continuations
+  # [2, 1] is not among the three best continuations
+  np.testing.assert_array_equal(ids[0, 0], [3, 0])
   np.testing.assert_allclose(np.exp(scores[0]), [0.25, 0.25, 0.15], rtol=1e-5)
   ids, scores = search(step, {"hidden": jnp.zeros((1, 1))}, 7, max_length=2)
   np.testing.assert_array_equal(ids[0, 0], [2, END])

@@ -240,9 +240,8 @@ def test_reinforce_is_unbiased(baseline):
     [np.asarray(x).reshape(*lead, -1) for x in jax.tree.leaves(tree)], -1
   )
   found, expected = -flat(estimates, (chunks,)), flat(gradient, ())
-  error = (
-    found.std(axis=0, ddof=1) / np.sqrt(chunks) + 1e-5 * np.abs(expected).max()
-  )  # the second: of f32
+  # the second: of f32
+  error = found.std(axis=0, ddof=1) / np.sqrt(chunks) + 1e-5 * np.abs(expected).max()
   z = (found.mean(axis=0) - expected) / error
   # Of so many coordinates the greatest z stays within Bonferroni's bound, at 99.9 percent.
   assert np.abs(z).max() < scipy.stats.t.ppf(1 - 0.0005 / len(z), chunks - 1)

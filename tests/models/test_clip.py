@@ -102,10 +102,8 @@ RESNET = {**SECTION, "image": dict(image_size=64, stage_sizes=(1, 1), stem_width
 
 
 def test_a_section_with_stages_is_a_resnet_whose_statistics_the_loss_carries():
-  clip, data = (
-    build(CLIP, RESNET, "model"),
-    batch(),
-  )  # random weights without compiling how they are drawn
+  # random weights without compiling how they are drawn
+  clip, data = (build(CLIP, RESNET, "model"), batch())
   data["image"] = jnp.asarray(np.random.default_rng(0).normal(size=(6, 64, 64, 3)), jnp.float32)
   shapes = contract.shapes(clip)
   assert shapes["state"].keys() == {"batch_stats"}

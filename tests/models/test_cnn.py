@@ -131,9 +131,8 @@ def test_adaptive_average_is_its_definition(height, width, rows, columns):
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(SIZES, SIZES, st.sampled_from([2, 3]))
 def test_the_last_maximum_reaches_past_the_edge(height, width, window):
-  x = -1 - np.random.default_rng(0).random(size=(2, height, width, 3)).astype(
-    np.float32
-  )  # no zero is met
+  # no zero is met
+  x = -1 - np.random.default_rng(0).random(size=(2, height, width, 3)).astype(np.float32)
   # A window follows if the one before left something over.
   rows, columns = (
     [i for i in range(0, n, 2) if i == 0 or i - 2 + window < n] for n in (height, width)

@@ -143,9 +143,8 @@ def temporaries(cases, flags=""):
 @pytest.mark.slow
 def test_no_temporaries_but_statistics_of_rows():
   [size] = temporaries([((8, 1280, 16, 64), 16, "bfloat16", "Causal()")])
-  assert (
-    size <= 2 * 8 * 1280 * 16 * 4 + 10_000
-  )  # the log-sum-exp and delta, f32; dense XLA: 2,539 MB
+  # the log-sum-exp and delta, f32; dense XLA: 2,539 MB
+  assert size <= 2 * 8 * 1280 * 16 * 4 + 10_000
 
 
 @pytest.mark.slow

@@ -76,9 +76,8 @@ def rows_of(name):
     rows = resnet.rows(tower.stage_sizes, tower.bottleneck)
   else:
     rows = googlenet.rows(auxiliary=True)
-  if (
-    name == "googlenet_paper"
-  ):  # no published file: torchvision's names, with biases for normalisation
+  # no published file: torchvision's names, with biases for normalisation
+  if name == "googlenet_paper":
     rows = [row for row in rows if ".bn." not in row.public] + [
       tables.Row(row.public.replace("weight", "bias"), row.name.replace("kernel", "bias"))
       for row in rows
@@ -99,9 +98,8 @@ def recorded(name):
     if not key.startswith("weights/"):
       is_map = value.ndim == 4 and key != "image"
       expected[key] = np.moveaxis(value, 1, -1) if is_map else value
-  if (
-    name == "googlenet"
-  ):  # torchvision's `transform_input`: its input is normalised by ImageNet's mean
+  # torchvision's `transform_input`: its input is normalised by ImageNet's mean
+  if name == "googlenet":
     mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
     expected["image"] = (expected["image"] * std + mean - 0.5) / 0.5
   return variables, expected

@@ -142,9 +142,8 @@ def test_accumulation_is_exact_also_where_parts_count_differently():
   )
   for name in ("loss", "all", "seen", "grad_norm", "absent"):
     np.testing.assert_allclose(one[name], other[name], rtol=1e-5, err_msg=name)
-  assert (
-    parts[-1].variables["state"]["count"]["calls"] == 4 * 5
-  )  # the state passes through the parts
+  # the state passes through the parts
+  assert parts[-1].variables["state"]["count"]["calls"] == 4 * 5
 
 
 def test_average_of_parameters():
@@ -311,9 +310,8 @@ def test_players_act_in_turn_and_each_moves_its_own_alone():
   history, metrics = run(optim, Game(), steps_=1)
   params = history[1].variables["params"]
   np.testing.assert_allclose(params["first"]["x"], 1 - 0.1 * 2)
-  np.testing.assert_allclose(
-    params["second"]["y"], 0 - 0.01 * 2 * 0.8, rtol=1e-6
-  )  # sees the x that is new
+  # sees the x that is new
+  np.testing.assert_allclose(params["second"]["y"], 0 - 0.01 * 2 * 0.8, rtol=1e-6)
   np.testing.assert_allclose(metrics["second/x"], 0.8)
   assert metrics["first/noise"] != metrics["second/noise"]
   # Each turn counted both, and kept its own player's count.

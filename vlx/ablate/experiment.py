@@ -72,9 +72,8 @@ def run_arms(experiment: Experiment, folder: pathlib.Path) -> dict[str, np.ndarr
     rows = []
     for seed in experiment.seeds:
       run = Run(arm_config(experiment, arm, seed), folder / arm / str(seed))
-      going_on.keep(
-        run.requested, run.config, run.workdir
-      )  # or complains that this run had another config
+      # or complains that this run had another config
+      going_on.keep(run.requested, run.config, run.workdir)
       done = run.workdir / "results.json"
       if not done.exists():
         loop.train(run, on_evaluate=Evaluation.of(run))

@@ -112,9 +112,8 @@ def _convolution(equation) -> int:
   kernel, params = equation.invars[1].aval.shape, equation.params
   channels = kernel[params["dimension_numbers"].rhs_spec[0]]
   products = _size(equation.outvars[0]) * math.prod(kernel) // channels
-  return (
-    2 * products // math.prod(params["lhs_dilation"])
-  )  # without the zeros between dilated inputs
+  # without the zeros between dilated inputs
+  return 2 * products // math.prod(params["lhs_dilation"])
 
 
 _PRODUCTS = {"dot_general": _dot, "conv_general_dilated": _convolution}

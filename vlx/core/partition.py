@@ -128,9 +128,8 @@ def shardings(rules: Rules, params: Any, mesh: Mesh) -> Any:
   return jax.tree.map(sharding, names(params), params)
 
 
-SMALL = (
-  2**14
-)  # numbers; below, a parameter is on every device: to gather it would cost more than it saves
+# numbers; below, a parameter is on every device: to gather it would cost more than it saves
+SMALL = 2**14
 
 
 def largest_axis(name: str, shape: Sequence[int], mesh: Mesh) -> P:

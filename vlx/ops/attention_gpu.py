@@ -39,9 +39,8 @@ def _tile(kernel: str, dtype, padded_dim: int) -> _Tile:
   """The largest tried that keep all in registers: `ptxas -v` of CUDA 12.9 for sm_90 counts no
   spills.
   """
-  if (
-    dtype == jnp.float32
-  ):  # the ordinary units multiply it, and a thread holds whole rows of the operands
+  # the ordinary units multiply it, and a thread holds whole rows of the operands
+  if dtype == jnp.float32:
     own, other, warps = 32 if padded_dim > 128 else 64, 32 if padded_dim <= 64 else 16, 8
   elif padded_dim > 128:
     own, other, warps = 128 if kernel == "forward" else 64, 32, 8

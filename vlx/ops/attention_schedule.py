@@ -21,12 +21,8 @@ from jaxtyping import Array, Int
 from vlx.ops.masks import EMPTY, FULL, Keys, Mask
 
 LANES = 128
-FIRST, LAST, BUSY, WHOLE = (
-  1,
-  2,
-  4,
-  8,
-)  # flags of a step; FIRST and LAST in its row (column) of tiles
+# flags of a step; FIRST and LAST in its row (column) of tiles
+FIRST, LAST, BUSY, WHOLE = (1, 2, 4, 8)
 
 
 @dataclasses.dataclass(frozen=True)

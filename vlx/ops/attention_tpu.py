@@ -268,10 +268,8 @@ def _clear_tail(step, over, refs_and_values):
 def _dot(step, a, b, contracted):
   """Accumulates in f32; the products of f32 operands are exact to f32, not bf16."""
   if step.plan.interpreted:
-    a, b = (
-      a.astype(jnp.float32),
-      b.astype(jnp.float32),
-    )  # the same products; a CPU makes none of bf16
+    # the same products; a CPU makes none of bf16
+    a, b = (a.astype(jnp.float32), b.astype(jnp.float32))
   precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
   return lax.dot_general(
     a, b, (contracted, ((), ())), precision=precision, preferred_element_type=jnp.float32

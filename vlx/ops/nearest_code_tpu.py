@@ -21,9 +21,8 @@ from jaxtyping import Array, Float, Int
 
 from vlx.ops import nearest_code_xla as xla
 
-PRODUCTS = (
-  3.1 * 2.0**-18
-)  # relative error of a product: twice low·(what bf16 rounds off it), and low·low
+# relative error of a product: twice low·(what bf16 rounds off it), and low·low
+PRODUCTS = 3.1 * 2.0**-18
 _SUBLANES = 8
 
 

@@ -112,9 +112,8 @@ def from_hugging_face(config: Mapping[str, Any]) -> Layout:
     ("rope_scaling", None),
   ):
     fields.must_be(config, name, wanted)
-  rope = (
-    config.get("rope_parameters") or {}
-  )  # transformers from 5 on; before, rope_theta stands by itself
+  # transformers from 5 on; before, rope_theta stands by itself
+  rope = config.get("rope_parameters") or {}
   fields.must_be(rope, "rope_type", "default")
   width, heads = (fields.whole(config, name) for name in ("hidden_size", "num_attention_heads"))
   groups = fields.whole(config, "num_key_value_heads", heads)

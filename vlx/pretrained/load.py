@@ -81,9 +81,8 @@ class Checkpoint(NamedTuple):
   """A public checkpoint, or a model of vlx's own, of which no tensor is read yet."""
 
   system: System
-  shapes: Mapping[
-    str, jax.ShapeDtypeStruct
-  ]  # of its variables, by their names "params/…" and "state/…"
+  # of its variables, by their names "params/…" and "state/…"
+  shapes: Mapping[str, jax.ShapeDtypeStruct]
   # Name → array for some of them, each from its file straight to the sharding and the dtype that is
   # asked for.
   read: Callable[[Mapping[str, jax.ShapeDtypeStruct]], dict[str, jax.Array]]

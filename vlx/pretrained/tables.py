@@ -32,9 +32,8 @@ WORKERS = min(4, os.cpu_count() or 1)  # tensors that are read at a time
 
 class Row(NamedTuple):
   public: str  # as in the public file: "encoder.layer.{layer}.output.dense.weight"
-  name: (
-    str | tuple[str, ...] | None
-  )  # the variable's path, or several: "params/encoder/blocks/mlp/fc2/kernel"
+  # the variable's path, or several: "params/encoder/blocks/mlp/fc2/kernel"
+  name: str | tuple[str, ...] | None
   pattern: Pattern = AS_IT_IS
 
 
@@ -269,16 +268,14 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
   shape, strides = zip(*axes) if axes else ((), ())
   source = np.lib.stride_tricks.as_strided(source, shape, strides)
   target = target.reshape(shape)
-  column = source.itemsize + sum(
-    (n - 1) * stride for n, stride in zip(shape[:-1], strides[:-1])
-  )  # its bytes, or more
+  # its bytes, or more
+  column = source.itemsize + sum((n - 1) * stride for n, stride in zip(shape[:-1], strides[:-1]))
   if len(axes) < 2 or not source.size or strides[-1] < column:
     target[...] = source
     return
   line = 64
-  width = (
-    6 * line // source.itemsize
-  )  # in all the best of 1 to 16, over kernels of 768 to 30,522 rows
+  # in all the best of 1 to 16, over kernels of 768 to 30,522 rows
+  width = 6 * line // source.itemsize
   room = np.empty((width, column + line), np.uint8)
   for start in range(0, shape[-1], width):
     part = source[..., start : start + width]

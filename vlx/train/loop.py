@@ -151,9 +151,8 @@ def _begin(run: Run, manager) -> tuple[int, TrainState, Variables]:
     if some_frozen:
       checkpoint.save_frozen(run.workdir, frozen)
     return 0, state, frozen
-  if some_frozen and not checkpoint.has_frozen(
-    run.workdir
-  ):  # a folder of schema 1, whose checkpoints hold it too
+  # a folder of schema 1, whose checkpoints hold it too
+  if some_frozen and not checkpoint.has_frozen(run.workdir):
     checkpoint.save_frozen(run.workdir, run.frozen_in_checkpoint())
   return *restored, run.stored_frozen() if some_frozen else run.frozen_shapes
 

@@ -49,9 +49,8 @@ class Roles(NamedTuple):
   names: Variables  # the tree of all variables, a name for each
   frozen: frozenset[str]  # names of those that nobody moves
   subtrees: Frozen  # paths of parameters below which all is frozen
-  owner: Mapping[
-    str, str
-  ]  # of each parameter that learns the player; of `state`, where it is a player's own
+  # of each parameter that learns the player; of `state`, where it is a player's own
+  owner: Mapping[str, str]
 
   def split(self, variables: Variables) -> tuple[Variables, Variables]:
     """(what training moves, what is frozen), each as nested dicts without the other's leaves."""

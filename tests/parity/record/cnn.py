@@ -45,9 +45,8 @@ def draw(model, seed):
   """Weights of any network at a scale that lets the input reach the output; no statistic as it
   starts.
   """
-  gain = (
-    0.5 if isinstance(model, resnet.ResNet) else 2
-  )  # else what a block adds is lost beside the sum
+  # else what a block adds is lost beside the sum
+  gain = 0.5 if isinstance(model, resnet.ResNet) else 2
   generator = torch.Generator().manual_seed(seed)
   normal = lambda x: torch.randn(x.shape, generator=generator)
   for name, x in model.state_dict().items():

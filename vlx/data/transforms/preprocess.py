@@ -19,7 +19,7 @@ import numpy as np
 from vlx.core.config import import_path, nearest
 from vlx.core.errors import UserError
 from vlx.data.tokenizers import Tokenizer
-from vlx.data.transforms import augment, fields, images, texts  # whose ops they know  # pylint: disable=unused-import
+from vlx.data.transforms import augment, fields, images, texts  # whose ops they know
 from vlx.data.transforms.ops import OPS, Example, NothingRandom, Op
 
 NAME = {*string.ascii_letters, *string.digits, "_", "."}

@@ -146,9 +146,8 @@ def _dialogue(turns, tokenizer, image_id, image_tokens) -> list[tuple[int, bool]
     if tokenizer.has_chat:
       messages = [{"role": r, "content": t} for r, t in turns[:count]]
       whole = tokenizer.chat_ids(messages, answering=role != "assistant")
-      if (
-        whole[: len(rendered)] != rendered
-      ):  # a template that says something else once there are more turns
+      # a template that says something else once there are more turns
+      if whole[: len(rendered)] != rendered:
         raise BadRecord("the chat template does not render a conversation turn by turn")
       new, rendered = whole[len(rendered) :], whole
     else:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import matplotlib
 
-matplotlib.use("Agg")  # files, never a window  # pylint: disable=wrong-import-position
+matplotlib.use("Agg")  # files, never a window
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib
 
-matplotlib.use("Agg")  # files, never a window  # pylint: disable=wrong-import-position
+matplotlib.use("Agg")  # files, never a window
 
 import numpy as np
 from matplotlib import pyplot as plt

@@ -42,9 +42,8 @@ BLOCKS = {
   "5b": (384, 192, 384, 48, 128, 128),
 }
 AUXILIARY = {"auxiliary1": "4a", "auxiliary2": "4d"}  # which block each stands on
-PAPER = dict(
-  batch_norm=False, wide_kernel=5, last_pool=3
-)  # of the tower; the system's: dropout=0.4
+# of the tower; the system's: dropout=0.4
+PAPER = dict(batch_norm=False, wide_kernel=5, last_pool=3)
 
 
 def local_response_norm(
