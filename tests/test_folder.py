@@ -39,7 +39,7 @@ def test_training_on_a_folder(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   assert "7.jpg" in done.stderr and "bad record 1 of at most" in done.stderr
-  results = json.loads((tmp_path / "run" / "results.json").read_text())
+  results = json.loads((tmp_path / "run" / "results.json").read_text())["measures"]
   assert np.isfinite(results["retrieval/val/image_to_text_r1"])
   assert (tmp_path / "run" / "figures" / "retrieval_val.png").exists()
   assert (tmp_path / "run" / "report.html").exists()

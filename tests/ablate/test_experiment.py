@@ -9,6 +9,7 @@ import pytest
 from vlx.ablate import experiment as experiments
 from vlx.ablate.experiment import Experiment
 from vlx.core.errors import UserError
+from vlx.evaluate import results
 
 MEASURE = "retrieval/combo/image_to_text_r5"
 
@@ -31,14 +32,18 @@ def test_arms_with_results_are_not_run_again(tmp_path, monkeypatch):
   def train(run, on_evaluate):
     trained.append((run.config.seed, run.config.model.similarity_type))
     value = 10.0 * run.config.seed + (run.config.model.similarity_type == "inner_product")
-    (run.workdir / "results.json").write_text(json.dumps({MEASURE: value}))
+    results.write(
+      run.workdir / "results.json", {MEASURE: value, "other": 0.0}, seed=run.config.seed
+    )
 
   monkeypatch.setattr(experiments.loop, "train", train)
   monkeypatch.setattr(experiments.Evaluation, "of", lambda run: None)
   experiment = small()
-  values = experiments.run_arms(experiment, tmp_path)
-  np.testing.assert_array_equal(values["cosine"], [[0.0], [10.0]])
-  np.testing.assert_array_equal(values["inner_product"], [[1.0], [11.0]])
+  record = experiments.run_arms(experiment, tmp_path)
+  found = {(r["arm"], r["seed"]): r["measures"] for r in record["runs"]}
+  assert found["cosine", 1] == {MEASURE: 10.0} and found["inner_product", 1] == {MEASURE: 11.0}
+  assert record["summary"]["inner_product"][MEASURE] == [6.0, np.std([1, 11], ddof=1)]
+  assert json.loads((tmp_path / "results.json").read_text()) == record
   assert len(trained) == 4
   experiments.run_arms(experiment, tmp_path)
   assert len(trained) == 4
@@ -49,15 +54,22 @@ def test_arms_with_results_are_not_run_again(tmp_path, monkeypatch):
     experiments.run_arms(small(arms={"cosine": {"model.embed_dim": 16}}), tmp_path)
 
 
+def record(**values):
+  """Of arms with a value for each seed."""
+  runs = [{"arm": a, "measures": {MEASURE: x}} for a, found in values.items() for x in found]
+  summary = {a: experiments.summarize([r for r in runs if r["arm"] == a]) for a in values}
+  return {"claim": "A claim.", "measures": [MEASURE], "summary": summary, "runs": runs}
+
+
 def test_table_has_mean_and_standard_deviation(tmp_path):
-  values = {"cosine": np.array([[1.0], [3.0]]), "inner_product": np.array([[5.0], [5.0]])}
-  text = experiments.table(small(), values)
+  found = record(cosine=[1.0, 3.0], inner_product=[5.0, 5.0])
+  text = experiments.table(found)
   assert "| cosine | 2.0 ± 1.4 |" in text and "| inner_product | 5.0 ± 0.0 |" in text
   # As many digits as the spread needs.
-  close = {"cosine": np.array([[3.1], [3.14]])}
-  assert "| cosine | 3.12 ± 0.03 |" in experiments.table(small(), close)
-  experiments.plot(small(), values, tmp_path / "plot.png")
-  assert (tmp_path / "plot.png").stat().st_size > 1000
+  assert "| cosine | 3.12 ± 0.03 |" in experiments.table(record(cosine=[3.1, 3.14]))
+  experiments.plot(found, tmp_path / "seeds.png")
+  experiments.plot(found | {"runs": []}, tmp_path / "spread.png")
+  assert all((tmp_path / name).stat().st_size > 1000 for name in ("seeds.png", "spread.png"))
 
 
 def test_every_arm_of_every_experiment_fits_its_config():

@@ -97,12 +97,12 @@ def runs(tmp_path_factory):
 
 
 def test_evaluators_measure_and_draw(runs):
-  results = json.loads((runs["vqvae"] / "results.json").read_text())
+  results = json.loads((runs["vqvae"] / "results.json").read_text())["measures"]
   assert results.keys() == {
     f"reconstruction/combo/{m}" for m in ("psnr", "codes_used", "perplexity")
   }
   assert (runs["vqvae"] / "figures" / "reconstruction_combo.png").is_file()
-  results = json.loads((runs["dalle"] / "results.json").read_text())
+  results = json.loads((runs["dalle"] / "results.json").read_text())["measures"]
   assert results.keys() == {"loss/combo/image", "loss/combo/text"}
   assert (runs["dalle"] / "figures" / "generation_combo.png").is_file()
   # A decoder that has learned nothing gives 32 codes about the same chance.

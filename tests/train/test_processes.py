@@ -85,7 +85,10 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path):
     code, out = start(processes, devices, tmp_path / name)
     assert code == 0, out
   np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-6)
-  one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+  one, two = (
+    json.loads((tmp_path / name / "results.json").read_text())["measures"]
+    for name in ("one", "two")
+  )
   assert two == pytest.approx(one)
   assert out.count("training for 12 steps") == 1  # the first process alone speaks
 

@@ -69,7 +69,7 @@ def test_a_run_leaves_what_it_promises(finished):
   lines = read_metrics(finished.workdir)
   assert [line["step"] for line in lines] == list(range(1, 9))
   assert all({"train/loss", "train/lr", "examples_per_second"} <= set(line) for line in lines)
-  results = json.loads((finished.workdir / "results.json").read_text())
+  results = json.loads((finished.workdir / "results.json").read_text())["measures"]
   assert 0 <= results["retrieval/combo/image_to_text_r1"] <= 100
   assert (
     lines[-1]["retrieval/combo/image_to_text_r1"] == results["retrieval/combo/image_to_text_r1"]
@@ -167,7 +167,7 @@ def test_evaluation_of_a_finished_run_gives_its_results_again(finished):
       evaluation.evaluators["retrieval"], model, evaluation.data
     ).items()
   }
-  assert results == json.loads((finished.workdir / "results.json").read_text())
+  assert results == json.loads((finished.workdir / "results.json").read_text())["measures"]
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """python -m vlx.ablate --experiment=experiments/clip_similarity.py --workdir=runs/ablations
 
-Runs every arm of an experiment with every seed, leaving out what is already done, and writes a
-table (mean and standard deviation over seeds) and a plot to WORKDIR/NAME/.
+Runs every arm of an experiment with every seed, leaving out what is already done, and writes
+results.json, a table (mean and standard deviation over seeds) and a plot to WORKDIR/NAME/. The
+documentation's ablations are these results.json, kept as experiments/results/NAME.json.
 """
 
 import pathlib
@@ -10,6 +11,7 @@ from absl import flags
 
 from vlx import cli
 from vlx.ablate import experiment as experiments
+from vlx.core import files
 from vlx.core.errors import UserError
 
 EXPERIMENT = flags.DEFINE_string(
@@ -24,11 +26,11 @@ def main():
   path = pathlib.Path(EXPERIMENT.value)
   experiment = experiments.load(path)
   folder = pathlib.Path(WORKDIR.value) / path.stem
-  values = experiments.run_arms(experiment, folder)
-  text = experiments.table(experiment, values)
-  (folder / "table.md").write_text(text, encoding="utf-8")
-  experiments.plot(experiment, values, folder / "plot.png")
-  print(f"{text}\n{folder}/table.md, {folder}/plot.png")
+  record = experiments.run_arms(experiment, folder)
+  text = f"Claim: {record['claim']}\n\n{experiments.table(record)}"
+  files.write(folder / "table.md", text)
+  experiments.plot(record, folder / "plot.png")
+  print(f"{text}\n{folder}/table.md, {folder}/plot.png, {folder}/results.json")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from vlx.core import config as configs
+from vlx.core import files
 from vlx.core.errors import UserError
+from vlx.evaluate import results
 from vlx.evaluate.runner import Evaluation
 from vlx.train import going_on, loop
 from vlx.train.run import Run
@@ -28,7 +30,7 @@ class Experiment:
     common: overrides of it for all arms, dotted name → value.
     arms: name → overrides.
     seeds: each arm is run once with each.
-    measures: keys of results.json.
+    measures: keys of a run's measures, "evaluator/split/measure".
   """
 
   claim: str
@@ -65,11 +67,21 @@ def arm_config(experiment: Experiment, arm: str, seed: int):
   return config
 
 
-def run_arms(experiment: Experiment, folder: pathlib.Path) -> dict[str, np.ndarray]:
-  """Arm → measures `[seeds, measures]`, running what has no results yet."""
-  values = {}
+def run_arms(experiment: Experiment, folder: pathlib.Path) -> dict[str, Any]:
+  """Runs what has no results yet; the record of all, kept in `folder/results.json` from run to run.
+
+  Returns:
+    `claim`, `config`, `measures`; `runs`, each with arm, seed, its measures and what
+    `vlx.evaluate.results` keeps beside them; `summary`, arm → measure → [mean, standard deviation].
+  """
+  record = {
+    "claim": experiment.claim,
+    "config": experiment.config,
+    "measures": list(experiment.measures),
+    "summary": {},
+    "runs": [],
+  }
   for arm in experiment.arms:
-    rows = []
     for seed in experiment.seeds:
       run = Run(arm_config(experiment, arm, seed), folder / arm / str(seed))
       # or complains that this run had another config
@@ -77,24 +89,26 @@ def run_arms(experiment: Experiment, folder: pathlib.Path) -> dict[str, np.ndarr
       done = run.workdir / "results.json"
       if not done.exists():
         loop.train(run, on_evaluate=Evaluation.of(run))
-      results = json.loads(done.read_text())
-      rows.append([results[m] for m in experiment.measures])
-    values[arm] = np.array(rows)
-  return values
+      found = results.read(done)
+      found["measures"] = {m: found["measures"][m] for m in experiment.measures}
+      record["runs"].append({"arm": arm} | found)
+      record["summary"][arm] = summarize([r for r in record["runs"] if r["arm"] == arm])
+      files.write(folder / "results.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+  return record
 
 
-def table(experiment: Experiment, values: Mapping[str, np.ndarray]) -> str:
+def summarize(runs: list[dict[str, Any]]) -> dict[str, list[float]]:
+  """Measure → [mean, standard deviation] over the seeds of an arm."""
+  values = {m: [r["measures"][m] for r in runs] for m in runs[0]["measures"]}
+  return {m: [float(np.mean(v)), float(np.std(v, ddof=len(v) > 1))] for m, v in values.items()}
+
+
+def table(record: Mapping[str, Any]) -> str:
   """Markdown: an arm a row, a measure a column, mean ± standard deviation over seeds."""
-  lines = [
-    f"Claim: {experiment.claim}",
-    "",
-    f"`{experiment.config}`, {len(experiment.seeds)} seeds; mean ± standard deviation.",
-    "",
-    "| arm | " + " | ".join(experiment.measures) + " |",
-    "|---" * (len(experiment.measures) + 1) + "|",
-  ]
-  for arm, runs in values.items():
-    cells = [_with_spread(m, s) for m, s in zip(runs.mean(0), runs.std(0, ddof=len(runs) > 1))]
+  measures = record["measures"]
+  lines = ["| arm | " + " | ".join(measures) + " |", "|---" * (len(measures) + 1) + "|"]
+  for arm, found in record["summary"].items():
+    cells = [_with_spread(*found[m]) if m in found else "" for m in measures]
     lines.append(f"| {arm} | " + " | ".join(cells) + " |")
   return "\n".join(lines) + "\n"
 
@@ -105,16 +119,25 @@ def _with_spread(mean: float, spread: float) -> str:
   return f"{mean:.{digits}f} ± {spread:.{digits}f}"
 
 
-def plot(experiment: Experiment, values: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
-  """One panel per measure: each seed a dot, the mean a line."""
-  count = len(experiment.measures)
-  figure, axes = plt.subplots(1, count, figsize=(3 * count, 3), squeeze=False, layout="constrained")
-  for i, (axis, measure) in enumerate(zip(axes[0], experiment.measures)):
-    for x, runs in enumerate(values.values()):
-      axis.plot([x] * len(runs), runs[:, i], "o", color="#4575b4", alpha=0.7)
-      axis.hlines(runs[:, i].mean(), x - 0.25, x + 0.25, color="#333333")
-    axis.set_xticks(range(len(values)), list(values), fontsize=7)
+def plot(record: Mapping[str, Any], path: pathlib.Path) -> None:
+  """One panel per measure: the mean a line, each seed a dot, or a bar of the standard deviation
+  where the seeds are not known one by one.
+  """
+  measures = record["measures"]
+  figure, axes = plt.subplots(
+    1, len(measures), figsize=(3 * len(measures), 3), squeeze=False, layout="constrained"
+  )
+  for axis, measure in zip(axes[0], measures):
+    for x, (arm, found) in enumerate(record["summary"].items()):
+      if measure not in found:
+        continue
+      mean, spread = found[measure]
+      seeds = [r["measures"][measure] for r in record["runs"] if r["arm"] == arm]
+      axis.hlines(mean, x - 0.25, x + 0.25, color="#333333")
+      axis.errorbar([x], [mean], [0 if seeds else spread], color="#4575b4", capsize=4)
+      axis.plot([x] * len(seeds), seeds, "o", color="#4575b4", alpha=0.7)
+    axis.set_xticks(range(len(record["summary"])), list(record["summary"]), fontsize=7)
     axis.set_title(measure, fontsize=7)
-    axis.set_xlim(-0.5, len(values) - 0.5)
+    axis.set_xlim(-0.5, len(record["summary"]) - 0.5)
   figure.savefig(path, dpi=110)
   plt.close(figure)

@@ -1,5 +1,5 @@
 """python -m vlx.evaluate --workdir=runs/clip [--config=configs/clip.py:emoji]
-python -m vlx.evaluate --model=PLACE --data=folder:PATH [--split=val]
+python -m vlx.evaluate --model=MODEL --data=folder:PATH [--split=val]
 
 Runs the evaluators of a run's config on its last checkpoint, or those of --config; writes
 results.json, figures/ and report.html. Or prints what can be measured of any model, a run or a
@@ -26,13 +26,13 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
 MODEL = flags.DEFINE_string(
   "model", None, "A public checkpoint, or a run beside other data: what vlx.load takes."
 )
-DATA = flags.DEFINE_string("data", None, "What to measure it on: KIND:PLACE, e.g. folder:PATH.")
+DATA = flags.DEFINE_string("data", None, "What to measure it on: KIND:PATH, e.g. folder:PATH.")
 SPLIT = flags.DEFINE_string("split", "val", "Of the data.")
 
 
 def main():
   if (WORKDIR.value is None) == (MODEL.value is None):
-    raise UserError("give --workdir=DIR, or --model=PLACE with --data=folder:PATH")
+    raise UserError("give --workdir=DIR, or --model=MODEL with --data=folder:PATH")
   if (MODEL.value is None) != (DATA.value is None):
     raise UserError("--model and --data go together")
   if MODEL.value is not None and CONFIG.value is not None:
@@ -62,7 +62,7 @@ def evaluate_run(workdir: pathlib.Path) -> None:
   )
   measures, figures = runner.evaluate(evaluation.evaluators, model, evaluation.data, _say)
   runner.save_figures(figures, workdir)
-  runner.write_results(workdir, measures)
+  evaluation.write_results(measures)
   _say(runner.table(measures, config.baselines, str(workdir)))
   directions = lambda key: runner.direction(evaluation.evaluators, key)
   _say(str(page.write(workdir, config, model.system, directions=directions)))

@@ -1,9 +1,14 @@
-"""What evaluators find."""
+"""What evaluators find, and results.json, which keeps it beside what it came from."""
 
+import json
+import pathlib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
+
+from vlx.core import distributed, files
+from vlx.core.provenance import provenance
 
 
 class Results(NamedTuple):
@@ -11,3 +16,16 @@ class Results(NamedTuple):
 
   measures: Mapping[str, float]  # "split/measure" → number
   figures: Mapping[str, Figure] = {}  # name → to look at
+
+
+def write(path: pathlib.Path, measures: Mapping[str, float], **facts: Any) -> None:
+  """Writes results.json: `measures`, the facts given, and the provenance of this process."""
+  if distributed.is_first():
+    found = facts | provenance() | {"measures": dict(sorted(measures.items()))}
+    files.write(path, json.dumps(found, indent=1) + "\n")
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+  """results.json; one written before 0.2.0 has `measures` alone."""
+  found = json.loads(path.read_text())
+  return found if "measures" in found else {"measures": found}

@@ -7,7 +7,6 @@ steps it runs, 0 only at the end.
 
 import dataclasses
 import fnmatch
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -21,6 +20,7 @@ from vlx.core import config as configs
 from vlx.core.errors import UserError
 from vlx.core.system import System, Variables
 from vlx.data.tokenizers import Tokenizer
+from vlx.evaluate import results
 from vlx.evaluate.data import Data
 from vlx.evaluate.report import page
 from vlx.evaluate.results import Results
@@ -133,8 +133,19 @@ class Evaluation:
     if measures:
       log.say(table(measures, self.config.baselines, f"step {step}"))
     if step == last:
-      write_results(self.workdir, measures)
+      self.write_results(measures)
     return measures
+
+  def write_results(self, measures: Mapping[str, float]) -> None:
+    """results.json of the run's folder."""
+    steps = files.read_json_lines(self.workdir / "metrics.jsonl")
+    results.write(
+      self.workdir / "results.json",
+      measures,
+      seed=self.config.seed,
+      steps=self.config.steps,
+      training_seconds=round(sum(line.get("seconds", 0.0) for line in steps), 1),
+    )
 
   def is_higher_better(self, measure: str) -> bool:
     """Of a measure that `checkpoint.best` names.
@@ -182,18 +193,10 @@ def save_figures(figures: Mapping[str, Figure], workdir: pathlib.Path) -> None:
     plt.close(figure)
 
 
-def write_results(workdir: pathlib.Path, results: Mapping[str, float]) -> None:
-  """results.json of the run's folder."""
-  if distributed.is_first():
-    files.write(
-      workdir / "results.json", json.dumps(dict(results), indent=2, sort_keys=True) + "\n"
-    )
-
-
-def table(results: Mapping[str, float], baselines: Mapping[str, float], title: str) -> str:
+def table(measures: Mapping[str, float], baselines: Mapping[str, float], title: str) -> str:
   """Lines "evaluator/split: measure value (baseline), …" for the terminal."""
   lines: dict[str, list[str]] = {}
-  for key, value in results.items():
+  for key, value in measures.items():
     group, measure = key.rsplit("/", 1)
     beside = f" (baseline {page.number(baselines[key])})" if key in baselines else ""
     lines.setdefault(group, []).append(f"{measure} {page.number(value)}{beside}")

@@ -92,11 +92,12 @@ class MetricsLog:
     self._waited += seconds
 
   def speed(self, step: int) -> dict[str, float]:
-    """Examples per second since the last call, and the share of that time spent waiting for
+    """Since the last call: seconds, examples per second, the share of the time spent waiting for
     data.
     """
     spent = time.monotonic() - self._time
     measures = {
+      "seconds": spent,
       "examples_per_second": (step - self._since) * self._examples / spent,
       "data_wait": self._waited / spent,
     }

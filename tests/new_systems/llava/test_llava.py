@@ -52,7 +52,7 @@ def test_then_all_but_the_tower_from_where_the_first_stage_ended(stages):
   # Three steps of 1e-3 from there, not from what is drawn.
   gap = np.abs(before["hidden"]["kernel"] - after["hidden"]["kernel"]).max()
   assert 0 < gap < 5e-3
-  results = json.loads((second.workdir / "results.json").read_text())
+  results = json.loads((second.workdir / "results.json").read_text())["measures"]
   assert np.isfinite(results["loss/val/nats_per_token"])
 
 

@@ -25,7 +25,7 @@ def test_each_objective_is_logged_and_the_loss_is_their_sum(run):
 
 
 def test_its_own_evaluator_ran_on_the_way_and_at_the_end(run):
-  results = json.loads((run.workdir / "results.json").read_text())
+  results = json.loads((run.workdir / "results.json").read_text())["measures"]
   assert results.keys() == {"matching/val/right"} and 0 <= results["matching/val/right"] <= 100
   measured = [
     line["step"]

@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import json
 import pathlib
 import statistics
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from vlx.core import distributed, files
 from vlx.core import system as systems
 from vlx.core.system import System
 from vlx.data.streams import Streams
+from vlx.evaluate.results import read
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -49,19 +49,19 @@ def write(
   if not distributed.is_first():
     return path
   metrics = files.read_json_lines(workdir / "metrics.jsonl")
-  results = {
+  measures = {
     k: v
     for line in metrics
     for k, v in line.items()
     if k.count("/") >= 2 and not k.startswith("train/")
   }
   if (finished := workdir / "results.json").exists():
-    results = json.loads(finished.read_text())
+    measures = read(finished)["measures"]
   parts = [
     f"<h1>{html.escape(workdir.name)}: {html.escape(config.system.rpartition('.')[2])}</h1>",
     f"<p>{_summary(config, system, metrics)}</p>",
     "<h2>Figures</h2>",
-    _figures(results, config.baselines, directions),
+    _figures(measures, config.baselines, directions),
     "<h2>Curves</h2>",
     _image(_curves(metrics, directions), "loss and measures over the steps"),
   ]
@@ -97,9 +97,9 @@ def _summary(config, system, metrics) -> str:
   return html.escape(text)
 
 
-def _figures(results, baselines, directions) -> str:
+def _figures(measures, baselines, directions) -> str:
   rows = []
-  for key, value in sorted(results.items()):
+  for key, value in sorted(measures.items()):
     baseline = baselines.get(key)
     beside = "" if baseline is None else number(baseline)
     ahead = baseline is not None and (
