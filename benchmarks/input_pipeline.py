@@ -52,7 +52,7 @@ def torch_batches(folder: pathlib.Path, workers: int):
   from PIL import Image
   from torchvision import transforms
 
-  class Pictures(torch.utils.data.Dataset):
+  class Images(torch.utils.data.Dataset):
     def __init__(self):
       self.rows = [json.loads(line) for line in open(folder / "metadata.jsonl")]
       self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -81,7 +81,7 @@ def torch_batches(folder: pathlib.Path, workers: int):
       return self.transform(white.convert("RGB")), torch.from_numpy(ids)
 
   loader = torch.utils.data.DataLoader(
-    Pictures(), BATCH, shuffle=True, num_workers=workers, persistent_workers=True, drop_last=True
+    Images(), BATCH, shuffle=True, num_workers=workers, persistent_workers=True, drop_last=True
   )
   while True:
     yield from loader
@@ -89,7 +89,7 @@ def torch_batches(folder: pathlib.Path, workers: int):
 
 def main():
   parser = argparse.ArgumentParser()
-  parser.add_argument("--pictures", type=pathlib.Path, required=True)
+  parser.add_argument("--images", type=pathlib.Path, required=True)
   parser.add_argument("--side", choices=("vlx", "torch"), default="vlx")
   parser.add_argument("--workers", type=int, default=2)
   parser.add_argument("--threads", type=int, default=2, help="of vlx, with --workers=0")
@@ -109,7 +109,7 @@ def main():
       count += BATCH
     rates.append(count / (time.perf_counter() - start))
   print(
-    f"{arguments.side}, {arguments.workers} workers: {statistics.median(rates):.0f} pictures/s"
+    f"{arguments.side}, {arguments.workers} workers: {statistics.median(rates):.0f} images/s"
     f" ({min(rates):.0f} to {max(rates):.0f})",
     flush=True,
   )

@@ -23,10 +23,7 @@ SMOKE = "--config=configs/clip.py:smoke"
     (("vlx.train", SMOKE), "give --config=FILE:VARIANT and --workdir=DIR"),
     (("vlx.train", SMOKE, "--workdir={}/run", "--config.optim.lrr=1"), "did you mean 'lr'?"),
     (("vlx.train", "--config=configs/clip.py:smok", "--workdir={}/run"), "did you mean 'smoke'?"),
-    (
-      ("vlx.train", "--config=configs/clap.py", "--workdir={}/run"),
-      "no config file configs/clap.py",
-    ),
+    (("vlx.train", "--config=configs/clap.py", "--workdir={}/run"), "no file configs/clap.py"),
     (("vlx.train", SMOKE, "--workdir={}/run", "--config.steps=many"), "steps"),
     (
       ("vlx.train", SMOKE, "--workdir={}/run", "--config.model.image.dept=3"),
@@ -58,7 +55,7 @@ SMOKE = "--config=configs/clip.py:smoke"
       "process_id",
     ),
     (("vlx.evaluate", "--workdir={}"), "holds no run"),
-    (("vlx.ablate", "--experiment={}/x.py", "--workdir={}"), "no experiment file"),
+    (("vlx.ablate", "--experiment={}/x.py", "--workdir={}"), "no file"),
   ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(args, message, tmp_path):

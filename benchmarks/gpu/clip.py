@@ -3,13 +3,11 @@
 python -m benchmarks.gpu.clip
 """
 
-import statistics
-import time
-
 import jax
 import numpy as np
 from absl import app
 
+from benchmarks.dalle import timed
 from benchmarks.gpu.measured import TINY, Rows, attempt
 from vlx.core import config as configs
 from vlx.train import step as steps
@@ -18,7 +16,7 @@ RUNS = (("b32", 256), ("b32", 1024), ("b16", 256), ("b16", 1024))
 
 
 def milliseconds(variant: str, batch_size: int) -> float:
-  """Of a step, the median of 8 after the first two."""
+  """Of a step, the median of 8 after the first."""
   config = configs.load_config(f"configs/clip.py:{variant}")
   system = configs.build_system(config)
   rng = np.random.default_rng(0)
@@ -32,15 +30,14 @@ def milliseconds(variant: str, batch_size: int) -> float:
       "text_mask": np.ones((batch_size, system.text_length), bool),
     }
   )
-  config.optim.accumulate = 1
   state, frozen, train_step = steps.begin(system, config.optim)
-  times = []
-  for _ in range(10):
-    start = time.perf_counter()
+
+  def step():
+    nonlocal state
     state, metrics = train_step(state, frozen, batch)
-    jax.block_until_ready((state, metrics))
-    times.append(time.perf_counter() - start)
-  return 1000 * statistics.median(times[2:])
+    return metrics
+
+  return 1000 * timed(step, 8)[1]
 
 
 def main(_):

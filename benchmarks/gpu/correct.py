@@ -54,7 +54,7 @@ def attention_case(seed: int, longest: int):
 
 
 def check_attention(seed: int, longest: int) -> str:
-  """ "" or what is wrong."""
+  """The fault that was found, or ""."""
   case = attention_case(seed, longest)
   try:
     test_attention.check(case, "pallas_gpu")

@@ -47,16 +47,7 @@ SIZES = {
     epsilon=1e-5,
     tie_embeddings=True,
   ),
-  "7b": dict(
-    vocab_size=32000,
-    width=4096,
-    depth=32,
-    num_heads=32,
-    num_groups=32,
-    mlp_dim=11008,
-    context_length=2048,
-    epsilon=1e-5,
-  ),
+  "7b": llama.published_size("1-7B"),
 }
 
 

@@ -8,15 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vlx.core import partition
 from vlx.core.errors import UserError
 from vlx.core.files import read_json_lines
 from vlx.core.system import Aux, Term
 from vlx.data.streams import Streams
+from vlx.evaluate.data import Data
 from vlx.evaluate.runner import Evaluation
+from vlx.evaluate.tasks.loss import HeldOutLoss
+from vlx.model import Model
 from vlx.train import defaults, loop
 from vlx.train.run import Run
 
 SHAPE = jax.ShapeDtypeStruct
+MESH = partition.make_mesh(dict(data=-1, fsdp=1, tensor=1))
 
 
 class Numbers:
@@ -155,6 +160,37 @@ def test_a_batch_of_each_gives_the_loss_of_both(tmp_path, accumulate):
 def test_a_mistake_is_told(changes, message):
   with pytest.raises(UserError, match=message):
     Streams.of(config(TakingTurns, "by_step", **changes).data)
+
+
+def test_a_source_that_nobody_gives_is_told(tmp_path):
+  found = config(TakingTurns, "by_step")
+  found.data.streams.plain.source = None
+  with pytest.raises(UserError, match="no data source is set; give --config.data.source"):
+    Run(found, tmp_path).batches[0]
+
+
+def test_the_only_named_stream_is_a_task_too(tmp_path):
+  found = config(TakingTurns, "by_step")
+  del found.data.streams["squared"]
+  np.testing.assert_array_equal(Run(found, tmp_path).batches[0]["task"], np.zeros(8))
+
+
+def held_out(system, **fields):
+  data = Data(f"{__name__}.Numbers:5", None, "")
+  model = Model(system, {"params": {"means": jnp.array([1.0, 2.0])}, "state": {}}, None, "", MESH)
+  with jax.set_mesh(MESH):
+    return HeldOutLoss(("val",), **fields)(model, data).measures
+
+
+def test_the_held_out_loss_of_a_task():
+  numbers = 5 + np.arange(10.0)
+  for task, values in enumerate(((numbers - 1) ** 2, (numbers**2 - 2) ** 2)):
+    assert held_out(TakingTurns(), task=task) == {"val/squares": pytest.approx(values.mean())}
+
+
+def test_streams_at_once_have_no_held_out_loss():
+  with pytest.raises(UserError, match="is of no one split"):
+    held_out(AllAtOnce())
 
 
 def test_an_unknown_mixture_is_told():

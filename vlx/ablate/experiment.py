@@ -42,14 +42,12 @@ class Experiment:
 
 
 def load(path: pathlib.Path) -> Experiment:
-  """The EXPERIMENT of a file.
+  """The EXPERIMENT of a file, here or beside the package.
 
   Raises:
     UserError: where there is no such file, or none in it.
   """
-  if not path.is_file():
-    raise UserError(f"no experiment file {path}")
-  spec = importlib.util.spec_from_file_location(path.stem, path)
+  spec = importlib.util.spec_from_file_location(path.stem, configs.find_file(str(path)))
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   if not isinstance(getattr(module, "EXPERIMENT", None), Experiment):

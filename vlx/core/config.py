@@ -41,7 +41,7 @@ def import_path(path: str) -> Any:
 
 
 def nearest(name: str, valid) -> str:
-  """ ", did you mean 'x'?" for the closest of the valid names, or a list of them all."""
+  """A question, "did you mean 'x'?", for the closest valid name, or a list of them all."""
   close = difflib.get_close_matches(name, list(valid), n=1)
   return f"did you mean {close[0]!r}?" if close else f"valid names: {', '.join(sorted(valid))}"
 
@@ -205,18 +205,22 @@ def build_system(config: ConfigDict) -> System:
   return build(import_path(config.system), config.model.to_dict(), "model")
 
 
-def find_config(path: str) -> str:
-  """FILE:VARIANT with the file where it is: here, or beside the package, so that "configs/clip.py"
-  is found from any folder.
+def find_file(path: str) -> pathlib.Path:
+  """The file here or beside the package, so that "configs/clip.py" is found from any folder.
 
   Raises:
     UserError: where there is no such file.
   """
-  file, colon, variant = path.partition(":")
-  for found in (pathlib.Path(file), pathlib.Path(__file__).parents[2] / file):
+  for found in (pathlib.Path(path), pathlib.Path(__file__).parents[2] / path):
     if found.is_file():
-      return f"{found}{colon}{variant}"
-  raise UserError(f"no config file {file}")
+      return found
+  raise UserError(f"no file {path}")
+
+
+def find_config(path: str) -> str:
+  """FILE:VARIANT with the file where `find_file` finds it."""
+  file, colon, variant = path.partition(":")
+  return f"{find_file(file)}{colon}{variant}"
 
 
 def load_config(path: str) -> ConfigDict:

@@ -84,7 +84,7 @@ class Trains(System, Protocol):
     ...
 
   def accumulates(self) -> str:
-    """ "" where the parts of a batch make up the whole, else the reason why they do not."""
+    """Why the terms of a batch's parts do not add up to the batch's; "" where they do."""
     ...
 
 

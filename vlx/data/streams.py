@@ -8,11 +8,11 @@
 What a stream does not say, `config.data` says. `config.data.mixture` says how they are put
 together:
 
-  by_step  each step takes a batch of one stream; `task` i32 [B] is its index among their names in alphabetical
-           order, for `jax.lax.switch(batch["task"][0], …)`. All streams give arrays of the same
-           names and shapes.
-  all      each step takes a batch of every stream, each of its own size: batch["captions"]["image"]; `weight` says
-           nothing here, for the loss weighs its terms
+  by_step  each step takes a batch of one stream; `task` i32 [B] is its index among their names in
+           alphabetical order, for `jax.lax.switch(batch["task"][0], …)`. All streams give arrays of
+           the same names and shapes.
+  all      each step takes a batch of every stream, each of its own size:
+           batch["captions"]["image"]; `weight` says nothing here, for the loss weighs its terms
 
 Rows can be mixed within a batch too: by the source "mix:…" (`vlx.data.sources`).
 """
@@ -107,8 +107,8 @@ class Streams:
     """The run's batches from those of each stream, in the same order."""
     if self.nested:
       return _Nested(batches)
-    if len(batches) == 1:
-      return next(iter(batches.values()))
+    if "" in batches:
+      return batches[""]
     return _TakingTurns(batches, [self.by_name[name].weight for name in batches])
 
 

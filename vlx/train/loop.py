@@ -177,15 +177,10 @@ def compile_step(run: Run):
   )
 
 
-def _is_ready(array: Any) -> bool:
-  """Whether the devices are done with it (JAX's stubs do not have this method)."""
-  return array.is_ready()
-
-
 class _Pending:
   """A step that may still be running."""
 
-  def __init__(self, step: int, metrics: dict[str, jax.Array], example_ids):
+  def __init__(self, step: int, metrics: dict[str, Any], example_ids):
     self.step, self.metrics, self.example_ids = step, metrics, example_ids
 
 
@@ -251,7 +246,7 @@ class _Loop:
     """(a batch on the devices, its examples' indices, by stream where there are several)."""
     asked = time.monotonic()
     batch, host = batches.split_host(next(data))
-    if not pending or _is_ready(pending.metrics["finite"]):  # else the devices had work meanwhile
+    if not pending or pending.metrics["finite"].is_ready():  # else the devices had work meanwhile
       self._log.waited(time.monotonic() - asked)
     ids = {name: array.tolist() for name, array in host.items() if name.endswith("example_id")}
     return self._run.on_devices(batch), ids

@@ -143,7 +143,7 @@ def vendor_images() -> list[tuple[str, str, bytes]]:
 
 
 def _sequence(stem: str) -> str:
-  """ "1F469-200D-1F680" → the characters, without variation selectors."""
+  """The characters of "1F469-200D-1F680", without variation selectors."""
   return "".join(chr(int(c, 16)) for c in stem.split("-")).replace(VARIATION_SELECTOR, "")
 
 

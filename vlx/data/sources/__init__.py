@@ -36,12 +36,14 @@ KINDS: dict[str, Callable[[str, str], Source]] = {
 }
 
 
-def open_source(spec: str, split: str) -> Source:
+def open_source(spec: str | None, split: str) -> Source:
   """The source "KIND:PATH" (see above).
 
   Raises:
     UserError: for an unknown kind, split, folder, or one with nothing in it.
   """
+  if not spec:
+    raise UserError("no data source is set; give --config.data.source=KIND:PATH, e.g. folder:PATH")
   kind, _, path = spec.partition(":")
   if kind not in KINDS and "." not in kind:
     raise UserError(f"no data source {spec!r}: it is KIND:PATH, {nearest(kind, KINDS)}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,8 @@ class HeldOutLoss:
   def __call__(self, model: Model, data: Data) -> Results:
     if why := model.system.accumulates():
       raise UserError(f"the loss of a split is not that of its examples: {why}")
+    if any(isinstance(field, Mapping) for field in model.system.inputs().values()):
+      raise UserError('a loss over several streams at once (mixture "all") is of no one split')
     names = tuple(name for name in model.system.inputs() if self.task is None or name != "task")
     measures = {}
     for split in self.splits:

@@ -78,7 +78,7 @@ class _Wording:
     return self._names.count(thing[0].name) > 1
 
   def phrase(self, thing: Thing, color: float = 0.8, size: float = 0.5) -> str:
-    """ "a small red cat", "two cats"; color and size with these chances."""
+    """As in "a small red cat", "two cats"; color and size with these chances."""
     shown, rng, words = thing[0], self._rng, []
     if shown.size in SIZE_WORDS and rng.random() < size:
       words.append(rng.choice(SIZE_WORDS[shown.size]))
@@ -90,7 +90,7 @@ class _Wording:
     return f"{NUMBERS[len(thing)]} {words}"
 
   def again(self, thing: Thing) -> str:
-    """ "the cat", "the red cat" where there are two."""
+    """As in "the cat", "the red cat" where there are two."""
     color = f"{thing[0].color} " if self.needs_color(thing) else ""
     return f"the {color}{_noun(thing)}"
 
@@ -122,7 +122,7 @@ def _joined(parts: list[str]) -> str:
 
 
 def _listed(things, wording, rng) -> str:
-  """ "an image of a cat, two dogs and a car"."""
+  """As in "an image of a cat, two dogs and a car"."""
   start = rng.choice(
     (
       "",
@@ -138,7 +138,7 @@ def _listed(things, wording, rng) -> str:
 
 
 def _placed(things, wording, rng) -> str:
-  """ "a cat on the left and a dog", "on the left is a cat"; "" where nothing has a place."""
+  """As in "a cat on the left and a dog", "on the left is a cat"; "" where nothing has a place."""
   places = [
     [p for p in composition.PLACES if all(composition.is_at(p, o) for o in t)] for t in things
   ]
@@ -155,7 +155,7 @@ def _placed(things, wording, rng) -> str:
 
 
 def _related(things, wording, rng) -> str:
-  """ "a cat is above a dog and a car to the left of the cat"; "" where no two things stand so."""
+  """As in "a cat is above a dog and a car to the left of the cat"; "" where no two things stand so."""
   pairs = [
     (a, r, b)
     for a in things
@@ -190,7 +190,7 @@ def _related(things, wording, rng) -> str:
 
 
 def _predicated(things, wording, rng) -> str:
-  """ "a cat and a dog. the cat is red"; "" where no thing has a color or a size to tell."""
+  """As in "a cat and a dog. the cat is red"; "" where no thing has a color or a size to tell."""
   new = (
     lambda t: [  # what the noun phrase alone does not say
       *SIZE_WORDS.get(t[0].size, ())[:1],
