@@ -2,17 +2,7 @@
 
   python -m vlx.train --config=configs/clip.py:VARIANT --workdir=runs/clip
 
-image → text R@1 / R@5 in percent, full gallery, seed 0, on two CPU cores:
-
-  variant                     combo        concept      style
-  demo, 620 steps             37.1 / 82.2  1.4 /  6.6    9.4 / 22.2
-  emoji, 2,800 steps          52.0 / 95.3  2.0 / 10.4   16.7 / 32.0
-  emoji, normalized           72.3 / 99.5  6.3 / 22.3   11.2 / 23.3
-  to beat                     21.0 / 71.2  3.3 / 17.3    6.9 / 11.8
-
-Trained captions outdo the untrained ones that `concept` asks for, for the model is surest of what
-it knows. `normalized` is the same checkpoint with each caption's score discounted by how well it
-fits the training images (QB-Norm; `vlx.evaluate.tasks.retrieval.prior`).
+`demo` takes five minutes on two CPU cores, `emoji` half an hour: docs/results/clip.md.
 """
 
 import ml_collections

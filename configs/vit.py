@@ -7,15 +7,7 @@ its skin tone, to judge what configs/dalle.py draws; `objects` tells single obje
 their colors, for the tower of a captioner, and `nouns` the objects alone, for that of a CLIP; the
 paper's are on ImageNet.
 
-Emoji into Unicode's ten groups, 600 steps of 128, accuracy in percent (one seed; 6 to 9 minutes on
-two CPU cores that had other work too):
-
-              parameters   concept   style
-  emoji          824,202      67.8    63.2
-  emoji_cnn    1,569,850      72.7    60.8
-
-At this size, on 5,592 images, the two are comparable: the CNN is ahead on concepts never seen, the
-transformer on a hand never seen.
+`emoji` and `emoji_cnn` take 6 to 9 minutes on two CPU cores: docs/results/vision.md.
 """
 
 import ml_collections

@@ -5,12 +5,12 @@ extra input yields inferior results, as the network can explicitly exploit noise
 overfits more easily." Without figures. Here both on scenes, above the tower of a finished run of
 configs/show_and_tell.py:scenes, frozen as theirs was.
 
-600 steps, 3 seeds, `val`: BLEU-4 11.0 ± 0.4 where it is seen once, 15.6 ± 0.8 at every word;
-CIDEr-D 14.2 ± 1.2, 41.3 ± 1.2; things named right 3.5 ± 1.0, 16.0 ± 0.7 percent; on `combo` the
-same order. In so short a run the claim does not hold: what is seen once has to be remembered first,
-and there is nothing to overfit to yet.
+In so short a run the claim does not hold: what is seen once has to be remembered first, and there is
+nothing to overfit to yet.
 
-(python -m vlx.ablate --experiment=experiments/caption_image_input.py --workdir=runs/ablations)
+  python -m vlx.ablate --experiment=experiments/caption_image_input.py --workdir=runs/ablations
+
+Results: experiments/results/caption_image_input.json (600 steps, 3 seeds).
 """
 
 from vlx.ablate.experiment import Experiment

@@ -102,13 +102,19 @@ def summarize(runs: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def table(record: Mapping[str, Any]) -> str:
-  """Markdown: an arm a row, a measure a column, mean ± standard deviation over seeds."""
-  measures = record["measures"]
-  lines = ["| arm | " + " | ".join(measures) + " |", "|---" * (len(measures) + 1) + "|"]
-  for arm, found in record["summary"].items():
-    cells = [_with_spread(*found[m]) if m in found else "" for m in measures]
-    lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+  """Markdown: a measure a row, an arm a column, mean ± standard deviation over seeds."""
+  summary = record["summary"]
+  lines = ["| | " + " | ".join(summary) + " |", "|---" * (len(summary) + 1) + "|"]
+  for measure in _measured(record):
+    cells = [_with_spread(*arm[measure]) if measure in arm else "" for arm in summary.values()]
+    lines.append(f"| {measure} | " + " | ".join(cells) + " |")
   return "\n".join(lines) + "\n"
+
+
+def _measured(record: Mapping[str, Any]) -> list[str]:
+  """The measures that some arm has."""
+  arms = record["summary"].values()
+  return [m for m in record["measures"] if any(m in arm for arm in arms)]
 
 
 def _with_spread(mean: float, spread: float) -> str:
@@ -117,16 +123,23 @@ def _with_spread(mean: float, spread: float) -> str:
   return f"{mean:.{digits}f} ± {spread:.{digits}f}"
 
 
+PANELS = 3  # in a row
+
+
 def plot(record: Mapping[str, Any], path: pathlib.Path) -> None:
   """One panel per measure: the mean a line, each seed a dot, or a bar of the standard deviation
   where the seeds are not known one by one.
   """
-  measures = record["measures"]
+  measures, summary = _measured(record), record["summary"]
+  columns = min(len(measures), PANELS)
+  rows = -(-len(measures) // columns)
   figure, axes = plt.subplots(
-    1, len(measures), figsize=(3 * len(measures), 3), squeeze=False, layout="constrained"
+    rows, columns, figsize=(3 * columns, 2.6 * rows), squeeze=False, layout="constrained"
   )
-  for axis, measure in zip(axes[0], measures):
-    for x, (arm, found) in enumerate(record["summary"].items()):
+  for axis in axes.flat[len(measures) :]:
+    axis.set_visible(False)
+  for axis, measure in zip(axes.flat, measures):
+    for x, (arm, found) in enumerate(summary.items()):
       if measure not in found:
         continue
       mean, spread = found[measure]
@@ -134,8 +147,8 @@ def plot(record: Mapping[str, Any], path: pathlib.Path) -> None:
       axis.hlines(mean, x - 0.25, x + 0.25, color="#333333")
       axis.errorbar([x], [mean], [0 if seeds else spread], color="#4575b4", capsize=4)
       axis.plot([x] * len(seeds), seeds, "o", color="#4575b4", alpha=0.7)
-    axis.set_xticks(range(len(record["summary"])), list(record["summary"]), fontsize=7)
-    axis.set_title(measure, fontsize=7)
-    axis.set_xlim(-0.5, len(record["summary"]) - 0.5)
+    axis.set_xticks(range(len(summary)), list(summary), fontsize=8)
+    axis.set_title(measure, fontsize=8)
+    axis.set_xlim(-0.5, len(summary) - 0.5)
   figure.savefig(path, dpi=110)
   plt.close(figure)

@@ -5,8 +5,7 @@ data nor a tokenizer is needed. Says whether it fits, and what it holds, compute
 code 1 where it does not fit.
 
 Topologies: v4|v5p:AxBxC and v5e|v6e:AxB (TPU slices), h100:N (hosts of eight), cpu:N (N virtual
-  devices,
-which share this machine's memory).
+devices, which share this machine's memory).
 """
 
 import json

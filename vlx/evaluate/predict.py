@@ -29,7 +29,7 @@ def predict_examples(
   Args:
     model: see there.
     examples: that hold what is asked for.
-    method: of the system, (variables, *inputs, **options) → `[B, …]`, or several of these.
+    method: of the system, `(variables, *inputs, **options) → [B, …]`, or several of these.
     names: of the fields that it is given.
     targets: fields to return beside the outputs.
     batch_size: over all devices; rounded up to a multiple of their number.

@@ -60,12 +60,14 @@ def limit(best, second, x_square, radius, *, dim: int, products: float, cosine: 
   sure.
 
   With x, c centred, the score's error is at most α|x||c| + γ|c|² + ε:
-  - α: a product is off by `products` of its size, and `dim` additions of the accumulator by 2⁻²³ each,
-    in any order, be it by rounding or (tensor cores) by truncation; 8 more for centring and the
-    rest.
+
+  - α: a product is off by `products` of its size, and `dim` additions of the accumulator by 2⁻²³
+    each, in any order, be it by rounding or (tensor cores) by truncation; 8 more for centring and
+    the rest.
   - γ: |c|² is a sum of `dim` terms in f32.
-  - ε: what normalising leaves, where `cosine`: the norms' error, and the rounding of numbers up to 1
-    before they are centred.
+  - ε: what normalising leaves, where `cosine`: the norms' error, and the rounding of numbers up to
+    1 before they are centred.
+
   A code nearer than the best is no further from x than that, so |c| ≤ |x| + distance.
 
   Args:

@@ -22,7 +22,7 @@ def op(factory: Callable[..., Op]) -> Callable[..., Op]:
 
 
 def image_op(function: Callable[..., np.ndarray]) -> Callable[..., Op]:
-  """An op from a function (image, rng, *arguments) → image.
+  """An op from a function `(image, rng, *arguments) → image`.
 
   It is applied to the field `of`, "image" by default; of several images in a field ("images",
   "frames") to each, with the same draws for all: a film is cropped as one.

@@ -44,8 +44,7 @@ def precision_recall(real: np.ndarray, made: np.ndarray, k: int = 3) -> tuple[fl
   """(share of `made` that lies among the real, share of `real` that lies among the made).
 
   Among: no further from some image than that one's k-th neighbour in its own set (Kynkäänniemi et
-    al.,
-  2019, §2).
+  al., 2019, §2).
   """
   radius = lambda z: np.sort(_distances(z, z), axis=1)[:, k]  # the first is the image itself
   between = _distances(real, made)

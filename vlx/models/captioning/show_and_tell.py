@@ -1,8 +1,8 @@
 """Show and Tell.
 
-Vinyals et al., "Show and Tell: A Neural Image Caption Generator", 2015. Here: a vision tower, an LSTM that
-sees its features once, as the input at t = -1 (eq. 10-12), the likelihood of the words with the stop word
-(eq. 13), decoding by beam search (§3.1).
+Vinyals et al., "Show and Tell: A Neural Image Caption Generator", 2015. Here: a vision tower, an
+LSTM that sees its features once, as the input at t = -1 (eq. 10-12), the likelihood of the words
+with the stop word (eq. 13), decoding by beam search (§3.1).
 
 What the paper leaves open follows the authors' released code (tensorflow/models, im2txt): the loss
 is the mean over the words of a batch (which its learning rate of 2 goes with), all that is new is
@@ -10,9 +10,8 @@ drawn from U(-0.08, 0.08), the forget gate starts open, dropout is on inputs and
 LSTM.
 
 Departure: o ⊙ tanh(c), as in that code; eq. 8 has no tanh, which is `output_tanh=False`. Fields for
-  the
-paper's ablations: `image_input="every"` gives the image beside each word (§3.1 found that worse),
-and `init` of a config can start `word_embedding` at vectors trained elsewhere (§4.3.2: no gain).
+the paper's ablations: `image_input="every"` gives the image beside each word (§3.1 found that
+worse), and `init` of a config can start `word_embedding` at vectors trained elsewhere (§4.3.2: no gain).
 """
 
 import dataclasses

@@ -12,8 +12,7 @@ Images are in [-1, 1], as everywhere here. That is what torchvision's weights wa
 `transform_input` only undoes the normalisation by ImageNet's mean that its preprocessing does.
 
 Departure: the auxiliary classifiers average any map to 4x4 as torchvision does; the paper's windows
-  of 5x5,
-three apart, give 4x4 of an image of 224x224 alone.
+of 5x5, three apart, give 4x4 of an image of 224x224 alone.
 """
 
 import dataclasses
