@@ -60,7 +60,7 @@ def _device() -> str:
   if devices[0].platform != "cpu":
     return f"{len(devices)} x {devices[0].device_kind}"
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-  return f"{cores} cores of {_processor()}"
+  return f"{cores} core{'s' if cores != 1 else ''} of {_processor()}"
 
 
 def _processor() -> str:
