@@ -46,7 +46,7 @@ def fail(message: str) -> None:
 
 
 def _config_path(argv: list[str]) -> str | None:
-  """What --config names, as "--config=PATH" or "--config PATH"."""
+  """The value of --config, given as "--config=PATH" or "--config PATH"."""
   for argument, following in zip(argv, [*argv[1:], ""]):
     if match := re.fullmatch(r"--?config(=(.*))?", argument):
       return match[2] if match[1] else following

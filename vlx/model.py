@@ -85,7 +85,7 @@ class Model:
   # Inputs.
 
   def prepare_images(self, images: Sequence[AnyImage]) -> Float[np.ndarray, "n height width 3"]:
-    """What the system takes, by `image_transform`.
+    """The system's input, by `image_transform`.
 
     Raises:
       UserError: where a file is no image, or the model does not say how images become its input.

@@ -16,7 +16,7 @@ MATRIX, VECTOR, SPILL = 0, 2, 8
 
 @dataclasses.dataclass(frozen=True)
 class Bundles:
-  """Of one kernel's body.
+  """Counts of one kernel's body.
 
   Attributes:
     total: all bundles, control and prologue included.

@@ -27,7 +27,7 @@ from jax.interpreters import partial_eval
 
 @dataclasses.dataclass
 class Count:
-  """Of one training step, on all devices together.
+  """The work of one training step, on all devices together.
 
   Attributes:
     flops: see the module.

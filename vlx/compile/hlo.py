@@ -1,4 +1,4 @@
-"""What an optimized HLO program says of itself: collectives and kernels, with how often each
+"""Statistics of an optimized HLO program: collectives and kernels, with how often each
 runs.
 """
 

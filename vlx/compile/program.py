@@ -30,7 +30,7 @@ from vlx.train.state import ALL
 
 
 def measure(config, topology: topologies.Topology, folder: pathlib.Path) -> dict:
-  """What `vlx.compile --json` prints; `folder` takes the compiler's dumps.
+  """The facts that `vlx.compile --json` prints; `folder` takes the compiler's dumps.
 
   `temporaries` are what `total` holds beside the arguments: activations, gradients, the program
   itself.
@@ -72,7 +72,7 @@ def measure(config, topology: topologies.Topology, folder: pathlib.Path) -> dict
 
 
 def _count(config) -> flops.Count:
-  """Of one step, all devices together; on shapes, without a mesh."""
+  """The FLOPs of one step, all devices together; from shapes, without a mesh."""
   config = config.copy_and_resolve_references().unlock()
   config.mesh = dict(data=1, fsdp=1, tensor=1)
   run = Plan(config, pathlib.Path(), tuple(jax.devices("cpu")[:1]))
@@ -186,7 +186,7 @@ def _kernels(text: str, dump: pathlib.Path) -> dict[str, dict]:
 
 
 def in_own_process(config, topology: topologies.Topology) -> dict:
-  """What `measure` finds, in a process that has the topology's compiler.
+  """Runs `measure` in a process that has the topology's compiler.
 
   Raises:
     UserError: for what the user can mend.

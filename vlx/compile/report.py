@@ -1,4 +1,4 @@
-"""What `vlx.compile` prints for people."""
+"""The table that `vlx.compile` prints."""
 
 
 def table(result: dict) -> str:

@@ -1,4 +1,4 @@
-"""What a system can do, as protocols: the only thing that evaluators, commands and other systems
+"""Capabilities: protocols that say what a system can do; the only thing that evaluators, commands and other systems
 ask of one.
 
 One verb, one shape, everywhere. All methods are deterministic pure functions; `v` are the system's

@@ -47,7 +47,7 @@ def nearest(name: str, valid) -> str:
 
 
 def select_variant(variants: Mapping[str, Any], name: str) -> Any:
-  """What a config's variants have under `name`; an unknown name is the user's error."""
+  """The entry of a config's variants under `name`; an unknown name is the user's error."""
   if name not in variants:
     raise UserError(f"no variant {name!r}: {nearest(name, variants)}")
   return variants[name]
@@ -271,7 +271,7 @@ def write(folder: pathlib.Path, kept: Kept) -> None:
 
 
 def read(folder: pathlib.Path) -> Kept:
-  """What a folder's config.json says, of any schema that vlx has had.
+  """Reads a folder's config.json, of any schema that vlx has had.
 
   Raises:
     UserError: where there is none, or one that is not vlx's.

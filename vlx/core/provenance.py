@@ -1,4 +1,4 @@
-"""What a figure needs beside it to be found again: the command, the code, the machine."""
+"""Provenance: what lets a figure be found again, the command, the code, the machine."""
 
 import datetime
 import importlib.metadata
@@ -16,7 +16,7 @@ PACKAGES = ("jax", "flax", "optax", "numpy")
 
 
 def provenance() -> dict[str, Any]:
-  """Of this process: command, date, commit, device and versions; all that JSON can hold.
+  """This process's command, date, commit, device and versions; all that JSON can hold.
 
   `commit` is None where vlx is not a git checkout, and ends in "+" where files differ from it.
   """

@@ -22,7 +22,7 @@ class Source(Protocol):
   def __getitem__(self, index: int) -> Record: ...
 
   def name(self, index: int) -> str:
-    """What to call a record in a message."""
+    """The name of a record in messages."""
 
   def texts(self, fields: Sequence[str]) -> Iterator[str]:
     """All strings of these fields, without reading images where that can be avoided."""

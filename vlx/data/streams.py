@@ -77,7 +77,7 @@ class Streams:
     return cls(found, nested)
 
   def rows(self, name: str) -> int:
-    """Of an array of the global batch, called "stream/name" where batches are nested."""
+    """The number of rows of an array of the global batch, called "stream/name" where batches are nested."""
     stream = name.partition("/")[0] if self.nested else next(iter(self.by_name))
     return self.by_name[stream].batch_size
 

@@ -1,4 +1,4 @@
-"""What can be measured of any model on any data, by its capabilities."""
+"""Measures any model on any data, by its capabilities."""
 
 from vlx.core import capabilities
 from vlx.core.capabilities import (

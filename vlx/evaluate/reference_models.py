@@ -136,7 +136,7 @@ class Scorers:
 
 
 def open_scorers(clip: str, classifiers: Sequence[str], mesh: Mesh) -> Scorers:
-  """Of what `open_clip` ("": none) and `open_classifier` take; a classifier is called as its
+  """Opens a CLIP as `open_clip` does ("": none) and classifiers as `open_classifier` does; a classifier is called as its
   folder.
   """
   named = {pathlib.Path(workdir).name: open_classifier(workdir, mesh) for workdir in classifiers}

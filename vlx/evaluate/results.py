@@ -1,4 +1,4 @@
-"""What evaluators find, and results.json, which keeps it beside what it came from."""
+"""The results of evaluators, and results.json, which keeps them beside their provenance."""
 
 import json
 import pathlib

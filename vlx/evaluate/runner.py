@@ -76,7 +76,7 @@ class Evaluation:
 
   @classmethod
   def of(cls, run: Any) -> "Evaluation":
-    """Of a run: its `config`, `system`, `tokenizer`, `mesh` and `workdir`."""
+    """From a run: its `config`, `system`, `tokenizer`, `mesh` and `workdir`."""
     return cls.from_parts(run.config, run.system, run.tokenizer, run.mesh, run.workdir)
 
   @classmethod
@@ -88,7 +88,7 @@ class Evaluation:
     mesh: jax.sharding.Mesh,
     workdir: pathlib.Path,
   ) -> "Evaluation":
-    """Of what a config makes.
+    """From the objects that a config makes.
 
     Raises:
       UserError: where an evaluator asks for what the system cannot do, for a split that is not
@@ -148,7 +148,7 @@ class Evaluation:
     )
 
   def is_higher_better(self, measure: str) -> bool:
-    """Of a measure that `checkpoint.best` names.
+    """Whether a higher value is better, for a measure that `checkpoint.best` names.
 
     Raises:
       UserError: where no evaluator has it, or says which is better.

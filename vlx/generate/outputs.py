@@ -1,4 +1,4 @@
-"""What `vlx.generate` reads and writes: a sampler's fields, sheets of images and of where a
+"""Inputs and outputs of `vlx.generate`: a sampler's fields, sheets of images and of where a
 captioner looked.
 """
 
@@ -82,7 +82,7 @@ def sampler_fields(text: str) -> dict:
 
 
 def file_name(text: str) -> str:
-  """Of any prompt; where letters and digits do not tell it, by a hash of it."""
+  """A file name for any prompt; where letters and digits do not tell it, by a hash of it."""
   name = files.safe_name(text)
   told = name != "unnamed" and len(text) <= 60
   return name if told else f"{name}_{hashlib.sha1(text.encode()).hexdigest()[:8]}"

@@ -225,7 +225,7 @@ class _Rows:
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-  """What the kernels share: sizes, what they hold of the operands, which tiles they visit."""
+  """The facts that the kernels share: sizes, what they hold of the operands, which tiles they visit."""
 
   batch: int
   length: int
@@ -354,7 +354,7 @@ class _Call:
     )(plan, *(x for _, x in leaves), *operands)
 
   def _kinds(self):
-    """Of the tiles; the last keys are PARTIAL where they do not fill their tile."""
+    """The kinds of the tiles; the last keys are PARTIAL where they do not fill their tile."""
     kinds = self.mask.tiles(self.length, self.keys_length, self.tile.q, self.tile.k)
     if self.keys_length % self.tile.k:
       kinds = np.concatenate([kinds[:, :-1], np.minimum(kinds[:, -1:], PARTIAL)], axis=1)

@@ -111,7 +111,7 @@ def sources(
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What a kernel knows before it runs."""
+  """The facts that a kernel has before it runs."""
 
   steps: Steps
   mask: Any  # its tree, without arrays

@@ -145,7 +145,7 @@ def backward(
 
 
 def _gradient_shape(block, head_dim):
-  """Of the sum of a gradient over tiles. Heads that leave lanes of the matrix unit idle lie
+  """The shape of the sum of a gradient over tiles. Heads that leave lanes of the matrix unit idle lie
   across them.
   """
   return (head_dim, block) if head_dim < LANES else (block, head_dim)

@@ -71,7 +71,7 @@ class Mask:
 
   @property
   def batch_size(self) -> int | None:
-    """Of the data that the mask depends on; None where it depends on none."""
+    """The batch size of the data that the mask depends on; None where it depends on none."""
     return next((x.shape[0] for x in jax.tree.leaves(self)), None)
 
   def __and__(self, other: "Mask") -> "Mask":
@@ -275,7 +275,7 @@ class Segments(Mask):
 
   @classmethod
   def of(cls, ids: Int[Array, "batch length"]) -> Self:
-    """Of self-attention."""
+    """The mask of self-attention."""
     return cls(ids, ids)
 
   @classmethod
@@ -333,7 +333,7 @@ class UpTo(Mask):
 
 @_mask(data=("queries",))
 class At(Mask):
-  """What `mask` shows a query at the position in its entry: queries of positions of their own (a
+  """The view of `mask` that a query at the position in its entry has: queries of positions of their own (a
   cache).
   """
 
@@ -371,7 +371,7 @@ class _Pair(Mask):
 
 @_mask(data=("left", "right"))
 class And(_Pair):
-  """What both see."""
+  """The pairs that both masks see."""
 
   left: Mask
   right: Mask
@@ -388,7 +388,7 @@ class And(_Pair):
 
 @_mask(data=("left", "right"))
 class Or(_Pair):
-  """What either sees."""
+  """The pairs that either mask sees."""
 
   left: Mask
   right: Mask

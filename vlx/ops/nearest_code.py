@@ -150,7 +150,7 @@ def _nearest(x, codebook, *, cosine, implementation):
 
 
 def _candidates(cosine, implementation):
-  """What finds candidates, by the platform lowered for."""
+  """Finds candidates by the kernel of the platform lowered for."""
 
   def kernel(platform, interpret=False):
     # Only where used: a backend's own modules need not be there on every machine.

@@ -28,7 +28,7 @@ _AS_NEAR = 2.0**-42  # relative; above what two sums of equal worth, in another 
 
 
 def norm_scale(x: Float[Array, "n dim"], cosine: bool) -> Float[Array, "n 1"]:
-  """What normalises the rows, where `cosine`: 1 / |x|, 0 for a zero row. Else 1."""
+  """The scale that normalises the rows, where `cosine`: 1 / |x|, 0 for a zero row. Else 1."""
   if not cosine:
     return jnp.ones((x.shape[0], 1), jnp.float32)
   square = jnp.sum(x.astype(jnp.float32) ** 2, axis=1, keepdims=True)

@@ -20,7 +20,7 @@ _DENSE = ("o i -> i o", {})
 
 
 def tower_rows(num_heads: int, public: str = "", name: str = "params") -> list[Row]:
-  """Of `BertModel` and `vlx.models.pretraining.bert.BERT`; `public.` and `name/` stand before
+  """Rows for `BertModel` and `vlx.models.pretraining.bert.BERT`; `public.` and `name/` stand before
   their names.
   """
   kernel, bias = ("(h e) d -> d h e", {"h": num_heads}), ("(h e) -> h e", {"h": num_heads})
@@ -59,7 +59,7 @@ def tower_rows(num_heads: int, public: str = "", name: str = "params") -> list[R
 
 
 def rows(num_heads: int) -> list[Row]:
-  """Of `BertForPreTraining` and `vlx.models.pretraining.bert.BERTPretraining`."""
+  """Rows for `BertForPreTraining` and `vlx.models.pretraining.bert.BERTPretraining`."""
   return [
     *tower_rows(num_heads, "bert", "params/tower"),
     Row("cls.predictions.transform.dense.weight", "params/word_head/transform/kernel", _DENSE),
@@ -73,7 +73,7 @@ def rows(num_heads: int) -> list[Row]:
 
 
 def from_hugging_face(config: Mapping[str, Any]) -> Layout:
-  """Of a `config.json` with the model type "bert": with heads, unless its architecture is
+  """Reads a `config.json` with the model type "bert": with heads, unless its architecture is
   `BertModel`.
 
   Raises:

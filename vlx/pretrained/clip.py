@@ -122,7 +122,7 @@ def _resnet_rows(tower: ModifiedResNet) -> list[Row]:
 
 
 def from_hugging_face(config: Mapping) -> Layout:
-  """Of a `config.json` with the model type "clip"; its sections leave out what is B/32's."""
+  """Reads a `config.json` with the model type "clip"; its sections leave out what is B/32's."""
   config = dict(config)
   for part in ("vision_config", "text_config"):
     # The first files have their sections under both names; where they differ, this one counts.
@@ -225,7 +225,7 @@ def to_hugging_face(system: CLIP, end_id: int | None = None) -> tuple[dict, Layo
 
 
 def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
-  """Of OpenAI's files and open_clip's, by their names; None for what is neither.
+  """The system of OpenAI's files and open_clip's, by their names; None for what is neither.
 
   Their names are the same, their GELUs are not: quick in OpenAI's, known by three constants beside
   the weights, the erf's in open_clip's own models.
@@ -265,7 +265,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
 
 
 def from_open_clip(config: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
-  """Of an `open_clip_config.json` and the names beside it, which do not tell the GELU and the
+  """Reads an `open_clip_config.json` and the names beside it, which do not tell the GELU and the
   heads.
   """
   model = config.get("model_cfg")
@@ -350,7 +350,7 @@ def openai_preprocess(image_size: int, mean=MEAN, std=STD) -> str:
 
 
 def open_clip_preprocess(system: CLIP, config: Mapping) -> str:
-  """Of an `open_clip_config.json`."""
+  """The preprocessing string of an `open_clip_config.json`."""
   section = config.get("preprocess_cfg") or {}
   for name, wanted in dict(interpolation="bicubic", resize_mode="shortest").items():
     fields.must_be(section, name, wanted)

@@ -16,7 +16,7 @@ _KERNEL = ("o i h w -> h w i o", {})
 
 
 def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
-  """Of both files together, by their names; None for another family's."""
+  """The system of both files together, by their names; None for another family's."""
   found = [
     m for name in shapes if (m := re.match(r"encoder\.blocks\.group_(\d+)\.block_(\d+)\.", name))
   ]
@@ -37,7 +37,7 @@ def preprocess(system: DVAE, config: Mapping | None = None) -> str:
 
 
 def rows(num_groups: int = 4, blocks_per_group: int = 2) -> list[Row]:
-  """Of `dall_e.Encoder`, `dall_e.Decoder` and `vlx.models.generation.dvae.DVAE`."""
+  """Rows for `dall_e.Encoder`, `dall_e.Decoder` and `vlx.models.generation.dvae.DVAE`."""
   return [
     *half_rows("encoder", num_groups, blocks_per_group),
     *half_rows("decoder", num_groups, blocks_per_group),
@@ -45,7 +45,7 @@ def rows(num_groups: int = 4, blocks_per_group: int = 2) -> list[Row]:
 
 
 def half_rows(half: str, num_groups: int, blocks_per_group: int) -> list[Row]:
-  """Of the "encoder" or the "decoder"."""
+  """Rows for the "encoder" or the "decoder"."""
   out = _convolution(half, "input", "input")
   if half == "decoder":
     out = [

@@ -1,4 +1,4 @@
-"""What a `config.json` or the shapes of a file say of a model; what is missing or absurd is told
+"""Fields of a model from a `config.json` or the shapes in a file; what is missing or absurd is told
 by its name.
 """
 
@@ -46,7 +46,7 @@ def positive(config: Mapping, name: str, default: float | None = None) -> float:
 def one_of(
   config: Mapping, name: str, meanings: Mapping[str, Any], default: str | None = None
 ) -> Any:
-  """What a word means."""
+  """The meaning of a word in a config."""
   value = _of(config, name, default)
   if not isinstance(value, str) or value not in meanings:
     raise UserError(f"config.json: {name} is {value!r}; vlx knows {', '.join(map(repr, meanings))}")
@@ -74,7 +74,7 @@ def exportable(what: str, module: Any, **wanted: Any) -> None:
 
 
 def shape(shapes: Mapping[str, tuple[int, ...]], name: str, axes: int) -> tuple[int, ...]:
-  """Of a tensor that a file must have."""
+  """The shape of a tensor that a file must have."""
   if name not in shapes:
     raise UserError(f"the checkpoint has no {name}")
   if len(shapes[name]) != axes:

@@ -20,7 +20,7 @@ BRANCHES = {
 
 
 def rows(auxiliary: bool) -> list[Row]:
-  """Of `GoogLeNet(GoogLeNetTower(), …, auxiliary)`.
+  """Rows for `GoogLeNet(GoogLeNetTower(), …, auxiliary)`.
 
   The file has the auxiliary classifiers (not trained, says torchvision) whether the system has them
   or not.
@@ -47,7 +47,7 @@ def _block(public: str, ours: str) -> list[Row]:
 
 
 def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
-  """Of torchvision's file, by its names; None for another's. Its auxiliary classifiers are left
+  """The system of torchvision's file, by its names; None for another's. Its auxiliary classifiers are left
   out.
   """
   if not {"conv1.conv.weight", "inception3a.branch1.conv.weight", "fc.weight"} <= shapes.keys():

@@ -31,7 +31,7 @@ _BLOCK = "params/blocks"
 
 
 def rows(num_heads: int, num_groups: int, tie_embeddings: bool = False) -> list[Row]:
-  """Of `save_pretrained`."""
+  """Rows for files of `save_pretrained`."""
   queries, keys = (("(h e) d -> d h e", {"h": heads}) for heads in (num_heads, num_groups))
   out = ("d (h e) -> h e d", {"h": num_heads})
   layer = "model.layers.{layer}"
@@ -53,7 +53,7 @@ def rows(num_heads: int, num_groups: int, tie_embeddings: bool = False) -> list[
 
 
 def meta_rows(num_heads: int, num_groups: int) -> list[Row]:
-  """Of `consolidated.*.pth`, the shards joined."""
+  """Rows for `consolidated.*.pth`, the shards joined."""
   queries, keys = (
     ("(h i p) d -> d h (p i)", {"h": heads, "p": 2}) for heads in (num_heads, num_groups)
   )
@@ -77,7 +77,7 @@ def meta_rows(num_heads: int, num_groups: int) -> list[Row]:
 
 
 def gguf_rows(num_heads: int, num_groups: int, tie_embeddings: bool) -> list[Row]:
-  """Of llama.cpp's architecture `llama`."""
+  """Rows for llama.cpp's architecture `llama`."""
   queries, keys = (
     ("(h i p) d -> d h (p i)", {"h": heads, "p": 2}) for heads in (num_heads, num_groups)
   )
@@ -100,7 +100,7 @@ def gguf_rows(num_heads: int, num_groups: int, tie_embeddings: bool) -> list[Row
 
 
 def from_hugging_face(config: Mapping[str, Any]) -> Layout:
-  """Of a `config.json` with the model type `llama`.
+  """Reads a `config.json` with the model type `llama`.
 
   Raises:
     UserError: for a missing or absurd field, and for what LLaMA 1 and 2 do not have.
@@ -163,7 +163,7 @@ def to_hugging_face(system: LanguageModel) -> tuple[dict[str, Any], Layout]:
 
 
 def from_meta(params: Mapping[str, Any]) -> Layout:
-  """Of the `params.json` beside `consolidated.*.pth`.
+  """Reads the `params.json` beside `consolidated.*.pth`.
 
   It says neither how many words there are (-1) nor how long texts may be: 32,000, and what the
   published model of these sizes reads, else LLaMA 1's 2,048.
@@ -197,7 +197,7 @@ def from_meta(params: Mapping[str, Any]) -> Layout:
 
 
 def from_gguf(file: TensorFile) -> Layout:
-  """Of a file of `open_gguf`: its metadata, and whether it has a head.
+  """Reads a file of `open_gguf`: its metadata, and whether it has a head.
 
   Raises:
     UserError: for another architecture, a missing or absurd field, and for what LLaMA 1 and 2 do

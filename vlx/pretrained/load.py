@@ -1,4 +1,4 @@
-"""Whatever people have on disk → a system and its variables, tokenizer and preprocessing.
+"""From any checkpoint on disk to a system and its variables, tokenizer and preprocessing.
 
 A folder of Hugging Face's (`config.json` beside safetensors or torch's files, in one or many), of
 open_clip's, of Meta's (`params.json` beside `consolidated.*.pth`), of OpenAI's dVAE (`encoder.pkl`
@@ -147,7 +147,7 @@ def load(
   mesh: Mesh | None = None,
   partition: partitions.Rules = ((".*", ()),),
 ) -> Pretrained:
-  """What `open_checkpoint` opens, with its variables.
+  """Opens a checkpoint as `open_checkpoint` does, and reads its variables.
 
   Each tensor goes from its file to where it belongs; beside the variables the host holds only what
   is being read.
@@ -211,7 +211,7 @@ def is_vlx(path: pathlib.Path) -> bool:
 
 
 def variable_shapes(system: System) -> Variables:
-  """Of a system's variables, those of its parts too; no array is made."""
+  """The shapes of a system's variables, those of its parts too; no array is made."""
   return jax.eval_shape(lambda rng: systems.init(system, rng), jax.random.key(0))
 
 
@@ -291,7 +291,7 @@ def _of_dvae(folder: pathlib.Path, halves: dict[str, pathlib.Path]) -> _Found:
 
 
 def _tokenizer(path: pathlib.Path, family: str) -> Any:
-  """Of the files beside the weights; CLIP's text is mended by rules of its own first."""
+  """The tokenizer of the files beside the weights; CLIP's text is mended by rules of its own first."""
   if family != "clip":
     return public_tokenizers.load(path) if path.is_dir() else None
   folder = path if path.is_dir() else path.parent

@@ -10,7 +10,7 @@ from vlx.pretrained.torchvision_ops import IMAGENET, torchvision_ops
 
 
 def rows(stage_sizes: tuple[int, ...], bottleneck: bool) -> list[Row]:
-  """Of `ResNet(ResNetTower(stage_sizes, bottleneck), …)`."""
+  """Rows for `ResNet(ResNetTower(stage_sizes, bottleneck), …)`."""
   out = convolution("conv1", "tower/conv") + batch_norm("bn1", "tower/norm")
   for stage, blocks in enumerate(stage_sizes):
     for block in range(blocks):
@@ -25,7 +25,7 @@ def rows(stage_sizes: tuple[int, ...], bottleneck: bool) -> list[Row]:
 
 
 def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
-  """Of one of torchvision's files, by its names; None for another's."""
+  """The system of one of torchvision's files, by its names; None for another's."""
   if (
     not {"conv1.weight", "layer1.0.conv1.weight", "layer1.0.bn1.weight", "fc.weight"}
     <= shapes.keys()

@@ -159,7 +159,7 @@ def export(rows: Sequence[Row], variables: Any) -> Iterator[tuple[str, np.ndarra
 
 
 def _problems(rows, wanted, shapes) -> list[str]:
-  """What keeps tensors of these shapes from being the variables wanted, a line each."""
+  """Why tensors of these shapes are not the variables wanted, a line for each reason."""
   kept = {path: row for row in _kept(rows) for path in _paths(row)}
   problems = [
     f"the table has {row.public} for {name}, which the model lacks"

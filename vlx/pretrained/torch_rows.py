@@ -45,7 +45,7 @@ def transformer_block(
   out: str,
   mlp: tuple[str, str],
 ) -> list[Row]:
-  """Of `vlx.models.layers.transformer.Block`.
+  """Rows for a `vlx.models.layers.transformer.Block`.
 
   Args:
     public: what stands before the public names.

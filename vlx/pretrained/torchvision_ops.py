@@ -1,4 +1,4 @@
-"""What torchvision's classifiers were measured with: its preset `ImageClassification`, as a
+"""The preprocessing of torchvision's classifiers: its preset `ImageClassification`, as a
 preprocessing string.
 """
 

@@ -11,7 +11,7 @@ from vlx.pretrained.torchvision_ops import IMAGENET, torchvision_ops
 
 
 def rows(convolutions: tuple[int, ...]) -> list[Row]:
-  """Of `VGG(VGGTower(convolutions), …)`.
+  """Rows for `VGG(VGGTower(convolutions), …)`.
 
   vgg16_features-amdegroot.pth has the same names, but what it holds for the classifier means
   nothing.
@@ -31,7 +31,7 @@ def rows(convolutions: tuple[int, ...]) -> list[Row]:
 
 
 def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
-  """Of one of torchvision's files (without batch normalisation), by its names; None for
+  """The system of one of torchvision's files (without batch normalisation), by its names; None for
   another's.
   """
   kernels = {

@@ -30,7 +30,7 @@ _NUM_HEADS = {1280: 16, 1408: 16, 1664: 16}
 
 
 def num_heads(width: int) -> int:
-  """Of a published vision transformer, where a file with fused heads does not say."""
+  """The number of heads of a published vision transformer, where a file with fused heads does not say."""
   return _NUM_HEADS.get(width, width // 64)
 
 
@@ -74,7 +74,7 @@ def timm_rows(num_heads: int) -> list[Row]:
 
 
 def npz_rows(*, cls: bool = True, pre_logits: bool = False, scanned: bool = False) -> list[Row]:
-  """Of vit_jax and big_vision, whose arrays lie as vlx's do; `scanned` ones hold all layers."""
+  """Rows for vit_jax and big_vision, whose arrays lie as vlx's do; `scanned` ones hold all layers."""
   block = "Transformer/encoderblock" + ("" if scanned else "_{layer}")
   attention, mlp = f"{block}/MultiHeadDotProductAttention_0", f"{block}/MlpBlock_0"
   pairs = {
@@ -97,7 +97,7 @@ def npz_rows(*, cls: bool = True, pre_logits: bool = False, scanned: bool = Fals
 
 
 def from_hugging_face(config: Mapping) -> Layout:
-  """Of a `config.json` with the model type "vit"."""
+  """Reads a `config.json` with the model type "vit"."""
   fields.must_be(config, "num_channels", 3)
   fields.must_be(config, "qkv_bias", True)
   width, heads = fields.whole(config, "hidden_size"), fields.whole(config, "num_attention_heads")
@@ -148,7 +148,7 @@ def to_hugging_face(system: ViT) -> tuple[dict, Layout]:
 
 
 def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
-  """Of timm's `vit_*`, or of vit_jax's and big_vision's npz, by their names; None for what is
+  """The system of timm's `vit_*`, or of vit_jax's and big_vision's npz, by their names; None for what is
   neither.
   """
   if {"cls_token", "pos_embed", "blocks.0.attn.qkv.weight", "head.weight"} <= shapes.keys():

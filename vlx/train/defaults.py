@@ -1,4 +1,4 @@
-"""What every config starts from; a config file changes what is its own."""
+"""The defaults that every config starts from."""
 
 from ml_collections.config_dict import placeholder
 

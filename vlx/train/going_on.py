@@ -1,4 +1,4 @@
-"""What may change where a run goes on: whatever leaves its mathematics alone."""
+"""Going on with a run: what may change, namely all that leaves its mathematics alone."""
 
 import pathlib
 from collections.abc import Mapping

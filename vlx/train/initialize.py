@@ -169,7 +169,7 @@ def _fit(
 
 
 class _Key(NamedTuple):
-  """What two variables must have in common to be one another's, with the path below the one that
+  """The facts by which two variables are one another's, with the path below the one that
   is taken or put.
   """
 

@@ -1,4 +1,4 @@
-"""What a run writes about itself: metrics.jsonl, TensorBoard, a line of progress."""
+"""Logging of a run: metrics.jsonl, TensorBoard, a line of progress."""
 
 import contextlib
 import json

@@ -28,7 +28,7 @@ PROFILED_STEPS = (10, 15)  # after the first, which compile and fill caches
 
 
 class OnEvaluate(Protocol):
-  """What a command has the loop do at some steps (`vlx.evaluate.runner.Evaluation`)."""
+  """Evaluation at some steps, which a command hands to the loop (`vlx.evaluate.runner.Evaluation`)."""
 
   def due(self, step: int, last: int) -> bool:
     """Whether anything is to be evaluated at a step."""
@@ -39,7 +39,7 @@ class OnEvaluate(Protocol):
     ...
 
   def is_higher_better(self, measure: str) -> bool:
-    """Of a measure that `checkpoint.best` names."""
+    """Whether a higher value is better, for a measure that `checkpoint.best` names."""
     ...
 
   def write_report(self) -> None:
@@ -185,7 +185,7 @@ class _Pending:
 
 
 class _Loop:
-  """What stays the same from step to step."""
+  """The loop, with what stays the same from step to step."""
 
   def __init__(self, run: Run, manager, log: MetricsLog, stop: _Stop, on_evaluate: OnEvaluate):
     self._run, self._manager, self._log, self._stop = run, manager, log, stop

@@ -73,7 +73,7 @@ def learning(optim: ConfigDict, params: Any, system: System) -> dict[str, Learni
 
 
 def _part_paths(system: System) -> list[str]:
-  """Of all parts, the inner ones first."""
+  """The paths of all parts, the inner ones first."""
   return [
     path
     for name, inner in parts(system).items()

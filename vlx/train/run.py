@@ -93,7 +93,7 @@ class Run:
 
   @functools.cached_property
   def batches(self) -> batches.ByStep:
-    """Of training."""
+    """The batches of training."""
     seeds = self.streams.seeds(self.config.seed)
 
     def of(name, stream):
@@ -127,7 +127,7 @@ class Run:
 
   @functools.cached_property
   def batch_shapes(self) -> dict[str, Any]:
-    """Of a global batch on the devices, nested as the system's inputs are."""
+    """The shapes of a global batch on the devices, nested as the system's inputs are."""
     sharding = partition.batch_sharding(self.mesh)
     return systems.unflatten(
       {
@@ -137,7 +137,7 @@ class Run:
     )
 
   def on_devices(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What the system takes of this process's rows, as global arrays."""
+    """The system's inputs from this process's rows, as global arrays."""
     self.check_batch(batch)
     return systems.unflatten(
       {
@@ -150,7 +150,7 @@ class Run:
 
   @functools.cached_property
   def shapes(self) -> Variables:
-    """Of all variables, parts and all."""
+    """The shapes of all variables, parts and all."""
     return jax.eval_shape(functools.partial(systems.init, self.system), jax.random.key(0))
 
   @functools.cached_property
@@ -204,12 +204,12 @@ class Run:
 
   @property
   def frozen_shapes(self) -> Variables:
-    """Of what nobody moves."""
+    """The shapes of the frozen variables."""
     return self._split_shapes[1]
 
   @functools.cached_property
   def state_shapes(self) -> TrainState:
-    """Of all that training moves: moments and averages lie as the parameters that they mirror."""
+    """The shapes of the training state: moments and averages lie as the parameters that they mirror."""
     moving = self._split_shapes[0]
     shapes = jax.eval_shape(self._init_state, moving)
     shardings = {n: s.sharding for n, s in flatten(moving["params"]).items()}
@@ -267,7 +267,7 @@ class Run:
     return jax.jit(self._init_state, out_shardings=shardings)(moving), frozen
 
   def stored_frozen(self) -> Variables:
-    """What is frozen, from the folder."""
+    """The frozen variables, from the folder."""
     found = checkpoint.read_frozen(self.workdir, flatten(self.frozen_shapes))
     return jax.tree.map(found.__getitem__, systems.names(self.frozen_shapes))
 

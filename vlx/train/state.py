@@ -1,4 +1,4 @@
-"""What training carries from one step to the next, and what it only reads."""
+"""The state that training carries from one step to the next, and what it only reads."""
 
 import re
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ class TrainState(flax.struct.PyTreeNode):
 
   @property
   def for_inference(self) -> Variables:
-    """What learns, averaged where there is an average."""
+    """The variables that learn, averaged where there is an average."""
     params = {**flatten(self.variables["params"]), **flatten(self.average)}
     return {**self.variables, "params": unflatten(params)}
 

@@ -77,7 +77,7 @@ class ImageFolder:
     return ImageFolder(self._root, self._text, self._spans[np.array(chosen, bool)])
 
   def row(self, index: int) -> dict:
-    """What is known of an image.
+    """Parses one annotation of an image.
 
     Raises:
       BadRecord: where that is no JSON object in UTF-8 with `file_name` and `caption`.

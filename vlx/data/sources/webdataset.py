@@ -67,7 +67,7 @@ class WebDatasetSource:
       return f.read(size)
 
   def _described(self, index: int) -> dict:
-    """What the .json says, its `caption` replaced by the .txt where there is one."""
+    """The fields of the .json, its `caption` replaced by the .txt where there is one."""
     row = {}
     try:
       if self._spans[index, 5] >= 0:

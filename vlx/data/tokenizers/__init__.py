@@ -18,7 +18,7 @@ Encoded = tuple[np.ndarray, np.ndarray]
 
 
 class Tokenizer(Protocol):
-  """What a run has one of. Can be pickled."""
+  """Turns texts into ids and back. Can be pickled."""
 
   vocab_size: int  # one more than the largest id
   start_id: int | None

@@ -69,7 +69,7 @@ class PublicTokenizer:
     template: str | None = None,
     words: Mapping[str, str] = {},
   ):
-    """Of a backend whose post-processor adds the special tokens.
+    """Wraps a backend whose post-processor adds the special tokens.
 
     Args:
       backend: of the library.
@@ -89,7 +89,7 @@ class PublicTokenizer:
 
   @functools.cached_property
   def vocab_size(self) -> int:
-    """What a model's vocabulary must have: one more than the largest id."""
+    """The size that a model's vocabulary must have: one more than the largest id."""
     return 1 + max(self._backend.get_vocab().values())
 
   def tokens(self, text: str) -> list[int]:
@@ -198,7 +198,7 @@ class PublicTokenizer:
 
 
 def from_saved(content: Mapping[str, Any]) -> PublicTokenizer:
-  """What `PublicTokenizer.save` wrote."""
+  """Reads a folder that `PublicTokenizer.save` wrote."""
   backend = tokenizers.Tokenizer.from_str(json.dumps(content["backend"]))
   return PublicTokenizer(backend, content["stop_ids"], content["template"], content["words"])
 
@@ -386,7 +386,7 @@ def _word_pieces(file: pathlib.Path, config: Mapping[str, Any]) -> tokenizers.To
 
 
 def _sentence_pieces(data: bytes) -> Iterator[Piece]:
-  """Of a `tokenizer.model`, SentencePiece's ModelProto: the pieces, and then how they were
+  """Parses a `tokenizer.model`, SentencePiece's ModelProto: the pieces, and then how they were
   trained.
   """
   kind = None
@@ -430,7 +430,7 @@ def _protobuf(data: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def _json(file: pathlib.Path) -> dict[str, Any]:
-  """What a file says, {} where it is not there."""
+  """The object in a JSON file, {} where it is not there."""
   if not file.is_file():
     return {}
   try:

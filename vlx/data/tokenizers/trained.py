@@ -36,7 +36,7 @@ CHARACTERS_PER_TOKEN = 100  # far above any text's mean: what is behind cannot r
 
 
 def clean(text: str) -> str:
-  """What CLIP does to a text before its tokenizer sees it."""
+  """Cleans a text as CLIP does before tokenizing."""
   if text.isascii() and text.isprintable() and "&" not in text:
     return text.strip()  # there is nothing to mend, and ftfy is slow to find that out
   return html.unescape(html.unescape(ftfy.fix_text(text))).strip()

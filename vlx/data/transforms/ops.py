@@ -1,4 +1,4 @@
-"""What an op is, and the names under which a preprocessing string finds those of vlx."""
+"""Ops, and the names under which a preprocessing string finds those of vlx."""
 
 import copy
 import inspect

@@ -161,7 +161,7 @@ def _dialogue(turns, tokenizer, image_id, image_tokens) -> list[tuple[int, bool]
 
 
 def _arrays(said: list[tuple[int, bool]], length: int) -> dict[str, np.ndarray]:
-  """What `_dialogue` gives, with zeros behind."""
+  """The output of `_dialogue`, padded with zeros."""
   ids, targets = zip(*said) if said else ((), ())
   text, target_mask = np.zeros(length, np.int32), np.zeros(length, bool)
   text[: len(ids)], target_mask[: len(ids)] = ids, targets

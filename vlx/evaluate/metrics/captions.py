@@ -138,7 +138,7 @@ class CiderD:
     return weights, norms, max(0, len(tokens) - 1)  # the reference code's length: of bigrams
 
   def similarity(self, candidate, reference) -> float:
-    """Of two texts' `vectors`."""
+    """The similarity of two texts by their `vectors`."""
     total = 0.0
     for own, other, own_norm, other_norm in zip(
       candidate[0], reference[0], candidate[1], reference[1]

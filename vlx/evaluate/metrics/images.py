@@ -24,7 +24,7 @@ def fid(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _root(matrix: np.ndarray) -> np.ndarray:
-  """Of a symmetric, positive semi-definite matrix; what rounding has put below zero counts as
+  """The square root of a symmetric, positive semi-definite matrix; what rounding has put below zero counts as
   zero.
   """
   values, vectors = np.linalg.eigh(matrix)

@@ -29,7 +29,7 @@ def measure(
   tokenizer: str,
   scenes: ScenesSource | None = None,
 ) -> dict[str, float]:
-  """What `Captions` measures of one split.
+  """The measures that `Captions` takes of one split.
 
   Args:
     candidates: a caption for each record.

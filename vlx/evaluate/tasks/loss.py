@@ -1,4 +1,4 @@
-"""What a system's loss is of examples that it was not trained with."""
+"""A system's loss on examples that it was not trained with."""
 
 import dataclasses
 import functools
@@ -75,7 +75,7 @@ class HeldOutLoss:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _terms(system, variables, batch, mask, index):
-  """Of a batch the sum and the count of each term, of those examples that the mask keeps."""
+  """The sum and the count of each term over a batch, of those examples that the mask keeps."""
 
   def of_one(example, index):
     one = jax.tree.map(lambda x: x[None], example)

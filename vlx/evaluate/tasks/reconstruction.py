@@ -1,4 +1,4 @@
-"""What a tokenizer of images keeps of them."""
+"""How well an image tokenizer gives images back."""
 
 import dataclasses
 

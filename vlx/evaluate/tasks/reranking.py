@@ -21,7 +21,7 @@ from vlx.model import Model
 
 
 def best_of(ranking: np.ndarray, values: np.ndarray, n: int) -> float:
-  """Of the image that ranks highest among n, the value: the mean over captions, and over all
+  """The value of the image that ranks highest among n: the mean over captions, and over all
   choices of n.
 
   Of the C(N, n) choices of n among N images, the r-th best (from 0) is the best in C(N − 1 − r, n −

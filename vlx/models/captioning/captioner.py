@@ -1,4 +1,4 @@
-"""What captioners share: any vision tower before them, the likelihood of a caption, decoding."""
+"""The parts that captioners share: any vision tower before them, the likelihood of a caption, decoding."""
 
 import math
 from collections.abc import Mapping

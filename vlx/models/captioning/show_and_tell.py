@@ -60,7 +60,7 @@ class ShowAndTellNetwork(nn.Module):
     return self.image_embedding(encode(self.encoder, image, train=train)[0])
 
   def _inputs(self, image, words):
-    """What the LSTM is fed: the words, or each beside the image."""
+    """The LSTM's inputs: the words, or each beside the image."""
     if self.image_input == "first":
       return words
     return jnp.concatenate([words, jnp.broadcast_to(image[:, None], words.shape)], axis=-1)
@@ -72,7 +72,7 @@ class ShowAndTellNetwork(nn.Module):
     *,
     train: bool = False,
   ) -> Float[Array, "batch next vocabulary"]:
-    """Of the word after each of text[:, :-1]."""
+    """Logits of the word after each of text[:, :-1]."""
     image, words = self._image(image, train), self.word_embedding(text[:, :-1])
     inputs = self._inputs(image, words)
     if self.image_input == "first":

@@ -33,7 +33,7 @@ from vlx.models.layers.recurrent import LSTM, LSTMState, scan_time
 
 
 class Annotations(NamedTuple):
-  """Of an image, the same at every word."""
+  """The annotations of an image, the same at every word."""
 
   values: Float[Array, "batch places features"]
   keys: Float[Array, "batch places key_features"]
@@ -47,7 +47,7 @@ class Selection(NamedTuple):
 
 
 class Trace(NamedTuple):
-  """What attention did at each word."""
+  """Attention at each word."""
 
   weights: Float[Array, "batch length places"]  # α
   log_choice: Float[Array, "batch length"]  # log α of the drawn location, 0 for the expectation

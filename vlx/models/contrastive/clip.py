@@ -314,5 +314,5 @@ class CLIP:
     return losses.SIMILARITIES[self.similarity_type](image, text)
 
   def attention_maps(self, variables, inputs) -> Float[Array, "batch rows columns"]:
-    """Of `image`: rollout of a ViT's attention, or a ResNet's attention pool."""
+    """Attention over `image`: rollout of a ViT's attention, or a ResNet's attention pool."""
     return self.image.attention_map(subnetwork(variables, "image"), inputs["image"])

@@ -77,7 +77,7 @@ class Layout:
         return Conv(self.text, self.columns, self.conv_size)
 
   def attend(self, kind: str, queries, keys, values):
-    """Of the whole sequence to itself. A column's positions are put together: a kernel then has
+    """Attention of the whole sequence to itself. A column's positions are put together: a kernel then has
     few tiles.
     """
     if kind != "column":
@@ -301,7 +301,7 @@ class DALLE:
 
   @property
   def masks(self) -> tuple[str, ...]:
-    """Of each layer, in order."""
+    """The mask of each layer, in order."""
     return (*(self.pattern[i % len(self.pattern)] for i in range(self.depth - 1)), self.last_mask)
 
   @dataclasses.dataclass(frozen=True)
@@ -375,7 +375,7 @@ class DALLE:
     return jax.lax.stop_gradient(rearrange(codes, "b r c -> b (r c)"))
 
   def token_logits(self, variables, text, text_mask, codes: Int[Array, "batch cells"]):
-    """Of the text's tokens but the first `[B, T − 1, vocab]`, and of all codes `[B, cells,
+    """Logits of the text's tokens but the first `[B, T − 1, vocab]`, and of all codes `[B, cells,
     codes]`.
     """
     return apply.infer(self.network, own(variables, "tokenizer"), text, text_mask, codes)
@@ -383,7 +383,7 @@ class DALLE:
   def reconstruct(
     self, variables, image: Float[Array, "batch height width 3"]
   ) -> Float[Array, "batch height width 3"]:
-    """What the tokenizer keeps: no sample can be expected to be better."""
+    """The tokenizer's reconstruction: no sample can be expected to be better."""
     return self.tokenizer.reconstruct(part(variables, "tokenizer"), image)
 
   def sample_inputs(self):
@@ -392,7 +392,7 @@ class DALLE:
   def sample_images(
     self, variables, inputs, seeds: Int[Array, " batch"], sampler: Sampler
   ) -> Float[Array, "batch height width 3"]:
-    """Of `text` and `text_mask`; and of `image`, where the sampler keeps some of its rows."""
+    """Samples images of `text` and `text_mask`; and of `image`, where the sampler keeps some of its rows."""
     codes = self.sample_tokens(variables, inputs, seeds, sampler)
     return self.tokenizer.tokens_to_image(part(variables, "tokenizer"), codes)
 

@@ -186,7 +186,7 @@ def quantize(
 
 
 def codebook_usage(ids: Int[Array, "*batch"], num_codes: int) -> dict[str, jax.Array]:
-  """Of the codes in a batch: `perplexity`, exp of their entropy, and `codes_used`, in percent."""
+  """Statistics of the codes in a batch: `perplexity`, exp of their entropy, and `codes_used`, in percent."""
   share = jnp.zeros(num_codes).at[ids.reshape(-1)].add(1.0) / ids.size
   entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0))
   return {"perplexity": jnp.exp(entropy), "codes_used": 100 * (share > 0).mean()}

@@ -257,7 +257,7 @@ class LLaMA(nn.Module):
     return x, cache
 
   def logits(self, x: Float[Array, "*axes width"]) -> Float[Array, "*axes vocab"]:
-    """Of the next token, f32."""
+    """Logits of the next token, f32."""
     x = self.token_embedding.attend(x) if self.tie_embeddings else self.head(x)
     return x.astype(jnp.float32)
 
@@ -311,7 +311,7 @@ class LanguageModel:
   def token_logits(
     self, variables: Variables, text: Int[Array, "batch length"]
   ) -> Float[Array, "batch length vocab"]:
-    """Of the token after each. What a text is padded with changes nothing before it."""
+    """Logits of the token after each. What a text is padded with changes nothing before it."""
     return apply.infer(self.decoder, variables, text)[0]
 
   def empty_cache(self, batch: int, slots: int) -> Cache:

@@ -19,7 +19,7 @@ OfLayers = Float[Array, "depth batch groups slots head_dim"] | tuple[_OfLayer, .
 
 
 class Cache(NamedTuple):
-  """Of all layers. `lengths` counts the positions of each row that are read."""
+  """Keys and values of all layers. `lengths` counts the positions of each row that are read."""
 
   keys: OfLayers
   values: OfLayers
@@ -46,7 +46,7 @@ class Cache(NamedTuple):
     return cls(zeros(), zeros(), jnp.zeros(batch, jnp.int32))
 
   def positions(self, count: int) -> Int[Array, "batch count"]:
-    """Of the next `count` tokens of each row."""
+    """Positions of the next `count` tokens of each row."""
     return self.lengths[:, None] + jnp.arange(count)
 
   def write(

@@ -67,7 +67,7 @@ class LSTM(nn.Module):
     return jnp.zeros(shape, dtype).at[forget].set(self.forget_bias)
 
   def project(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch gates"]:
-    """What inputs add to the four gates, the bias with them."""
+    """The inputs' share of the four gates, with the bias."""
     return self.input(x)
 
   def step(self, state: LSTMState, projected: Float[Array, "batch gates"]) -> LSTMState:

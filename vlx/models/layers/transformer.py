@@ -119,7 +119,7 @@ class Block(nn.Module):
 def token(
   x: Float[Array, "batch length width"], at: Int[Array, " batch"]
 ) -> Float[Array, "batch 1 width"]:
-  """Of each row the one at its position."""
+  """The token of each row at its position."""
   return jnp.take_along_axis(x, at[:, None, None], axis=1)
 
 
@@ -204,7 +204,7 @@ class Transformer(nn.Module):
     )
 
   def _fields(self, train: bool) -> dict:
-    """Of a block, all of which the stack has too."""
+    """The fields of a block, all of which the stack has too."""
     names = (
       "num_heads",
       "mlp_dim",

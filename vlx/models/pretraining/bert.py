@@ -185,7 +185,7 @@ def mask_words(
 
 
 class _Encodes:
-  """What a tower of BERT's gives, around a subclass's `_tower_variables`."""
+  """Outputs of a BERT tower, around a subclass's `_tower_variables`."""
 
   @property
   def vocab_size(self) -> int:
@@ -295,5 +295,5 @@ class MaskedLanguageModel(_Encodes):
   def word_logits(
     self, variables, text, text_mask=None, segments=None
   ) -> tuple[Float[Array, "batch length vocab"], Float[Array, "batch 2"]]:
-    """Of the words and of the next sentence."""
+    """Logits of the words and of the next sentence."""
     return apply.infer(self.network, variables, text, text_mask, segments)

@@ -16,7 +16,7 @@ def cross_entropy(
   label: Int[Array, "batch *labels"],  # noqa: F821
   label_smoothing: float,
 ) -> Float[Array, " batch"]:
-  """Of each image, in nats; an image's labels, if several, share its target (Joulin et al.,
+  """The cross-entropy of each image, in nats; an image's labels, if several, share its target (Joulin et al.,
   2016).
   """
   hot = jnp.eye(logits.shape[-1])[label]
@@ -91,7 +91,7 @@ class Classifier:
 def encode_places(
   tower, variables, name: str, image: Float[Array, "batch height width 3"], layer: int
 ) -> Float[Array, "batch places features"]:
-  """What a tower has at each position: its last map, row by row, its tokens, or those of another
+  """A tower's vector at each position: its last map, row by row, its tokens, or those of another
   layer.
 
   Args:

@@ -148,7 +148,7 @@ class VisionTransformer(nn.Module):
 
   @nn.nowrap
   def _sown(self, own, image):
-    """What the layers leave for those who ask, with a leading depth axis."""
+    """The values that layers sow, with a leading depth axis."""
     _, collections = self.apply(own, image, mutable=["intermediates"])
     return collections["intermediates"]["transformer"]["blocks"]
 

@@ -1,4 +1,4 @@
-"""What the readers of formats share: types by name, arrays that lie in files."""
+"""Helpers of all readers of formats: types by name, arrays that lie in files."""
 
 import json
 import math
@@ -50,5 +50,5 @@ FLOATS = {
 
 
 def dtype_named(name: str) -> np.dtype:
-  """Of numpy's names and of those in `FLOATS`."""
+  """The dtype of a name, numpy's or one in `FLOATS`."""
   return np.dtype(FLOATS.get(name, name))

@@ -14,7 +14,7 @@ from vlx.pretrained.formats.files import read_json
 
 
 def open_index(index: pathlib.Path, open_file: Callable[[pathlib.Path], TensorFile]) -> TensorFile:
-  """Of `model.safetensors.index.json` or `pytorch_model.bin.index.json`: its "weight_map" says
+  """Opens `model.safetensors.index.json` or `pytorch_model.bin.index.json`: its "weight_map" says
   what lies where.
   """
   places = read_json(index).get("weight_map")

@@ -1,4 +1,4 @@
-"""What `torch.save` writes: `.pth`, `.pt`, `.bin`, `.ckpt`, without torch, and without running what
+"""Reads files of `torch.save` (`.pth`, `.pt`, `.bin`, `.ckpt`) without torch, and without running what
 lies in them.
 
 Three formats go by these names. Since torch 1.6 a file is a zip of `data.pkl` and the storages

@@ -1,4 +1,4 @@
-"""What stands where in a scene: a function of (split, index). See
+"""The composition of a scene, a function of (split, index). See
 vlx.data.datasets.scenes.source.
 """
 

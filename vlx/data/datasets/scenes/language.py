@@ -1,4 +1,4 @@
-"""What is said of a scene: captions in varied wording, questions with answers.
+"""The language of scenes: captions in varied wording, questions with answers.
 
 The words and phrases below are the whole language; vlx.data.datasets.scenes.truth reads it back. It
 can be read without punctuation too, as a tokenizer of words leaves it.

@@ -69,7 +69,7 @@ class ScenesSource:
     return self._count
 
   def scene(self, index: int) -> composition.Scene:
-    """What record `index` shows."""
+    """The scene of record `index`."""
     return composition.compose(self._split, index)
 
   def _text(self, field, shown, index):

@@ -1,4 +1,4 @@
-"""What scenes are painted with: sprites, their colors, backgrounds.
+"""The material of scenes: sprites, their colors, backgrounds.
 
 A sprite is Noto's or Twemoji's image of a noun, cut to its opaque part. A color is laid on by its
 luminance, dark to light, so that a blue banana is a banana and blue all over. The nouns are emoji

@@ -36,7 +36,7 @@ class Mention:
 
 @dataclasses.dataclass
 class Reading:
-  """What a caption says: `mentions`, and by their positions who stands where."""
+  """The content of a caption: `mentions`, and by their positions who stands where."""
 
   mentions: list[Mention]
   relations: list[tuple[int, str, int]]
@@ -87,7 +87,7 @@ def _chunks(caption: str) -> list[tuple[str, str]]:
 
 
 def read(caption: str) -> Reading:
-  """What a caption says.
+  """Reads the content of a caption.
 
   A relation or a place is said of the noun before it ("a cat is above a dog"), but where a verb and
   a noun phrase follow, or nothing goes before, of that one ("above a dog is a cat", "on the left
