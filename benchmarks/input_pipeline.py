@@ -35,7 +35,7 @@ def vlx_batches(folder: pathlib.Path, workers: int, threads: int):
       for i in range(len(emoji)):
         (folder / f"{i}.png").write_bytes(emoji[i]["image"])
         f.write(json.dumps({"file_name": f"{i}.png", "caption": emoji[i]["caption"]}) + "\n")
-    tokenizers.train(emoji.texts(("caption",)), 6000).save(folder / "tokenizer.json")
+    tokenizers.train_bpe(emoji.texts(("caption",)), 6000).save(folder / "tokenizer.json")
   ops = preprocess.parse(
     f'decode|resize({SIZE})|random_crop({CROP})|flip_lr|normalize|tokenize("caption", {LENGTH})|'
     'keep("image", "text", "text_mask")',

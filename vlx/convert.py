@@ -81,7 +81,7 @@ def to_hugging_face(source: pathlib.Path, output: pathlib.Path) -> None:
   family = family_of(kind)
   if family is None:
     known = ", ".join(path for paths in FAMILIES.values() for path in paths)
-    raise UserError(f"{source} holds a {kind}; Hugging Face has a place for {known}")
+    raise UserError(f"{source} holds a {kind}; vlx exports {known} to Hugging Face")
   # CLIPModel takes a text's feature where its config says that texts end.
   ends = dict(end_id=found.tokenizer.end_id) if family == "clip" and found.tokenizer else {}
   config, layout = module(family).to_hugging_face(found.system, **ends)

@@ -109,8 +109,8 @@ class Model:
       )
     if self.tokenizer.vocab_size > self.system.vocab_size:
       raise UserError(
-        f"the tokenizer is another model's: it has {self.tokenizer.vocab_size} tokens, the model"
-        f" {self.system.vocab_size}"
+        f"the tokenizer has {self.tokenizer.vocab_size} tokens but the model {self.system.vocab_size}:"
+        " they do not belong together"
       )
     ids, mask = self.tokenizer.encode_batch(list(texts), length)
     longest = mask.sum(axis=1).max()
@@ -237,7 +237,7 @@ class Model:
     """
     chosen = self.sampler(**sampler)
     if num < 1:
-      raise UserError(f"at least 1 image, not {num}")
+      raise UserError(f"num must be at least 1, not {num}")
     inputs = self.prompt_inputs(prompt)
     if image is not None:
       inputs["image"] = self.prepare_images([image])[0]
@@ -301,7 +301,7 @@ class Model:
     if history.cache is None or ids[: len(held)] != held:
       held, history = [], history._replace(cache=None)
     text, (answer, cache) = self._continue(ids[len(held) :], inputs, history.cache, **how)
-    # The cache lacks the last token that was drawn: the next turn reads it.
+    # The cache lacks the last token that was sampled: the next turn reads it.
     read = [*ids, *answer][: int(np.asarray(cache.lengths)[0])]
     return text, Chat([*messages, {"role": "assistant", "content": text}], read, cache)
 
@@ -326,7 +326,7 @@ class Model:
     system, variables = self._decoding
     if self.tokenizer.vocab_size > system.vocab_size:
       raise UserError(
-        f"the tokenizer has {self.tokenizer.vocab_size} words and the model {system.vocab_size}: it is another model's"
+        f"the tokenizer has {self.tokenizer.vocab_size} tokens but the model {system.vocab_size}: they do not belong together"
       )
     so_far, shown = [], ""
 

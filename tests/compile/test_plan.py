@@ -30,7 +30,7 @@ def test_shapes_and_shardings_are_those_of_real_data(path, tmp_path):
   "changes,message",
   [
     ({"mesh.fsdp": 3}, "does not fit 8 devices"),
-    ({"data.batch_size": 12}, "batch_size 12 is not divided by the mesh"),
+    ({"data.batch_size": 12}, "batch_size 12 must be a multiple of the mesh"),
     (
       {"mesh.data": 1, "mesh.tensor": 8, "partition": (("head/bias", ("tensor",)), (".*", ()))},
       r"does not divide .*head/bias \[10\]",

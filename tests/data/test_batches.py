@@ -185,7 +185,7 @@ def test_sources_that_cannot_be(tmp_path):
     (f"flickr:{tmp_path}", "train", "neither Flickr8k.token.txt nor"),
     (f"webdataset:{tmp_path}", "train", "no tars in"),
     (f"webdataset:{tmp_path}/x.tar", "train", "neither a folder nor a pattern"),
-    (f"webdataset:{tmp_path}/{{00..03}}.tar", "train", "4 of 4 tars are not there"),
+    (f"webdataset:{tmp_path}/{{00..03}}.tar", "train", "4 of 4 tars are missing"),
     ("mix:tfds:emoji", "train", "WEIGHT"),
     ("mix:0*tfds:emoji", "train", "weights above 0"),
     (f"folder:{tmp_path}/none", "test", "no subfolder 'test'"),

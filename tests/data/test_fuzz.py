@@ -79,7 +79,7 @@ def caption(rng):
 @pytest.mark.filterwarnings("ignore")
 def test_a_damaged_record_is_an_example_or_a_bad_record():
   rng = np.random.default_rng(0)
-  tokenizer = tokenizers.train(["an image of a word"], 600)
+  tokenizer = tokenizers.train_bpe(["an image of a word"], 600)
   ops = preprocess.parse(
     'decode|random_resized_crop(16)|normalize|tokenize("caption", 12)|keep("image", "text", "text_mask")',
     tokenizer,
@@ -135,7 +135,7 @@ def test_modes_of_images_are_what_they_show():
 
 
 def test_a_text_of_100_kilobytes_is_its_beginning():
-  tokenizer = tokenizers.train(["a b"], 600)
+  tokenizer = tokenizers.train_bpe(["a b"], 600)
   ids, mask = tokenizer.encode("a b " * 25_000, 12)
   np.testing.assert_array_equal(ids, tokenizer.encode("a b " * 50, 12)[0])
   assert mask.all()

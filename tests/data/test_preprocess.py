@@ -129,7 +129,7 @@ def test_bars_and_commas_in_strings_are_text():
 
 
 def test_tokenize_keeps_start_and_end():
-  tokenizer = tokenizers.train(["cat dog", "cat"], 600)
+  tokenizer = tokenizers.train_bpe(["cat dog", "cat"], 600)
   out = run(
     'tokenize("caption", 4)|keep("text", "text_mask")', {"caption": "cat dog cat"}, 0, tokenizer
   )

@@ -154,7 +154,7 @@ def test_a_batch_of_each_gives_the_loss_of_both(tmp_path, accumulate):
   (
     ({"plain": {"wait": 1.0}}, "data.streams.plain has no 'wait', did you mean 'weight'"),
     ({"plain": {"weight": 0.0}}, "data.streams.plain.weight is 0.0, not above 0"),
-    ({"plain": {"batch_size": 16}}, "have one batch_size"),
+    ({"plain": {"batch_size": 16}}, "must have the same batch_size"),
   ),
 )
 def test_a_mistake_is_told(changes, message):
@@ -189,7 +189,7 @@ def test_the_held_out_loss_of_a_task():
 
 
 def test_streams_at_once_have_no_held_out_loss():
-  with pytest.raises(UserError, match="is of no one split"):
+  with pytest.raises(UserError, match="has no loss on one split"):
     held_out(AllAtOnce())
 
 

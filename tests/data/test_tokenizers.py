@@ -22,7 +22,7 @@ from vlx.train.run import Run
 
 @pytest.fixture(scope="module")
 def trained():
-  return tokenizers.train(["a man with a hat", "a woman with a red hat"] * 5, 560)
+  return tokenizers.train_bpe(["a man with a hat", "a woman with a red hat"] * 5, 560)
 
 
 @settings(max_examples=200, deadline=None)
@@ -61,7 +61,7 @@ def test_save_and_load(trained, tmp_path):
 
 
 def test_training_twice_gives_the_same_tokens(trained, tmp_path):
-  again = tokenizers.train(["a man with a hat", "a woman with a red hat"] * 5, 560)
+  again = tokenizers.train_bpe(["a man with a hat", "a woman with a red hat"] * 5, 560)
   trained.save(tmp_path / "a")
   again.save(tmp_path / "b")
   assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()
@@ -163,10 +163,10 @@ def test_clip_ids_from_a_folder(clip, files, tmp_path):
   [
     ("{}", "cannot be read: KeyError"),
     ('{"model": {"vocab": {"a": 0}, "merges": []}}', "no <|startoftext|>"),
-    ('{"model": {"vocab": {"a": 0}, "merges": ["a b c"]}}', "merges of two"),
+    ('{"model": {"vocab": {"a": 0}, "merges": ["a b c"]}}', "does not merge pairs"),
     (
       '{"model": {"vocab": {"<|startoftext|>": 0, "<|endoftext|>": 1}, "merges": ["a b"]}}',
-      "not of one tokenizer",
+      "do not belong together",
     ),
     (None, "neither vocab.json"),
   ],
@@ -187,7 +187,7 @@ def test_not_clips_vocabulary(tmp_path):
 
 @pytest.fixture(scope="module")
 def words():
-  return tokenizers.words(
+  return tokenizers.train_word_level(
     ["A man's hat.", "a hat, a RED hat!", "a red dog"], vocab_size=100, min_count=2
   )
 
@@ -202,7 +202,7 @@ def test_words_seen_often_enough_are_kept_frequent_ones_first(words):
 
 
 def test_a_vocabulary_of_words_has_a_size():
-  small = tokenizers.words(["b b b a a c c d"], vocab_size=5, min_count=1)
+  small = tokenizers.train_word_level(["b b b a a c c d"], vocab_size=5, min_count=1)
   assert small.vocab_size == 5 and small.decode(small.encode("a b c d", 6)[0]) == "a b <unk> <unk>"
 
 

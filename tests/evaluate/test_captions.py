@@ -167,7 +167,7 @@ def test_over_a_split_of_scenes_with_padding_and_devices(monkeypatch, batch_size
   spec = "scenes:8?size=32&held_out=21"
   source = open_source(spec, "combo")
   texts = [source[i]["caption"][i % 5] for i in range(21)]
-  words = tokenizers.words(texts, 1000, 1)
+  words = tokenizers.train_word_level(texts, 1000, 1)
   system = Teller(tuple(map(tuple, words.encode_batch(texts, 40)[0][:, 1:].tolist())))
   transform = "tests.evaluate.test_captions.only_index|normalize((0, 0, 0), (1, 1, 1))"
   evaluator = captions.Captions(

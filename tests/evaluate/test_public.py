@@ -55,7 +55,7 @@ def model_folder(tmp_path_factory):
     lambda s: np.float32(rng.normal(0, 0.3, s.shape)), contract.shapes(system)
   )
   safetensors.save_file(dict(tables.export(layout.rows, variables)), folder / "model.safetensors")
-  tokenizers.train([*CAPTIONS, *IMAGENET], WORDS).save(folder / "tokenizer.json")
+  tokenizers.train_bpe([*CAPTIONS, *IMAGENET], WORDS).save(folder / "tokenizer.json")
   (folder / "preprocessor_config.json").write_text(json.dumps({"size": 16, "crop_size": 16}))
   return folder
 
@@ -137,7 +137,7 @@ class Nothing:
       dict(tokenizer=types.SimpleNamespace(vocab_size=WORDS + 1)),
       "it has 601 tokens, the model 600",
     ),
-    (dict(system=Nothing()), "no evaluator of vlx fits a Nothing"),
+    (dict(system=Nothing()), "vlx has no evaluator for a Nothing"),
   ],
 )
 def test_what_cannot_be_measured_is_told(model_folder, tmp_path, change, message):

@@ -137,7 +137,7 @@ def test_images_of_a_prompt(runs, tmp_path):
     (dict(prompt="apple " * 12), "too long: .* reads 12 tokens"),
     (dict(prompt="a", num=0), "at least 1"),
     (dict(prompt="a", temprature=1.0), "did you mean 'temperature'"),
-    (dict(prompt="a", keep_rows=4, image=picture), "keep_rows is below 4"),
+    (dict(prompt="a", keep_rows=4, image=picture), "keep_rows must be below 4"),
     (dict(prompt="a", temperature=-1.0), "temperature is not below 0"),
   ):
     with pytest.raises(UserError, match=message):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vlx.core.errors import UserError
-from vlx.inference.decoding import LENGTH_NORMS, Search, beam_search, draw_first, draw_more
+from vlx.inference.decoding import LENGTH_NORMS, Search, beam_search, sample_first, sample_more
 from vlx.inference.sampling import Sampling
 
 START, END, VOCABULARY, LENGTH = 0, 1, 4, 4
@@ -165,7 +165,7 @@ def test_samples_have_the_models_distribution_and_end_at_the_end():
   @jax.jit
   def run(state):
     logits, state = step(state, jnp.full(draws, START))
-    drawn = draw_first(
+    drawn = sample_first(
       sampling,
       logits,
       state,
@@ -174,7 +174,7 @@ def test_samples_have_the_models_distribution_and_end_at_the_end():
       seeds,
       stops,
     )
-    more, found = draw_more(
+    more, found = sample_more(
       lambda s, tokens, going: step(s, tokens), sampling, drawn, 2, 2, seeds, stops
     )
     return drawn, more, found

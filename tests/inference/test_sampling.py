@@ -93,18 +93,18 @@ def test_a_draw_is_by_its_seed_and_position_alone():
   how = Sampling(temperature=1.0)
   logits = jnp.broadcast_to(jnp.asarray(drawn_logits(1, 50)), (6, 50))
   seeds, positions = jnp.array([3, 3, 4, 4, 3, 9]), jnp.array([5, 6, 5, 6, 5, 5])
-  draw = lambda rows: how.draw(
+  sample = lambda rows: how.sample(
     logits[rows], jnp.zeros((len(rows), 0), bool), seeds[rows], positions[rows]
   ).tolist()
-  together = draw(np.arange(6))
-  assert together == [draw(np.array([i]))[0] for i in range(6)]
+  together = sample(np.arange(6))
+  assert together == [sample(np.array([i]))[0] for i in range(6)]
   assert together[0] == together[4]
   assert len(set(together)) > 2
 
 
 def test_temperature_zero_takes_the_likeliest():
   logits = drawn_logits(6, 30)
-  found = Sampling().draw(jnp.asarray(logits), None, jnp.zeros(6, int), jnp.zeros(6, int))
+  found = Sampling().sample(jnp.asarray(logits), None, jnp.zeros(6, int), jnp.zeros(6, int))
   np.testing.assert_array_equal(found, logits.argmax(axis=1))
 
 

@@ -283,10 +283,10 @@ def test_the_expectation_stands_in_for_a_share_of_the_draws():
   features = jnp.zeros((1000, 2, 2, 8))
   text = jnp.zeros((1000, 4), jnp.int32)
   half, _ = made(ShowAttendTell, selection="hard")
-  drawn = half._select(jax.random.key(0), features, text).drawn
+  drawn = half._select(jax.random.key(0), features, text).sampled
   assert 400 < drawn.sum() < 600
   together, _ = made(ShowAttendTell, selection="hard", expected_for="batch")
-  shares = [together._select(jax.random.key(i), features[:8], text[:8]).drawn for i in range(20)]
+  shares = [together._select(jax.random.key(i), features[:8], text[:8]).sampled for i in range(20)]
   assert {int(s.sum()) for s in shares} == {0, 8}
 
 

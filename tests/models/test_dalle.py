@@ -14,7 +14,7 @@ from vlx.core import config as configs
 from vlx.core import system as systems
 from vlx.core.errors import UserError
 from vlx.models.generation import dalle, dvae
-from vlx.models.generation.dalle import DALLE, Layout
+from vlx.models.generation.dalle import DALLE, SequenceLayout
 from vlx.models.generation.vqvae import VQVAE
 
 TOKENIZER = VQVAE(16, (4, 4), 1, 4, num_codes=20, code_dim=3)
@@ -97,14 +97,14 @@ def image_to_image(kind):
 
 @pytest.mark.parametrize("kind", ["row", "column", "conv"])
 def test_published_masks_position_by_position(kind):
-  seen = np.asarray(Layout(256, 32, 32, 11).mask(kind).dense(1280, 1280))[0]
+  seen = np.asarray(SequenceLayout(256, 32, 32, 11).mask(kind).dense(1280, 1280))[0]
   np.testing.assert_array_equal(seen[:256], np.tri(256, 1280, dtype=bool))
   assert seen[256:, :256].all()
   np.testing.assert_array_equal(seen[256:, 256:], image_to_image(kind))
 
 
 def test_columns_put_together_see_the_same():
-  layout = Layout(6, 3, 4, 3)
+  layout = SequenceLayout(6, 3, 4, 3)
   queries, keys, values = (normal(2, layout.length, 2, 8, seed=i) for i in range(3))
   found = layout.attend("column", queries, keys, values)
   expected = dalle.attention(
@@ -227,7 +227,7 @@ def test_a_sampler_that_makes_no_sense_is_told():
       DALLE.Sampler(**fields)
   text, text_mask = texts()
   for rows, image in ((4, batch_of()["image"]), (1, None)):
-    with pytest.raises(UserError, match="keep_rows is below 4"):
+    with pytest.raises(UserError, match="keep_rows must be below 4"):
       generate(DALLE(**SMALL), text, text_mask, jnp.arange(3), image, keep_rows=rows)
 
 
@@ -297,7 +297,7 @@ def test_the_tokenizer_is_a_system_that_tokenizes_images():
     configs.build(
       DALLE, {**SECTION, "tokenizer": configs.part_from("configs/vit.py:smoke")}, "model"
     )
-  with pytest.raises(UserError, match=r"model.tokenizer is a system: dict\(source=PLACE\)"):
+  with pytest.raises(UserError, match=r"model.tokenizer must be a system, dict\(source=PATH\)"):
     configs.build(DALLE, {**SECTION, "tokenizer": "runs/vqvae"}, "model")
 
 

@@ -149,7 +149,7 @@ def test_a_cache_and_texts_that_do_not_fit_are_refused():
     network.apply(variables, texts(1, 17))
   with pytest.raises(ValueError, match="this model reads 16"):
     network.empty_cache(1, 17)
-  with pytest.raises(ValueError, match="2 texts, and a cache of 3"):
+  with pytest.raises(ValueError, match="2 texts, but a cache for 3"):
     network.apply(variables, texts(2, 4), None, network.empty_cache(3, 8))
   with pytest.raises(ValueError, match="do not divide"):
     LLaMA(**{**TINY, "num_groups": 3}).init(jax.random.key(0), texts(1, 4))

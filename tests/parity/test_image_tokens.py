@@ -107,7 +107,7 @@ def test_dalle():
   tensors = load_file(PARITY / "dalle.safetensors")
   weights = part(tensors, "tiny/weights/")
   heads, side = config["heads"], config["image_fmap_size"]
-  layout = dalle.Layout(config["text"], side, side, 3)
+  layout = dalle.SequenceLayout(config["text"], side, side, 3)
   network = dalle.DALLENetwork(
     layout,
     ("full", "column") * (config["depth"] // 2),

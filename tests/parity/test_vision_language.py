@@ -241,7 +241,7 @@ def test_a_config_written_for_hugging_face_reads_as_the_same_system(family, file
     ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan, not a positive number"),
     ({"hidden_act": "relu"}, "hidden_act is 'relu'; vlx knows 'gelu'"),
     ({"image_size": 225}, "image_size 225 does not divide by patch_size 16"),
-    ({"qkv_bias": False}, "qkv_bias is False; vlx takes True alone"),
+    ({"qkv_bias": False}, "qkv_bias is False; vlx supports True only"),
   ],
 )
 def test_an_absurd_config_is_told(change, message):
@@ -264,7 +264,10 @@ def test_an_absurd_config_is_told(change, message):
       {"text_config": {}, "text_config_dict": {"hidden_act": "relu"}},
       "text_config.hidden_act is 'relu'",
     ),
-    ({"vision_config": {"num_channels": 4}}, "vision_config.num_channels is 4; vlx takes 3 alone"),
+    (
+      {"vision_config": {"num_channels": 4}},
+      "vision_config.num_channels is 4; vlx supports 3 only",
+    ),
     ({"projection_dim": 2.5}, "projection_dim is 2.5"),
   ],
 )

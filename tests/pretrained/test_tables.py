@@ -192,7 +192,7 @@ def test_a_copy_must_be_one():
   tensors["head.weight"] = tensors["word.weight"].copy()
   loaded(tensors, copies=copies)
   tensors["head.weight"][0, 0] += 1
-  with pytest.raises(UserError, match="head.weight differs from word.weight"):
+  with pytest.raises(UserError, match="head.weight and word.weight differ"):
     loaded(tensors, copies=copies)
 
 

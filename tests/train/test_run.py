@@ -266,7 +266,7 @@ def test_a_second_process_on_a_folder_is_told(tmp_path):
 
   tmp_path.joinpath("run").mkdir()
   with filelock.FileLock(tmp_path / "run" / ".lock"):
-    with pytest.raises(UserError, match="another process trains in"):
+    with pytest.raises(UserError, match="another process is training in"):
       loop.train(Run(config(), tmp_path / "run"))
 
 
@@ -275,7 +275,7 @@ def test_data_that_is_not_what_the_system_takes_is_told(tmp_path):
   other.data.preprocess = other.data.preprocess.replace("random_affine(32", "random_affine(24")
   with pytest.raises(
     UserError,
-    match=r"CLIP takes examples of image float32\[32, 32, 3\] \(here float32\[24, 24, 3\]\)",
+    match=r"data.preprocess does not make the examples that CLIP takes: image float32\[32, 32, 3\] \(here float32\[24, 24, 3\]\)",
   ):
     loop.train(Run(other, tmp_path / "run"))
 

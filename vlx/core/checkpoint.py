@@ -150,7 +150,7 @@ def _newest(
       )
       continue
     if failures and quarantine_corrupt:
-      _put_aside(manager, failures)
+      _quarantine(manager, failures)
     return step, found
   if failures:
     named = ", ".join(f"{step} ({error})" for step, error in failures.items())
@@ -158,7 +158,7 @@ def _newest(
   return None
 
 
-def _put_aside(manager: ocp.CheckpointManager, steps) -> None:
+def _quarantine(manager: ocp.CheckpointManager, steps) -> None:
   for step in steps:
     if distributed.is_first():
       aside = manager.directory / f"damaged-{step}"

@@ -90,7 +90,7 @@ def build(cls: type, section: Mapping[str, Any], where: str) -> Any:
       value = build(_choose(kinds, value), value, f"{where}.{name}")
     elif _protocols(hints[name]) and value is not None:
       raise UserError(
-        f"{where}.{name} is a system: dict(source=PLACE) or dict(system=…, …), not {value!r}"
+        f"{where}.{name} must be a system, dict(source=PATH) or dict(system=…, …), not {value!r}"
       )
     arguments[name] = tuple(value) if isinstance(value, list) else value
   try:
@@ -102,9 +102,7 @@ def build(cls: type, section: Mapping[str, Any], where: str) -> Any:
 def _build_part(section: Mapping[str, Any], hint: Any, where: str) -> Any:
   fields = {k: v for k, v in section.items() if k not in ("system", "source")}
   if "system" not in section:
-    raise ValueError(
-      f"{where} is not resolved: nothing says of which system {section['source']} is"
-    )
+    raise ValueError(f"{where}: cannot tell which system {section['source']} holds")
   system = build(import_path(section["system"]), fields, where)
   if wanted := _protocols(hint):
     capabilities.require(system, *wanted, what=where)
@@ -288,7 +286,9 @@ def read(folder: pathlib.Path) -> Kept:
     case 2:
       pass
     case other:
-      raise UserError(f"{path} is of schema {other}, and this vlx reads up to {SCHEMA}")
+      raise UserError(
+        f"{path} has schema {other}, and this version of vlx reads up to {SCHEMA}: update vlx"
+      )
   requested, resolved = (_with_all_fields(content[k]) for k in ("requested", "resolved"))
   return Kept(requested, resolved, content["schema"])
 

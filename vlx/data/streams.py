@@ -73,7 +73,7 @@ class Streams:
         raise UserError(f"data.streams.{name}.weight is {found[name].weight}, not above 0")
     nested = bool(data.streams) and data.mixture == "all"
     if not nested and len({stream.batch_size for stream in found.values()}) > 1:
-      raise UserError('streams that take turns (data.mixture="by_step") have one batch_size')
+      raise UserError('with data.mixture="by_step" all streams must have the same batch_size')
     return cls(found, nested)
 
   def rows(self, name: str) -> int:

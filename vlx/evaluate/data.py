@@ -28,9 +28,7 @@ class Data:
 
   def source(self, split: str) -> Source:
     if not self.spec:
-      raise UserError(
-        "data.source is not given: it is what evaluators look at, whatever data.streams has"
-      )
+      raise UserError("data.source is not set: evaluators need it, also beside data.streams")
     return sources.open_source(self.spec, split)
 
   def examples(self, split: str, *ops: str, image_transform: str = "") -> batches.Examples:

@@ -59,7 +59,7 @@ def measure_on(model: Model, spec: str, split: str, say=lambda text: None) -> di
     found["classification"] = Classification(splits=(split,), ops="label_id" if named else "")
   if not found:
     raise UserError(
-      f"no evaluator of vlx fits a {type(model.system).__name__} and such records: it has"
+      f"vlx has no evaluator for a {type(model.system).__name__} on such records; its capabilities are"
       f" {', '.join(capabilities.of(model.system))}; name evaluators of your own by --workdir and --config"
     )
   return runner.evaluate(found, model, data, say)[0]

@@ -109,7 +109,7 @@ def open_classifier(workdir: str, mesh: Mesh) -> ReferenceModel:
   found = [s for s in sections if s["type"].endswith("Classification")]
   if not found:
     raise UserError(
-      f"{workdir} holds a classifier whose config has no Classification evaluator: what is its label?"
+      f"{workdir} holds a classifier, but its config has no Classification evaluator that tells its label"
     )
   return ReferenceModel(model, found[0].get("ops", ""), found[0].get("image_transform", ""))
 

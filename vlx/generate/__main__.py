@@ -34,15 +34,15 @@ IMAGE = flags.DEFINE_string(
 OUTPUT = flags.DEFINE_string(
   "output", None, "The PNG to write; by default in the run's generated/."
 )
-SEED = flags.DEFINE_integer("seed", 0, "Of what is drawn at random.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the samples.")
 TEMPERATURE = flags.DEFINE_float(
   "temperature", 0.0, "Texts: 0 takes the likeliest token each time."
 )
 TOP_K = flags.DEFINE_integer(
-  "top_k", 0, "Texts: draws from so many of the likeliest tokens; 0: from all."
+  "top_k", 0, "Texts: samples from so many of the likeliest tokens; 0: from all."
 )
 TOP_P = flags.DEFINE_float(
-  "top_p", 1.0, "Texts: draws from the likeliest tokens that hold this probability."
+  "top_p", 1.0, "Texts: samples from the likeliest tokens that hold this probability."
 )
 PENALTY = flags.DEFINE_float(
   "repetition_penalty", 1.0, "Texts: above 1, tokens come again less often."

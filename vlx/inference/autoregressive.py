@@ -16,7 +16,7 @@ import numpy as np
 from vlx.core.capabilities import GeneratesText
 from vlx.core.errors import UserError
 from vlx.core.system import Variables
-from vlx.inference.decoding import Drawn, draw_first, draw_more
+from vlx.inference.decoding import Sampled, sample_first, sample_more
 from vlx.inference.sampling import Sampling
 
 SHORTEST = 32  # what the shortest prompts are padded to
@@ -44,7 +44,7 @@ def generate(
     variables: of this form.
     prompts: token ids, one or more in each row.
     max_tokens: at most so many in each row.
-    sampling: how they are drawn.
+    sampling: how they are sampled.
     seeds: of each row, or one for all: equal prompts with equal seeds get equal texts.
     stop_ids: a row ends at any of these.
     chunk: how many tokens are decoded between two calls of `on_tokens`.
@@ -93,13 +93,13 @@ def generate(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _prefill(system, sampling, variables, inputs, cache, seeds, stops) -> Drawn:
+def _prefill(system, sampling, variables, inputs, cache, seeds, stops) -> Sampled:
   text, text_mask = inputs["text"], inputs["text_mask"]
   logits, cache = system.extend_cache(variables, inputs, cache)
   rows = jnp.arange(len(text))[:, None]
   counted = logits.shape[1] if sampling.repetition_penalty != 1 else 0
   seen = jnp.zeros((len(text), counted), bool).at[rows, text].max(text_mask, mode="drop")
-  return draw_first(sampling, logits, cache, cache.lengths, seen, seeds, stops)
+  return sample_first(sampling, logits, cache, cache.lengths, seen, seeds, stops)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
@@ -109,4 +109,4 @@ def _decode(system, sampling, chunk, variables, state, limit, seeds, stops):
       variables, {"text": tokens[:, None], "text_mask": going[:, None]}, cache
     )
 
-  return draw_more(step, sampling, state, limit, chunk, seeds, stops)
+  return sample_more(step, sampling, state, limit, chunk, seeds, stops)

@@ -6,7 +6,7 @@
 same for all sequences of an example (annotations of its image) need not be in it: `step` can close
 over it, and in beam search row r belongs to example r // beam_size.
 
-`draw_more` is the loop of sampling, greedy search among it, `beam_search` that of beams, whose rows
+`sample_more` is the loop of sampling, greedy search among it, `beam_search` that of beams, whose rows
 change places.
 """
 
@@ -25,8 +25,8 @@ from vlx.inference.sampling import Sampling
 Step = Callable[..., tuple[jax.Array, Any]]
 
 
-class Drawn(NamedTuple):
-  """Sequences that are being drawn."""
+class Sampled(NamedTuple):
+  """Sequences that are being sampled."""
 
   state: Any  # of the model, which has read all tokens but the last
   last: Int[Array, " rows"]
@@ -35,7 +35,7 @@ class Drawn(NamedTuple):
   done: Bool[Array, " rows"]
 
 
-def draw_first(
+def sample_first(
   sampling: Sampling,
   logits: Float[Array, "rows vocab"],
   state: Any,
@@ -43,12 +43,12 @@ def draw_first(
   seen: Bool[Array, "rows vocab_or_none"],
   seeds: Int[Array, " rows"],
   stops: Int[Array, " stops"],
-) -> Drawn:
+) -> Sampled:
   """The first token of each row, by the logits that follow what the model has read; a stop token
   ends its row.
 
   Args:
-    sampling: how tokens are drawn.
+    sampling: how tokens are sampled.
     logits: of the tokens at `positions`.
     state: after reading.
     positions: that the tokens will have.
@@ -57,55 +57,55 @@ def draw_first(
     stops: tokens at any of which a row ends.
   """
   nobody = jnp.zeros(len(logits), bool)
-  return _drawn(
-    sampling, logits, Drawn(state, positions, positions, seen, nobody), positions, seeds, stops
+  return _sampled(
+    sampling, logits, Sampled(state, positions, positions, seen, nobody), positions, seeds, stops
   )
 
 
-def draw_more(
+def sample_more(
   step: Step,
   sampling: Sampling,
-  drawn: Drawn,
+  sampled: Sampled,
   limit: Int[Array, ""] | int,
   chunk: int,
   seeds: Int[Array, " rows"],
   stops: Int[Array, " stops"],
-) -> tuple[Drawn, tuple[Int[Array, "rows chunk"], Bool[Array, "rows chunk"]]]:
+) -> tuple[Sampled, tuple[Int[Array, "rows chunk"], Bool[Array, "rows chunk"]]]:
   """`limit` ≤ `chunk` more tokens of each row that is not done: (sequences, (tokens, which of them
   are real)).
 
   Args:
     step: the model; (state, tokens, which rows go on) → (logits, state).
-    sampling: how tokens are drawn.
-    drawn: so far.
-    limit: how many to draw.
+    sampling: how tokens are sampled.
+    sampled: so far.
+    limit: how many to sample.
     chunk: the length of the arrays.
     seeds: of each row.
     stops: tokens at any of which a row ends.
   """
-  rows = len(drawn.last)
+  rows = len(sampled.last)
 
   def going(carry):
-    drawn, _, _, i = carry
-    return (i < limit) & ~drawn.done.all()
+    sampled, _, _, i = carry
+    return (i < limit) & ~sampled.done.all()
 
   def one(carry):
-    drawn, tokens, real, i = carry
-    logits, state = step(drawn.state, drawn.last, ~drawn.done)
-    positions = drawn.positions + ~drawn.done
-    drawn = _drawn(sampling, logits, drawn._replace(state=state), positions, seeds, stops)
-    return drawn, tokens.at[:, i].set(drawn.last), real.at[:, i].set(~drawn.done), i + 1
+    sampled, tokens, real, i = carry
+    logits, state = step(sampled.state, sampled.last, ~sampled.done)
+    positions = sampled.positions + ~sampled.done
+    sampled = _sampled(sampling, logits, sampled._replace(state=state), positions, seeds, stops)
+    return sampled, tokens.at[:, i].set(sampled.last), real.at[:, i].set(~sampled.done), i + 1
 
   tokens, real = jnp.zeros((rows, chunk), jnp.int32), jnp.zeros((rows, chunk), bool)
-  drawn, *found, _ = jax.lax.while_loop(going, one, (drawn, tokens, real, 0))
-  return drawn, tuple(found)
+  sampled, *found, _ = jax.lax.while_loop(going, one, (sampled, tokens, real, 0))
+  return sampled, tuple(found)
 
 
-def _drawn(sampling, logits, drawn: Drawn, positions, seeds, stops) -> Drawn:
-  last = sampling.draw(logits, drawn.seen, seeds, positions)
-  done = drawn.done | (last[:, None] == stops).any(axis=1)
-  seen = drawn.seen.at[jnp.arange(len(last)), last].set(True, mode="drop")
-  return Drawn(drawn.state, last, positions, seen, done)
+def _sampled(sampling, logits, sampled: Sampled, positions, seeds, stops) -> Sampled:
+  last = sampling.sample(logits, sampled.seen, seeds, positions)
+  done = sampled.done | (last[:, None] == stops).any(axis=1)
+  seen = sampled.seen.at[jnp.arange(len(last)), last].set(True, mode="drop")
+  return Sampled(sampled.state, last, positions, seen, done)
 
 
 def _gnmt(length, alpha):
@@ -140,7 +140,7 @@ class Search:
   def __post_init__(self):
     if self.beam_size < 1 or self.max_length < 1:
       raise UserError(
-        f"beam_size and max_length are 1 at least, not {self.beam_size} and {self.max_length}"
+        f"beam_size and max_length must be at least 1, not {self.beam_size} and {self.max_length}"
       )
     if self.length_norm not in LENGTH_NORMS:
       raise UserError(f"length_norm is one of {', '.join(LENGTH_NORMS)}, not {self.length_norm!r}")

@@ -1,4 +1,4 @@
-"""From logits to the next token: what changes logits, as pure functions, and how one is drawn.
+"""From logits to the next token: what changes logits, as pure functions, and how one is sampled.
 
 The functions, and the order in which `Sampling` applies them, are those of Hugging Face's
 `generate`: repetition penalty, temperature, top-k, top-p. A token that is ruled out has the logit
@@ -44,7 +44,7 @@ def keep_top_p(logits: Logits, p: float) -> Logits:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How tokens are drawn; as it stands, greedily.
+  """How tokens are sampled; as it stands, greedily.
 
   `temperature` 0 takes the likeliest token. `top_k` 0, `top_p` 1 and `repetition_penalty` 1 change
   nothing.
@@ -66,7 +66,7 @@ class Sampling:
         raise UserError(f"{name} is {wanted}, not {getattr(self, name)}")
 
   def adjusted(self, logits: Logits, seen: Bool[Array, "batch vocab"]) -> Logits:
-    """The logits of the distribution that is drawn from, where the temperature is not 0."""
+    """The logits of the distribution that is sampled from, where the temperature is not 0."""
     if self.repetition_penalty != 1:
       logits = penalize_repetition(logits, seen, self.repetition_penalty)
     if self.temperature == 0:
@@ -76,7 +76,7 @@ class Sampling:
       logits = keep_top_k(logits, self.top_k)
     return keep_top_p(logits, self.top_p) if self.top_p < 1 else logits
 
-  def draw(
+  def sample(
     self,
     logits: Logits,
     seen: Bool[Array, "batch vocab"],
@@ -96,7 +96,7 @@ class Sampling:
     if self.temperature == 0:
       return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
-    def draw_row(row, seed, position):
+    def sample_row(row, seed, position):
       return jax.random.categorical(jax.random.fold_in(jax.random.key(seed), position), row)
 
-    return jax.vmap(draw_row)(logits, seeds, positions).astype(jnp.int32)
+    return jax.vmap(sample_row)(logits, seeds, positions).astype(jnp.int32)

@@ -5,7 +5,7 @@ from typing import Any
 
 from vlx.models.pretraining.bert import BERT, BERTEncoder, MaskedLanguageModel
 from vlx.pretrained import fields
-from vlx.pretrained.tables import Layout, Row
+from vlx.pretrained.tables import CheckpointMap, Row
 
 # Files from before 2019.
 ALIASES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
@@ -72,7 +72,7 @@ def rows(num_heads: int) -> list[Row]:
   ]
 
 
-def from_hugging_face(config: Mapping[str, Any]) -> Layout:
+def from_hugging_face(config: Mapping[str, Any]) -> CheckpointMap:
   """Reads a `config.json` with the model type "bert": with heads, unless its architecture is
   `BertModel`.
 
@@ -81,29 +81,33 @@ def from_hugging_face(config: Mapping[str, Any]) -> Layout:
   """
   fields.must_be(config, "position_embedding_type", "absolute")
   fields.must_be(config, "is_decoder", False)
-  width, heads = (fields.whole(config, name) for name in ("hidden_size", "num_attention_heads"))
+  width, heads = (
+    fields.positive_int(config, name) for name in ("hidden_size", "num_attention_heads")
+  )
   fields.divides(config, "hidden_size", width, "num_attention_heads", heads)
   tower = BERT(
-    vocab_size=fields.whole(config, "vocab_size"),
-    context_length=fields.whole(config, "max_position_embeddings"),
+    vocab_size=fields.positive_int(config, "vocab_size"),
+    context_length=fields.positive_int(config, "max_position_embeddings"),
     width=width,
-    depth=fields.whole(config, "num_hidden_layers"),
+    depth=fields.positive_int(config, "num_hidden_layers"),
     num_heads=heads,
-    mlp_dim=fields.whole(config, "intermediate_size"),
-    num_segments=fields.whole(config, "type_vocab_size", 2),
+    mlp_dim=fields.positive_int(config, "intermediate_size"),
+    num_segments=fields.positive_int(config, "type_vocab_size", 2),
     activation=fields.one_of(config, "hidden_act", fields.ACTIVATIONS),
     layer_norm_epsilon=fields.positive(config, "layer_norm_eps", 1e-12),
   )
   if config.get("architectures") == ["BertModel"]:
     # Some such files were cut out of larger ones and kept the names.
-    return Layout(BERTEncoder(tower), tower_rows(heads), (*ALIASES, (r"^bert\.", "")))
-  return Layout(MaskedLanguageModel(tower), rows(heads), ALIASES, COPIES)
+    return CheckpointMap(BERTEncoder(tower), tower_rows(heads), (*ALIASES, (r"^bert\.", "")))
+  return CheckpointMap(MaskedLanguageModel(tower), rows(heads), ALIASES, COPIES)
 
 
 ARCHITECTURES = {MaskedLanguageModel: "BertForPreTraining", BERTEncoder: "BertModel"}
 
 
-def to_hugging_face(system: MaskedLanguageModel | BERTEncoder) -> tuple[dict[str, Any], Layout]:
+def to_hugging_face(
+  system: MaskedLanguageModel | BERTEncoder,
+) -> tuple[dict[str, Any], CheckpointMap]:
   """The `config.json` and the table that `BertForPreTraining`, or `BertModel`, loads."""
   tower = system.tower
   config = dict(

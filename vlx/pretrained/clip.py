@@ -15,7 +15,7 @@ from vlx.models.contrastive.clip import CLIP, TextTransformer
 from vlx.models.vision.modified_resnet import HEAD_DIM, ModifiedResNet
 from vlx.models.vision.vit import VisionTransformer
 from vlx.pretrained import fields, preprocessor
-from vlx.pretrained.tables import Layout, Row, renamed
+from vlx.pretrained.tables import CheckpointMap, Row, renamed
 from vlx.pretrained.torch_rows import batch_norm, convolution, dense, layer_norm, transformer_block
 from vlx.pretrained.vit import num_heads
 
@@ -121,7 +121,7 @@ def _resnet_rows(tower: ModifiedResNet) -> list[Row]:
   return rows + dense(f"{public}.c_proj", "image_projection")
 
 
-def from_hugging_face(config: Mapping) -> Layout:
+def from_hugging_face(config: Mapping) -> CheckpointMap:
   """Reads a `config.json` with the model type "clip"; its sections leave out what is B/32's."""
   config = dict(config)
   for part in ("vision_config", "text_config"):
@@ -130,8 +130,8 @@ def from_hugging_face(config: Mapping) -> Layout:
     config |= {f"{part}.{name}": value for name, value in section.items()}
   fields.must_be(config, "vision_config.num_channels", 3)
   image = VisionTransformer(
-    image_size=fields.whole(config, "vision_config.image_size", 224),
-    patch_size=fields.whole(config, "vision_config.patch_size", 32),
+    image_size=fields.positive_int(config, "vision_config.image_size", 224),
+    patch_size=fields.positive_int(config, "vision_config.patch_size", 32),
     patch_bias=False,
     pre_norm=True,
     resampling="cubic",
@@ -145,24 +145,24 @@ def from_hugging_face(config: Mapping) -> Layout:
     image.patch_size,
   )
   text = TextTransformer(
-    vocab_size=fields.whole(config, "text_config.vocab_size", 49408),
-    context_length=fields.whole(config, "text_config.max_position_embeddings", 77),
+    vocab_size=fields.positive_int(config, "text_config.vocab_size", 49408),
+    context_length=fields.positive_int(config, "text_config.max_position_embeddings", 77),
     **_tower(config, "text_config", 512, 8),
   )
-  system = CLIP(image, text, fields.whole(config, "projection_dim", 512))
-  return Layout(system, hugging_face_rows(image.num_heads, text.num_heads))
+  system = CLIP(image, text, fields.positive_int(config, "projection_dim", 512))
+  return CheckpointMap(system, hugging_face_rows(image.num_heads, text.num_heads))
 
 
 def _tower(config: Mapping, part: str, width: int, num_heads: int) -> dict:
   """Fields that both towers have; the defaults are Hugging Face's."""
-  width = fields.whole(config, f"{part}.hidden_size", width)
-  num_heads = fields.whole(config, f"{part}.num_attention_heads", num_heads)
+  width = fields.positive_int(config, f"{part}.hidden_size", width)
+  num_heads = fields.positive_int(config, f"{part}.num_attention_heads", num_heads)
   fields.divides(config, f"{part}.hidden_size", width, f"{part}.num_attention_heads", num_heads)
   return dict(
     width=width,
     num_heads=num_heads,
-    depth=fields.whole(config, f"{part}.num_hidden_layers", 12),
-    mlp_dim=fields.whole(
+    depth=fields.positive_int(config, f"{part}.num_hidden_layers", 12),
+    mlp_dim=fields.positive_int(
       config, f"{part}.intermediate_size", 3072 if part == "vision_config" else 2048
     ),
     activation=fields.one_of(config, f"{part}.hidden_act", fields.ACTIVATIONS, "quick_gelu"),
@@ -171,8 +171,8 @@ def _tower(config: Mapping, part: str, width: int, num_heads: int) -> dict:
   )
 
 
-def to_hugging_face(system: CLIP, end_id: int | None = None) -> tuple[dict, Layout]:
-  """(config.json, Layout) of `CLIPModel`.
+def to_hugging_face(system: CLIP, end_id: int | None = None) -> tuple[dict, CheckpointMap]:
+  """(config.json, CheckpointMap) of `CLIPModel`.
 
   Args:
     system: to export.
@@ -221,10 +221,10 @@ def to_hugging_face(system: CLIP, end_id: int | None = None) -> tuple[dict, Layo
       eos_token_id=text.vocab_size - 1 if end_id is None else end_id,
     ),
   )
-  return config, Layout(system, hugging_face_rows(image.num_heads, text.num_heads))
+  return config, CheckpointMap(system, hugging_face_rows(image.num_heads, text.num_heads))
 
 
-def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
+def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CheckpointMap | None:
   """The system of OpenAI's files and open_clip's, by their names; None for what is neither.
 
   Their names are the same, their GELUs are not: quick in OpenAI's, known by three constants beside
@@ -261,10 +261,10 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
     mlp_dim=shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
     **shared,
   )
-  return Layout(CLIP(image, text, embed_dim), openai_rows(image, text.num_heads), ALIASES)
+  return CheckpointMap(CLIP(image, text, embed_dim), openai_rows(image, text.num_heads), ALIASES)
 
 
-def from_open_clip(config: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+def from_open_clip(config: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> CheckpointMap:
   """Reads an `open_clip_config.json` and the names beside it, which do not tell the GELU and the
   heads.
   """
@@ -278,7 +278,7 @@ def from_open_clip(config: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> La
   layout = from_shapes(shapes)
   if foreign or layout is None:
     raise UserError(
-      f"open_clip_config.json: vlx has no place for {', '.join(foreign) or 'its towers'}"
+      f"open_clip_config.json: vlx does not support {', '.join(foreign) or 'its towers'}"
     )
   system = layout.system
   image, text = system.image, system.text
@@ -295,16 +295,18 @@ def from_open_clip(config: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> La
         f"open_clip_config.json: {name} is {model[name]}, of the weights beside it {found}"
       )
   activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
-  text = text.clone(num_heads=fields.whole(model, "text_cfg.heads", 8), activation=activation)
+  text = text.clone(
+    num_heads=fields.positive_int(model, "text_cfg.heads", 8), activation=activation
+  )
   fields.divides(model, "text_cfg.width", text.width, "text_cfg.heads", text.num_heads)
-  head_width = fields.whole(model, "vision_cfg.head_width", 64)
+  head_width = fields.positive_int(model, "vision_cfg.head_width", 64)
   if resnet:
     fields.must_be(model, "vision_cfg.head_width", HEAD_DIM)
   else:
     fields.divides(model, "vision_cfg.width", image.width, "vision_cfg.head_width", head_width)
     image = image.clone(num_heads=image.width // head_width, activation=activation)
   system = dataclasses.replace(system, image=image, text=text)
-  return Layout(system, openai_rows(image, text.num_heads), ALIASES)
+  return CheckpointMap(system, openai_rows(image, text.num_heads), ALIASES)
 
 
 def _resnet_of(shapes) -> ModifiedResNet:

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 
 from vlx.models.generation.dvae import DVAE
 from vlx.pretrained import fields
-from vlx.pretrained.tables import Layout, Row
+from vlx.pretrained.tables import CheckpointMap, Row
 
 _KERNEL = ("o i h w -> h w i o", {})
 
 
-def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
+def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CheckpointMap | None:
   """The system of both files together, by their names; None for another family's."""
   found = [
     m for name in shapes if (m := re.match(r"encoder\.blocks\.group_(\d+)\.block_(\d+)\.", name))
@@ -25,7 +25,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
   groups, blocks = (max(int(m[i]) for m in found) for i in (1, 2))
   width, *_ = fields.shape(shapes, "encoder.blocks.input.w", 4)
   code_dim, num_codes, *_ = fields.shape(shapes, "decoder.blocks.input.w", 4)
-  return Layout(DVAE(256, width, num_codes, code_dim, groups, blocks), rows(groups, blocks))
+  return CheckpointMap(DVAE(256, width, num_codes, code_dim, groups, blocks), rows(groups, blocks))
 
 
 def preprocess(system: DVAE, config: Mapping | None = None) -> str:

@@ -28,7 +28,7 @@ def _of(config: Mapping, name: str, default: Any) -> Any:
   return value
 
 
-def whole(config: Mapping, name: str, default: int | None = None) -> int:
+def positive_int(config: Mapping, name: str, default: int | None = None) -> int:
   """A positive whole number."""
   value = _of(config, name, default)
   if type(value) is not int or value < 1:
@@ -56,7 +56,7 @@ def one_of(
 def must_be(config: Mapping, name: str, wanted: Any) -> None:
   """For a field that a file may leave out, and that vlx takes at one value only."""
   if (value := config.get(name, wanted)) != wanted:
-    raise UserError(f"config.json: {name} is {value!r}; vlx takes {wanted!r} alone")
+    raise UserError(f"config.json: {name} is {value!r}; vlx supports {wanted!r} only")
 
 
 def divides(config: Mapping, name: str, number: int, into: str, parts: int) -> None:
@@ -70,7 +70,7 @@ def exportable(what: str, module: Any, **wanted: Any) -> None:
   """
   for name, value in wanted.items():
     if (found := getattr(module, name)) != value:
-      raise UserError(f"{what} has no place for {name} {found!r}: only for {value!r}")
+      raise UserError(f"{what} needs {name} to be {value!r}, not {found!r}")
 
 
 def shape(shapes: Mapping[str, tuple[int, ...]], name: str, axes: int) -> tuple[int, ...]:

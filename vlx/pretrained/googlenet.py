@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from vlx.models.vision.inception import AUXILIARY, BLOCKS, GoogLeNet, GoogLeNetTower
 from vlx.pretrained import fields
-from vlx.pretrained.tables import Layout, Row
+from vlx.pretrained.tables import CheckpointMap, Row
 from vlx.pretrained.torch_rows import batch_norm, convolution, dense
 from vlx.pretrained.torchvision_ops import torchvision_ops
 
@@ -46,14 +46,16 @@ def _block(public: str, ours: str) -> list[Row]:
   return convolution(f"{public}.conv", f"{ours}/conv") + batch_norm(f"{public}.bn", f"{ours}/norm")
 
 
-def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
+def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CheckpointMap | None:
   """The system of torchvision's file, by its names; None for another's. Its auxiliary classifiers are left
   out.
   """
   if not {"conv1.conv.weight", "inception3a.branch1.conv.weight", "fc.weight"} <= shapes.keys():
     return None
   tower = GoogLeNetTower(width=fields.shape(shapes, "conv1.conv.weight", 4)[0])
-  return Layout(GoogLeNet(tower, fields.shape(shapes, "fc.weight", 2)[0]), rows(auxiliary=False))
+  return CheckpointMap(
+    GoogLeNet(tower, fields.shape(shapes, "fc.weight", 2)[0]), rows(auxiliary=False)
+  )
 
 
 def preprocess(system: GoogLeNet, config: Mapping | None = None) -> str:

@@ -14,7 +14,7 @@ from vlx.core.errors import UserError
 from vlx.models.language.llama import SIZES, LanguageModel, LLaMA
 from vlx.pretrained import fields
 from vlx.pretrained.formats import TensorFile
-from vlx.pretrained.tables import Layout, Row
+from vlx.pretrained.tables import CheckpointMap, Row
 
 # A tied model's file may hold the tensor twice.
 TIED_COPIES = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -99,7 +99,7 @@ def gguf_rows(num_heads: int, num_groups: int, tie_embeddings: bool) -> list[Row
   return table if tie_embeddings else [*table, Row("output.weight", "params/head/kernel", _DENSE)]
 
 
-def from_hugging_face(config: Mapping[str, Any]) -> Layout:
+def from_hugging_face(config: Mapping[str, Any]) -> CheckpointMap:
   """Reads a `config.json` with the model type `llama`.
 
   Raises:
@@ -115,31 +115,33 @@ def from_hugging_face(config: Mapping[str, Any]) -> Layout:
   # transformers from 5 on; before, rope_theta stands by itself
   rope = config.get("rope_parameters") or {}
   fields.must_be(rope, "rope_type", "default")
-  width, heads = (fields.whole(config, name) for name in ("hidden_size", "num_attention_heads"))
-  groups = fields.whole(config, "num_key_value_heads", heads)
+  width, heads = (
+    fields.positive_int(config, name) for name in ("hidden_size", "num_attention_heads")
+  )
+  groups = fields.positive_int(config, "num_key_value_heads", heads)
   fields.divides(config, "hidden_size", width, "num_attention_heads", heads)
   fields.divides(config, "num_attention_heads", heads, "num_key_value_heads", groups)
   if config.get("head_dim") is not None:
     fields.must_be(config, "head_dim", width // heads)
   tied = bool(config.get("tie_word_embeddings", False))
   decoder = LLaMA(
-    vocab_size=fields.whole(config, "vocab_size"),
+    vocab_size=fields.positive_int(config, "vocab_size"),
     width=width,
-    depth=fields.whole(config, "num_hidden_layers"),
+    depth=fields.positive_int(config, "num_hidden_layers"),
     num_heads=heads,
     num_groups=groups,
-    mlp_dim=fields.whole(config, "intermediate_size"),
-    context_length=fields.whole(config, "max_position_embeddings", 2048),
+    mlp_dim=fields.positive_int(config, "intermediate_size"),
+    context_length=fields.positive_int(config, "max_position_embeddings", 2048),
     epsilon=fields.positive(config, "rms_norm_eps"),
     rope_theta=fields.positive(rope or config, "rope_theta", 10000.0),
     tie_embeddings=tied,
   )
-  return Layout(
+  return CheckpointMap(
     LanguageModel(decoder), rows(heads, groups, tied), copies=TIED_COPIES if tied else {}
   )
 
 
-def to_hugging_face(system: LanguageModel) -> tuple[dict[str, Any], Layout]:
+def to_hugging_face(system: LanguageModel) -> tuple[dict[str, Any], CheckpointMap]:
   """The `config.json` and the table that `LlamaForCausalLM.from_pretrained` takes."""
   decoder = system.decoder
   config = dict(
@@ -162,7 +164,7 @@ def to_hugging_face(system: LanguageModel) -> tuple[dict[str, Any], Layout]:
   return config, from_hugging_face(config)
 
 
-def from_meta(params: Mapping[str, Any]) -> Layout:
+def from_meta(params: Mapping[str, Any]) -> CheckpointMap:
   """Reads the `params.json` beside `consolidated.*.pth`.
 
   It says neither how many words there are (-1) nor how long texts may be: 32,000, and what the
@@ -171,14 +173,14 @@ def from_meta(params: Mapping[str, Any]) -> Layout:
   Raises:
     UserError: for a missing or absurd field.
   """
-  width, heads = (fields.whole(params, name) for name in ("dim", "n_heads"))
-  multiple = fields.whole(params, "multiple_of")
+  width, heads = (fields.positive_int(params, name) for name in ("dim", "n_heads"))
+  multiple = fields.positive_int(params, "multiple_of")
   stretch = fields.positive(params, "ffn_dim_multiplier", 1.0)
   sizes = dict(
     width=width,
-    depth=fields.whole(params, "n_layers"),
+    depth=fields.positive_int(params, "n_layers"),
     num_heads=heads,
-    num_groups=fields.whole(params, "n_kv_heads", heads),
+    num_groups=fields.positive_int(params, "n_kv_heads", heads),
     # model.py of the released code rounds down twice, then up to a multiple.
     mlp_dim=multiple * math.ceil(int(stretch * int(8 * width / 3)) / multiple),
     epsilon=fields.positive(params, "norm_eps"),
@@ -188,15 +190,15 @@ def from_meta(params: Mapping[str, Any]) -> Layout:
   published = [s["context_length"] for s in SIZES.values() if sizes.items() <= s.items()]
   vocab_size = params.get("vocab_size", -1)
   decoder = LLaMA(
-    vocab_size=32000 if vocab_size == -1 else fields.whole(params, "vocab_size"),
+    vocab_size=32000 if vocab_size == -1 else fields.positive_int(params, "vocab_size"),
     context_length=published[0] if published else 2048,
     rope_theta=fields.positive(params, "rope_theta", 10000.0),
     **sizes,
   )
-  return Layout(LanguageModel(decoder), meta_rows(heads, decoder.num_groups))
+  return CheckpointMap(LanguageModel(decoder), meta_rows(heads, decoder.num_groups))
 
 
-def from_gguf(file: TensorFile) -> Layout:
+def from_gguf(file: TensorFile) -> CheckpointMap:
   """Reads a file of `open_gguf`: its metadata, and whether it has a head.
 
   Raises:
@@ -211,8 +213,10 @@ def from_gguf(file: TensorFile) -> Layout:
     for name, value in metadata.items()
     if name.startswith("llama.")
   }
-  width, heads = (fields.whole(told, name) for name in ("embedding_length", "attention.head_count"))
-  groups = fields.whole(told, "attention.head_count_kv", heads)
+  width, heads = (
+    fields.positive_int(told, name) for name in ("embedding_length", "attention.head_count")
+  )
+  groups = fields.positive_int(told, "attention.head_count_kv", heads)
   fields.divides(told, "embedding_length", width, "attention.head_count", heads)
   fields.divides(told, "attention.head_count", heads, "attention.head_count_kv", groups)
   for name in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
@@ -223,16 +227,16 @@ def from_gguf(file: TensorFile) -> Layout:
   decoder = LLaMA(
     vocab_size=fields.shape(file.shapes, "token_embd.weight", 2)[0],
     width=width,
-    depth=fields.whole(told, "block_count"),
+    depth=fields.positive_int(told, "block_count"),
     num_heads=heads,
     num_groups=groups,
-    mlp_dim=fields.whole(told, "feed_forward_length"),
-    context_length=fields.whole(told, "context_length"),
+    mlp_dim=fields.positive_int(told, "feed_forward_length"),
+    context_length=fields.positive_int(told, "context_length"),
     epsilon=fields.positive(told, "attention.layer_norm_rms_epsilon"),
     rope_theta=fields.positive(told, "rope.freq_base", 10000.0),
     tie_embeddings=tied,
   )
-  return Layout(LanguageModel(decoder), gguf_rows(heads, groups, tied))
+  return CheckpointMap(LanguageModel(decoder), gguf_rows(heads, groups, tied))
 
 
 def preprocess(system, config: Mapping | None = None) -> str:

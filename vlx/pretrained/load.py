@@ -33,7 +33,7 @@ from vlx.pretrained.formats.safetensors import open_safetensors
 from vlx.pretrained.formats.shards import open_index, open_joined, open_parts
 from vlx.pretrained.formats.torch_files import open_torch
 from vlx.pretrained.hub import download
-from vlx.pretrained.tables import Layout
+from vlx.pretrained.tables import CheckpointMap
 
 # Families by `model_type` of a config.json, each the module `vlx.pretrained.NAME`; and what their
 # systems are.
@@ -94,7 +94,7 @@ class _Found(NamedTuple):
   """A checkpoint before its tensors are read."""
 
   family: str
-  layout: Layout
+  layout: CheckpointMap
   file: TensorFile
 
 
@@ -252,7 +252,7 @@ def _open(path: pathlib.Path) -> TensorFile:
   if path.name.endswith(".index.json"):
     return open_index(path, _open)
   if path.suffix not in OPENERS:
-    raise UserError(f"{path}: vlx reads {', '.join((*OPENERS, '.gguf'))}")
+    raise UserError(f"{path}: unknown format; vlx reads {', '.join((*OPENERS, '.gguf'))}")
   return OPENERS[path.suffix](path)
 
 

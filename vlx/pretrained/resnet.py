@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from vlx.models.vision.resnet import ResNet, ResNetTower
 from vlx.pretrained import fields
-from vlx.pretrained.tables import Layout, Row
+from vlx.pretrained.tables import CheckpointMap, Row
 from vlx.pretrained.torch_rows import batch_norm, convolution, dense
 from vlx.pretrained.torchvision_ops import IMAGENET, torchvision_ops
 
@@ -24,7 +24,7 @@ def rows(stage_sizes: tuple[int, ...], bottleneck: bool) -> list[Row]:
   return out + dense("fc", "head")
 
 
-def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
+def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CheckpointMap | None:
   """The system of one of torchvision's files, by its names; None for another's."""
   if (
     not {"conv1.weight", "layer1.0.conv1.weight", "layer1.0.bn1.weight", "fc.weight"}
@@ -36,7 +36,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
   bottleneck = "layer1.0.conv3.weight" in shapes
   tower = ResNetTower(stage_sizes, bottleneck, width=fields.shape(shapes, "conv1.weight", 4)[0])
   classes = fields.shape(shapes, "fc.weight", 2)[0]
-  return Layout(ResNet(tower, classes), rows(stage_sizes, bottleneck))
+  return CheckpointMap(ResNet(tower, classes), rows(stage_sizes, bottleneck))
 
 
 def preprocess(system: ResNet, config: Mapping | None = None) -> str:

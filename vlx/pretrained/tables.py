@@ -7,6 +7,14 @@ The pattern is einops', from the public layout to vlx's, of one layer: ("(h e) d
 row with several vlx names is for a public tensor that holds several variables, and its pattern puts
 their axis first: "(n h e) d -> n d h e". A row without a vlx name is for what may be in a file or
 not and holds no weights: it is neither read nor written.
+
+For example, of BERT's query kernels (12 heads; torch keeps a dense layer's kernel as out × in):
+
+  Row("encoder.layer.{layer}.attention.self.query.weight",
+      "params/encoder/blocks/attention/query/kernel",
+      ("(h e) d -> d h e", {"h": 12}))
+
+reads the [768, 768] of layer l into [l] of one array [12, 768, 12, 64], and writes it back.
 """
 
 import functools
@@ -37,7 +45,7 @@ class Row(NamedTuple):
   pattern: Pattern = AS_IT_IS
 
 
-class Layout(NamedTuple):
+class CheckpointMap(NamedTuple):
   """How a family's public file fits a vlx system."""
 
   system: System  # frozen dataclass with init/loss
@@ -110,7 +118,7 @@ def read(
   for copy, original in copies.items():
     if copy in found and not np.array_equal(fetch(found[copy]), fetch(found[original])):
       raise UserError(
-        f"{found[copy]} differs from {found[original]}, and this model has one array for both"
+        f"{found[copy]} and {found[original]} differ, but this model has one array for both"
       )
 
   def fill(row, arrays, piece):

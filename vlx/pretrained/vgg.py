@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from vlx.models.vision.vgg import GRID, VGG, VGGTower
 from vlx.pretrained import fields
-from vlx.pretrained.tables import Layout, Row
+from vlx.pretrained.tables import CheckpointMap, Row
 from vlx.pretrained.torch_rows import convolution, dense
 from vlx.pretrained.torchvision_ops import IMAGENET, torchvision_ops
 
@@ -30,7 +30,7 @@ def rows(convolutions: tuple[int, ...]) -> list[Row]:
   ]
 
 
-def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
+def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CheckpointMap | None:
   """The system of one of torchvision's files (without batch normalisation), by its names; None for
   another's.
   """
@@ -48,7 +48,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
   sizes = [sum(i <= end for i in indices) for end in ends]
   convolutions = tuple(b - a for a, b in zip([0, *sizes], sizes))
   tower = VGGTower(convolutions, width=fields.shape(shapes, "features.0.weight", 4)[0])
-  return Layout(VGG(tower, classes, hidden), rows(convolutions))
+  return CheckpointMap(VGG(tower, classes, hidden), rows(convolutions))
 
 
 def preprocess(system: VGG, config: Mapping | None = None) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from vlx.models.vision.vit import VisionTransformer, ViT
 from vlx.pretrained import fields, preprocessor
-from vlx.pretrained.tables import Layout, Row, renamed
+from vlx.pretrained.tables import CheckpointMap, Row, renamed
 from vlx.pretrained.torch_rows import convolution, dense, layer_norm, transformer_block
 
 _BLOCKS = "tower/transformer/blocks"
@@ -96,32 +96,38 @@ def npz_rows(*, cls: bool = True, pre_logits: bool = False, scanned: bool = Fals
   return rows
 
 
-def from_hugging_face(config: Mapping) -> Layout:
+def from_hugging_face(config: Mapping) -> CheckpointMap:
   """Reads a `config.json` with the model type "vit"."""
   fields.must_be(config, "num_channels", 3)
   fields.must_be(config, "qkv_bias", True)
-  width, heads = fields.whole(config, "hidden_size"), fields.whole(config, "num_attention_heads")
+  width, heads = (
+    fields.positive_int(config, "hidden_size"),
+    fields.positive_int(config, "num_attention_heads"),
+  )
   fields.divides(config, "hidden_size", width, "num_attention_heads", heads)
-  image_size, patch_size = fields.whole(config, "image_size"), fields.whole(config, "patch_size")
+  image_size, patch_size = (
+    fields.positive_int(config, "image_size"),
+    fields.positive_int(config, "patch_size"),
+  )
   fields.divides(config, "image_size", image_size, "patch_size", patch_size)
   tower = VisionTransformer(
     image_size=image_size,
     patch_size=patch_size,
     width=width,
-    depth=fields.whole(config, "num_hidden_layers"),
+    depth=fields.positive_int(config, "num_hidden_layers"),
     num_heads=heads,
-    mlp_dim=fields.whole(config, "intermediate_size"),
+    mlp_dim=fields.positive_int(config, "intermediate_size"),
     resampling="cubic",
     activation=fields.one_of(config, "hidden_act", fields.ACTIVATIONS),
     layer_norm_epsilon=fields.positive(config, "layer_norm_eps"),
   )
   # A classifier of two is Hugging Face's default, which its files leave out.
-  classes = len(config.get("id2label") or ()) or fields.whole(config, "num_labels", 2)
-  return Layout(ViT(tower, classes), hugging_face_rows(heads))
+  classes = len(config.get("id2label") or ()) or fields.positive_int(config, "num_labels", 2)
+  return CheckpointMap(ViT(tower, classes), hugging_face_rows(heads))
 
 
-def to_hugging_face(system: ViT) -> tuple[dict, Layout]:
-  """(config.json, Layout) of `ViTForImageClassification`."""
+def to_hugging_face(system: ViT) -> tuple[dict, CheckpointMap]:
+  """(config.json, CheckpointMap) of `ViTForImageClassification`."""
   tower, what = system.tower, "Hugging Face's ViT"
   fields.exportable(
     what, tower, pool="cls", stem=(), patch_bias=True, pre_norm=False, cls_position=True
@@ -144,10 +150,10 @@ def to_hugging_face(system: ViT) -> tuple[dict, Layout]:
     id2label={str(i): label for i, label in labels.items()},
     label2id={v: i for i, v in labels.items()},
   )
-  return config, Layout(system, hugging_face_rows(tower.num_heads))
+  return config, CheckpointMap(system, hugging_face_rows(tower.num_heads))
 
 
-def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
+def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CheckpointMap | None:
   """The system of timm's `vit_*`, or of vit_jax's and big_vision's npz, by their names; None for what is
   neither.
   """
@@ -159,7 +165,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
   return None
 
 
-def _timm(shapes) -> Layout:
+def _timm(shapes) -> CheckpointMap:
   width, _, patch_size, _ = fields.shape(shapes, "patch_embed.proj.weight", 4)
   tower = VisionTransformer(
     image_size=math.isqrt(fields.shape(shapes, "pos_embed", 3)[1] - 1) * patch_size,
@@ -171,10 +177,10 @@ def _timm(shapes) -> Layout:
     activation="gelu",
     layer_norm_epsilon=1e-6,
   )
-  return Layout(ViT(tower, shapes["head.weight"][0]), timm_rows(tower.num_heads))
+  return CheckpointMap(ViT(tower, shapes["head.weight"][0]), timm_rows(tower.num_heads))
 
 
-def _npz(shapes) -> Layout:
+def _npz(shapes) -> CheckpointMap:
   patch_size, _, _, width = fields.shape(shapes, "embedding/kernel", 4)
   positions = fields.shape(shapes, "Transformer/posembed_input/pos_embedding", 3)[1]
   cls, grid = "cls" in shapes, math.isqrt(positions)  # of n² and of n² + 1 the root is n
@@ -196,7 +202,7 @@ def _npz(shapes) -> Layout:
     layer_norm_epsilon=1e-6,
   )
   rows = npz_rows(cls=cls, pre_logits=bool(pre_logits), scanned=scanned)
-  return Layout(ViT(tower, shapes["head/kernel"][1], pre_logits), rows, NPZ_ALIASES)
+  return CheckpointMap(ViT(tower, shapes["head/kernel"][1], pre_logits), rows, NPZ_ALIASES)
 
 
 # Hugging Face's ViTImageProcessor: the whole image, out of its proportions.

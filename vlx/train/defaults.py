@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
   config.log_every = 20
 
   config.data = dict(
-    source=placeholder(str),  # KIND:PLACE (vlx.data.sources)
+    source=placeholder(str),  # KIND:PATH (vlx.data.sources)
     split="train",
     batch_size=256,
     preprocess="",  # ops that make a record an example of training (vlx.data.transforms)
@@ -53,8 +53,8 @@ def get_config() -> ConfigDict:
     decay_steps=0,
     decay_every=0,  # steps; of the schedule "step"
     decay_factor=0.5,
-    b1=0.9,
-    b2=0.999,
+    b1=0.9,  # Adam's; the momentum of SGD and RMSProp
+    b2=0.999,  # Adam's; RMSProp's decay of the mean square
     eps=1e-8,
     weight_decay=0.0,
     # (pattern of a parameter's whole path, changes: lr_scale, weight_decay, average, frozen, dtype), merged over the

@@ -1,4 +1,4 @@
-"""Where a run's variables come from before its first step: drawn, or taken from runs and public
+"""Where a run's variables come from before its first step: initialized at random, or taken from runs and public
 checkpoints.
 
 `config.init` is a list of entries, later ones over earlier ones:
@@ -106,7 +106,7 @@ def variables(
     system: whose variables they are.
     config: resolved.
     wanted: shape, dtype and sharding of each.
-    rng: for those that no source fills: they alone are drawn.
+    rng: for those that no source fills: they alone are initialized.
 
   Raises:
     UserError: for all that does not fit, a line for each entry.

@@ -106,7 +106,7 @@ def _alone_in(workdir):
       yield
   except filelock.Timeout as e:
     raise UserError(
-      f"another process trains in {workdir}; wait for its end, or name another --workdir"
+      f"another process is training in {workdir}; wait for its end, or name another --workdir"
     ) from e
 
 

@@ -86,7 +86,7 @@ class Run:
     for name, stream in found.by_name.items():
       if stream.batch_size % (mesh["data"] * mesh["fsdp"] * accumulate):
         raise UserError(
-          f"data.{f'streams.{name}.' if name else ''}batch_size {stream.batch_size} is not divided by the mesh"
+          f"data.{f'streams.{name}.' if name else ''}batch_size {stream.batch_size} must be a multiple of the mesh"
           f" {mesh} and optim.accumulate {accumulate}"
         )
     return found
@@ -122,7 +122,7 @@ class Run:
     ]
     if lines:
       raise UserError(
-        f"{type(self.system).__name__} takes examples of {'; '.join(lines)}: data.preprocess and model differ"
+        f"data.preprocess does not make the examples that {type(self.system).__name__} takes: {'; '.join(lines)}"
       )
 
   @functools.cached_property

@@ -8,7 +8,7 @@
   text:PATH           lines of text                                         (vlx.data.sources.text)
   conversations:PATH  LLaVA's and Alpaca's JSON                             (vlx.data.sources.text)
   scenes:COUNT        composed images of which everything is known          (vlx.data.datasets.scenes)
-  mix:3*SPEC;1*SPEC   several, drawn from by weight
+  mix:3*SPEC;1*SPEC   several, sampled by weight
   my.module.f:PATH    anybody's: f(path, split)
 
 A record holds the encoded `image` (bytes), `caption` (str, or a tuple of them) and what else the
@@ -55,7 +55,7 @@ def open_source(spec: str | None, split: str) -> Source:
 
 def _scenes(path: str, split: str) -> Source:
   from vlx.data.datasets.scenes import (
-    source,  # here: it draws by libraries that take a second to import
+    source,  # here: it renders by libraries that take a second to import
   )
 
   return source.ScenesSource(path, split)

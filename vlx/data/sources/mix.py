@@ -10,7 +10,7 @@ from vlx.data.records import Source
 
 
 class MixSource:
-  """Several sources, one after another; `epoch_order` draws from them by weight."""
+  """Several sources, one after another; `epoch_order` samples them by weight."""
 
   def __init__(self, specs: str, split: str, opened: Callable[[str, str], Source]):
     self.parts, self.weights = [], []

@@ -100,7 +100,7 @@ def _find_tars(path: str, split: str) -> tuple[list[pathlib.Path], bool]:
       for n in numbers
     ]
     if missing := [tar for tar in tars if not tar.is_file()]:
-      raise UserError(f"{len(missing)} of {len(tars)} tars are not there, {missing[0]} among them")
+      raise UserError(f"{len(missing)} of {len(tars)} tars are missing, e.g. {missing[0]}")
   if not tars:
     raise UserError(f"no tars in {root / split if own else root}")
   return tars, own

@@ -88,10 +88,10 @@ def make(section: Mapping[str, Any], texts: Callable[[], Iterable[str]]) -> Toke
     "bpe": lambda: (
       trained.load_clip(section["vocabulary"])
       if section.get("vocabulary")
-      else trained.train(texts(), section["vocab_size"])
+      else trained.train_bpe(texts(), section["vocab_size"])
     ),
-    "words": lambda: trained.words(texts(), section["vocab_size"], section["min_count"]),
-    "labels": lambda: trained.labels(texts(), section["vocab_size"]),
+    "words": lambda: trained.train_word_level(texts(), section["vocab_size"], section["min_count"]),
+    "labels": lambda: trained.collect_labels(texts(), section["vocab_size"]),
     "public": lambda: _public(section["path"]),
   }
   if "." in kind:

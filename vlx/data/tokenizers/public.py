@@ -207,7 +207,7 @@ def check_fits(tokenizer: PublicTokenizer, vocab_size: int) -> None:
   """A tokenizer with more words than its model is another model's: a UserError."""
   if tokenizer.vocab_size > vocab_size:
     raise UserError(
-      f"the tokenizer has {tokenizer.vocab_size} words and the model {vocab_size}: it is another model's"
+      f"the tokenizer has {tokenizer.vocab_size} tokens but the model {vocab_size}: they do not belong together"
     )
 
 
@@ -399,14 +399,14 @@ def _sentence_pieces(data: bytes) -> Iterator[Piece]:
   if kind is None:
     raise ValueError("it ends too early")
   if kind != 2:
-    raise ValueError(f"a SentencePiece model of the type {kind}; vlx reads BPE (2) alone")
+    raise ValueError(f"a SentencePiece model of type {kind}; vlx reads BPE (2) only")
 
 
 def _protobuf(data: bytes) -> Iterator[tuple[int, Any]]:
   """(field number, value) of a message: a whole number, or the bytes of anything else."""
   at = 0
 
-  def whole() -> int:
+  def varint() -> int:
     nonlocal at
     value = shift = 0
     while True:
@@ -418,11 +418,11 @@ def _protobuf(data: bytes) -> Iterator[tuple[int, Any]]:
         return value
 
   while at < len(data):
-    key = whole()
+    key = varint()
     if key & 7 == 0:
-      yield key >> 3, whole()
+      yield key >> 3, varint()
       continue
-    size = {1: 8, 5: 4}[key & 7] if key & 7 != 2 else whole()
+    size = {1: 8, 5: 4}[key & 7] if key & 7 != 2 else varint()
     if at + size > len(data):
       raise ValueError("it ends too early")
     yield key >> 3, data[at : at + size]

@@ -188,7 +188,7 @@ def _with_clip_rules(bpe: models.BPE) -> tokenizers.Tokenizer:
   return backend
 
 
-def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
   """Learns merges from texts: equal texts give equal tokenizers.
 
   The 512 symbols of a byte, at the end of a word or not, are in, so any text can be spelled.
@@ -211,7 +211,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
   return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(state)))
 
 
-def words(texts: Iterable[str], vocab_size: int, min_count: int) -> WordTokenizer:
+def train_word_level(texts: Iterable[str], vocab_size: int, min_count: int) -> WordTokenizer:
   """The `vocab_size` - 3 most frequent words of those seen `min_count` times or more."""
   split = _word_rules(models.WordLevel({}, UNKNOWN))
   counts = collections.Counter()
@@ -225,7 +225,7 @@ def words(texts: Iterable[str], vocab_size: int, min_count: int) -> WordTokenize
   return WordTokenizer(backend)
 
 
-def labels(texts: Iterable[str], vocab_size: int) -> WordTokenizer:
+def collect_labels(texts: Iterable[str], vocab_size: int) -> WordTokenizer:
   """Whole texts, each a token: the names of classes, in alphabetical order behind the three special
   ones.
 
@@ -235,7 +235,7 @@ def labels(texts: Iterable[str], vocab_size: int) -> WordTokenizer:
   vocabulary = [START, END, UNKNOWN, *sorted({text.strip() for text in texts})]
   if len(vocabulary) > vocab_size:
     raise UserError(
-      f"{len(vocabulary) - 3} classes, and room for {vocab_size - 3} (tokenizer.vocab_size, num_classes)"
+      f"{len(vocabulary) - 3} classes, more than the {vocab_size - 3} of tokenizer.vocab_size and num_classes"
     )
   return WordTokenizer(
     tokenizers.Tokenizer(models.WordLevel({name: i for i, name in enumerate(vocabulary)}, UNKNOWN))
@@ -272,7 +272,7 @@ def load_clip(path: str | pathlib.Path) -> Tokenizer:
   try:
     bpe = models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>")
   except Exception as e:  # The library raises nothing narrower.
-    raise UserError(f"the vocabulary of {path} and its merges are not of one tokenizer: {e}") from e
+    raise UserError(f"the vocabulary and the merges of {path} do not belong together: {e}") from e
   backend = _with_clip_rules(bpe)
   backend.add_special_tokens([START, END])
   return Tokenizer(backend)
@@ -310,7 +310,7 @@ def _of_folder(path: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]
   except (KeyError, TypeError, ValueError) as e:
     raise UserError(f"the tokenizer in {path} cannot be read: {type(e).__name__}: {e}") from e
   if not isinstance(found[0], dict) or any(len(m) != 2 for m in found[1]):
-    raise UserError(f"the tokenizer in {path} is not one of merges of two, as CLIP's")
+    raise UserError(f"the tokenizer in {path} does not merge pairs, as CLIP's does")
   return found
 
 

@@ -50,7 +50,7 @@ class NothingRandom:
 
   def __getattr__(self, name: str):
     raise UserError(
-      f"an op that draws at random ({name}) stands in a transform of evaluation; leave it out there"
+      f"evaluation must be deterministic: leave the random op ({name}) out of data.image_transform and evaluators' ops"
     )
 
 

@@ -65,9 +65,9 @@ def write(
     "<h2>Curves</h2>",
     _image(_curves(metrics, directions), "loss and measures over the steps"),
   ]
-  drawn = sorted((workdir / "figures").glob("*.png"))
-  if drawn:
-    parts += ["<h2>Samples</h2>", *(_image(p.read_bytes(), p.stem) for p in drawn)]
+  figures = sorted((workdir / "figures").glob("*.png"))
+  if figures:
+    parts += ["<h2>Samples</h2>", *(_image(p.read_bytes(), p.stem) for p in figures)]
   parts += [f"<h2>Config</h2><pre>{html.escape(configs.to_json(config))}</pre>"]
   files.write(
     path,
@@ -112,7 +112,7 @@ def _figures(measures, baselines, directions) -> str:
   return f"<table><tr><th>measure</th><th>run</th><th>baseline</th></tr>{''.join(rows)}</table>"
 
 
-CURVES = 8  # measures that are drawn, at most: more cannot be told apart
+CURVES = 8  # measures that are plotted, at most: more cannot be told apart
 
 
 def _curves(metrics, directions) -> bytes:

@@ -14,7 +14,7 @@ from vlx.model import Model
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-  """Draws `attention_SPLIT`: images, and the same under the rollout of attention."""
+  """Plots `attention_SPLIT`: images, and the same under the rollout of attention."""
 
   splits: tuple[str, ...]
   every: int = 0

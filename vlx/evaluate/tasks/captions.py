@@ -74,7 +74,7 @@ class Captions:
     metrics.check_tokenizer(self.tokenizer)
 
   def __call__(self, model: Model, data: Data) -> Results:
-    """Measures, and draws `captions_SPLIT`."""
+    """Measures, and plots `captions_SPLIT`."""
     search = Search(self.beam_size, self.max_length, self.length_penalty)
     measures, figures = {}, {}
     for split in self.splits:

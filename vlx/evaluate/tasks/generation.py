@@ -17,7 +17,7 @@ from vlx.model import Model, to_png
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-  """Draws `generation_SPLIT`: a row is a caption, its real image, then samples.
+  """Plots `generation_SPLIT`: a row is a caption, its real image, then samples.
 
   The reference models that are named measure `SPLIT/SET/clip_score` and `SPLIT/SET/NAME_accuracy`
   (vlx.evaluate.reference_models), all of the same captions:
@@ -30,7 +30,7 @@ class Generation:
 
   The last takes a CLIP and `nearest_in`. With it comes `nearest_cosine` of `samples` and of `real`
   images, each with the nearest of that split, itself excepted: samples that are copies are nearer
-  than real ones are. Draws `nearest_SPLIT`, samples over their nearest.
+  than real ones are. Plots `nearest_SPLIT`, samples over their nearest.
   """
 
   splits: tuple[str, ...]
@@ -38,7 +38,7 @@ class Generation:
   image_transform: str = ""
   prompts: int = 8  # captions of each split, evenly spaced
   samples: int = 8  # of each
-  rows: int = 8  # captions that are drawn
+  rows: int = 8  # captions that are shown
   sampler: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the system's own
   clip: str = ""  # a CLIP run or a public one
   classifiers: tuple[str, ...] = ()  # runs

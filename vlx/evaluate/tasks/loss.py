@@ -22,7 +22,7 @@ class HeldOutLoss:
   """Measures `SPLIT/TERM`, the mean of each term of the loss over the split, exactly: sums and
   counts of all examples.
 
-  What is drawn at random in a loss (a diffusion's noise) is a function of the example's index, the
+  What is random in a loss (a diffusion's noise) is a function of the example's index, the
   same each time.
   """
 
@@ -38,9 +38,11 @@ class HeldOutLoss:
 
   def __call__(self, model: Model, data: Data) -> Results:
     if why := model.system.accumulates():
-      raise UserError(f"the loss of a split is not that of its examples: {why}")
+      raise UserError(f"the loss of a split is not the mean over its examples: {why}")
     if any(isinstance(field, Mapping) for field in model.system.inputs().values()):
-      raise UserError('a loss over several streams at once (mixture "all") is of no one split')
+      raise UserError(
+        'a system that takes several streams at once (data.mixture "all") has no loss on one split'
+      )
     names = tuple(name for name in model.system.inputs() if self.task is None or name != "task")
     measures = {}
     for split in self.splits:

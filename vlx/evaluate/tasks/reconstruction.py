@@ -19,14 +19,14 @@ class Reconstruction:
   """Measures `SPLIT/psnr`, in dB, the mean over images; `SPLIT/codes_used`, in percent;
   `SPLIT/perplexity`.
 
-  Draws `reconstruction_SPLIT`: images over their reconstructions.
+  Plots `reconstruction_SPLIT`: images over their reconstructions.
   """
 
   splits: tuple[str, ...]
   every: int = 0
   image_transform: str = ""
   batch_size: int = 128
-  count: int = 12  # drawn
+  count: int = 12  # images shown
 
   requires = (TokenizesImages, Reconstructs)
   better = {"psnr": "higher", "codes_used": "higher", "perplexity": "higher"}

@@ -1,4 +1,4 @@
-"""Best of N: what it gives to draw many images of a caption and to keep the one that a CLIP
+"""Best of N: what it gives to sample many images of a caption and to keep the one that a CLIP
 prefers.
 
 Ramesh et al., "Zero-Shot Text-to-Image Generation", 2021, §2.6 and Figure 6.
@@ -44,7 +44,7 @@ class Reranking:
   `samples`.
 
   `rerank` orders the images and `clip` judges them: a CLIP that did both would be flattered by what
-  it is wrong about. `rank_cosine` is the one that orders them by. Draws `reranking`, these curves,
+  it is wrong about. `rank_cosine` is the one that orders them by. Plots `reranking`, these curves,
   and `best_SPLIT`, the best eight of all samples beside the real image.
   """
 
@@ -56,7 +56,7 @@ class Reranking:
   image_transform: str = ""
   prompts: int = 16  # captions of each split, evenly spaced
   samples: int = 64  # of each
-  rows: int = 8  # captions that are drawn
+  rows: int = 8  # captions that are shown
   sampler: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the system's own
 
   requires = (GeneratesImages,)

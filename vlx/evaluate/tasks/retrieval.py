@@ -72,7 +72,7 @@ class Retrieval:
   better = {"*_to_*_r*": "higher"}
 
   def __call__(self, model: Model, data: Data) -> Results:
-    """Measures; without a bank, also draws `retrieval_SPLIT`."""
+    """Measures; without a bank, also plots `retrieval_SPLIT`."""
     captions = sorted(
       {caption for split in self.gallery for caption in data.source(split).texts(("caption",))}
     )

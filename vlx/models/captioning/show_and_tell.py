@@ -85,7 +85,9 @@ class ShowAndTellNetwork(nn.Module):
 
   __call__ = logits
 
-  def start(self, image):
+  def start(
+    self, image: Float[Array, "batch height width 3"]
+  ) -> tuple[Float[Array, "batch features"], LSTMState]:
     """(the embedded image, the state that has seen it where it is seen once)."""
     image = self._image(image, False)
     state = LSTMState.zeros(len(image), self.hidden_dim)
@@ -93,7 +95,13 @@ class ShowAndTellNetwork(nn.Module):
       state, self.lstm.project(image)
     ) if self.image_input == "first" else state
 
-  def next(self, image, state, tokens, beam_size):
+  def next(
+    self,
+    image: Float[Array, "batch features"],
+    state: LSTMState,
+    tokens: Int[Array, " rows"],
+    beam_size: int,
+  ) -> tuple[Float[Array, "rows vocabulary"], LSTMState]:
     """(logits of the next word, state), `beam_size` rows for each image."""
     images = repeat(image, "b d -> (b k) d", k=beam_size)
     words = self._inputs(images, self.word_embedding(tokens)[:, None])[:, 0]

@@ -3,13 +3,13 @@
 Xu et al., "Show, Attend and Tell: Neural Image Caption Generation with Visual Attention", 2015.
 Here: the annotations of a vision tower's map (§3.1.1), an LSTM that at each word attends to them
 (§3.1.2), by the expectation ("soft", §4.2, with doubly stochastic regularisation and the gate β of
-§4.2.1) or by one drawn location ("hard", §4.1, learned by REINFORCE), the deep output layer (eq.
+§4.2.1) or by one sampled location ("hard", §4.1, learned by REINFORCE), the deep output layer (eq.
 7), and beam search.
 
 Of the released code (kelvinxu/arctic-captions) where it differs from the paper, each a field: the
 tanh in the output layer, further layers of the initial state and of the annotations, a zero in
 place of the first word's embedding, the penalty's average, the reward of a caption as its mean per
-word, one draw for a whole batch of whether to take the expectation. From that code alone: λ_r = 0.1
+word, one sample for a whole batch of whether to take the expectation. From that code alone: λ_r = 0.1
 and λ_e = 0.002, where attention's output bias is left out, for the softmax does not see it.
 `attention="bilinear"` scores by hᵀ W a.
 """
@@ -40,17 +40,17 @@ class Annotations(NamedTuple):
 
 
 class Selection(NamedTuple):
-  """How locations are drawn in training; where `drawn` is False the expectation is taken."""
+  """How locations are sampled in training; where `sampled` is False the expectation is taken."""
 
   noise: Float[Array, "batch length places"]  # of Gumbel's distribution
-  drawn: Bool[Array, " batch"]
+  sampled: Bool[Array, " batch"]
 
 
 class Trace(NamedTuple):
   """Attention at each word."""
 
   weights: Float[Array, "batch length places"]  # α
-  log_choice: Float[Array, "batch length"]  # log α of the drawn location, 0 for the expectation
+  log_choice: Float[Array, "batch length"]  # log α of the sampled location, 0 for the expectation
   entropy: Float[Array, "batch length"]  # of α
 
 
@@ -122,13 +122,16 @@ class ShowAttendTellNetwork(nn.Module):
     return Annotations(values, keys), state
 
   def words(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch features"]:
+    """E y, zeros for the start token where `zero_start`."""
     embedded = self.word_embedding(tokens)
     return (
       jnp.where((tokens == self.start_id)[..., None], 0, embedded) if self.zero_start else embedded
     )
 
-  def scores(self, keys: Array, hidden: Array) -> Array:
-    """e of each annotation, for hidden `[…, features]` and keys `[…, places, features]`."""
+  def scores(
+    self, keys: Float[Array, "*batch places key_features"], hidden: Float[Array, "*batch features"]
+  ) -> Float[Array, "*batch places"]:
+    """e of each annotation."""
     if self.attention == "mlp":
       return _additive_scores(keys, self.query(hidden), self.score)
     return (keys @ hidden[..., None])[..., 0]
@@ -147,11 +150,20 @@ class ShowAttendTellNetwork(nn.Module):
       return rearrange(scores, "k b n -> b k n")
     return jnp.einsum("bnd,bkd->bkn", keys, hidden)
 
-  def gated(self, context: Array, hidden: Array) -> Array:
+  def gated(
+    self, context: Float[Array, "batch features"], hidden: Float[Array, "batch hidden"]
+  ) -> Float[Array, "batch features"]:
     """β ẑ."""
     return jax.nn.sigmoid(self.gate(hidden)) * context if self.context_gate else context
 
-  def output(self, hidden: Array, words: Array, context: Array, *, train: bool = False) -> Array:
+  def output(
+    self,
+    hidden: Float[Array, "*batch hidden"],
+    words: Float[Array, "*batch embedding"],
+    context: Float[Array, "*batch features"],
+    *,
+    train: bool = False,
+  ) -> Float[Array, "*batch vocabulary"]:
     """Logits, L_o (E y + L_h h + L_z ẑ)."""
     drop = lambda x: self.drop(x, deterministic=not train)
     x = self.output_hidden(drop(hidden)) + words + self.output_context(context)
@@ -168,7 +180,7 @@ class ShowAttendTellNetwork(nn.Module):
     """Logits of the word after each of text[:, :-1], and where attention was at it."""
     annotations, state = self.begin(features, train=train)
     words = self.words(text[:, :-1])
-    noise, drawn = selection or (None, None)
+    noise, sampled = selection or (None, None)
 
     def step(network, state, inputs):
       projected, noise = inputs
@@ -177,8 +189,8 @@ class ShowAttendTellNetwork(nn.Module):
       log_choice = jnp.zeros(len(weights))
       if noise is not None:
         choice = jax.nn.one_hot(jnp.argmax(log_weights + noise, axis=-1), weights.shape[1])
-        used = jnp.where(drawn[:, None], choice, weights)
-        log_choice = jnp.where(drawn, (choice * log_weights).sum(axis=1), 0.0)
+        used = jnp.where(sampled[:, None], choice, weights)
+        log_choice = jnp.where(sampled, (choice * log_weights).sum(axis=1), 0.0)
       context = jnp.einsum("bn,bnd->bd", used, annotations.values)
       context = network.gated(context, state.hidden)
       state = network.lstm.step(state, projected + network.context_gates(context))
@@ -189,16 +201,32 @@ class ShowAttendTellNetwork(nn.Module):
     _, (hidden, context, trace) = scan_time(step)(self, state, inputs)
     return self.output(hidden, words, context, train=train), trace
 
-  def __call__(self, image, text, selection=None, *, train: bool = False):
+  def __call__(
+    self,
+    image: Float[Array, "batch height width 3"],
+    text: Int[Array, "batch length"],
+    selection: Selection | None = None,
+    *,
+    train: bool = False,
+  ) -> tuple[Float[Array, "batch next vocabulary"], Trace]:
     return self.decode(self.annotate(image, train=train), text, selection, train=train)
 
-  def logits(self, image, text):
+  def logits(
+    self, image: Float[Array, "batch height width 3"], text: Int[Array, "batch length"]
+  ) -> Float[Array, "batch next vocabulary"]:
     return self(image, text)[0]
 
-  def start(self, image):
+  def start(self, image: Float[Array, "batch height width 3"]) -> tuple[Annotations, LSTMState]:
     return self.begin(self.annotate(image))
 
-  def next(self, annotations, state, tokens, beam_size, argmax):
+  def next(
+    self,
+    annotations: Annotations,
+    state: LSTMState,
+    tokens: Int[Array, " rows"],
+    beam_size: int,
+    argmax: bool,
+  ) -> tuple[Float[Array, "rows vocabulary"], LSTMState]:
     """(logits of the next word, state), `beam_size` rows for each image, whose annotations they share."""
     split = lambda x: rearrange(x, "(b k) ... -> b k ...", k=beam_size)
     weights = jax.nn.softmax(self.beam_scores(annotations.keys, split(state.hidden)))
@@ -234,7 +262,7 @@ class ShowAttendTell(Captioner):
   entropy_weight: float = 0.002  # λ_e
   baseline_decay: float = 0.9  # §4.1
   reward: str = "sum"  # log p of a caption, or its "mean" per word
-  expected_share: float = 0.5  # how often the expectation stands in for a draw
+  expected_share: float = 0.5  # how often the expectation stands in for a sample
   expected_for: str = "image"  # or "batch": which of them share that decision
   initialization: str = "released"  # or "lecun": kernels by their inputs
   decode_attention: str = "expected"  # or "argmax": the likeliest cell alone
@@ -295,9 +323,9 @@ class ShowAttendTell(Captioner):
     noise_key, share_key = jax.random.split(rng)
     batch, places, length = len(text), features.shape[1] * features.shape[2], text.shape[1] - 1
     count = batch if self.expected_for == "image" else 1
-    drawn = jax.random.uniform(share_key, (count,)) >= self.expected_share
+    sampled = jax.random.uniform(share_key, (count,)) >= self.expected_share
     return Selection(
-      jax.random.gumbel(noise_key, (batch, length, places)), jnp.broadcast_to(drawn, (batch,))
+      jax.random.gumbel(noise_key, (batch, length, places)), jnp.broadcast_to(sampled, (batch,))
     )
 
   def _penalty(self, weights, mask):

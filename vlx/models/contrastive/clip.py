@@ -191,19 +191,34 @@ class CLIPNetwork(nn.Module):
     if self.init_bias is not None:
       self.logit_bias = self.param("logit_bias", constant(self.init_bias), ())
 
-  def embed_image(self, image, *, train=False):
+  def embed_image(
+    self, image: Float[Array, "batch height width 3"], *, train: bool = False
+  ) -> Float[Array, "batch dim"]:
     return self.image_projection(self.image(image, train=train)[0])
 
-  def embed_text(self, text, text_mask, *, train=False):
+  def embed_text(
+    self,
+    text: Int[Array, "batch length"],
+    text_mask: Bool[Array, "batch length"],
+    *,
+    train: bool = False,
+  ) -> Float[Array, "batch dim"]:
     return self.text_projection(self.text(text, text_mask, train=train)[0])
 
-  def scale(self):
+  def scale(self) -> Float[Array, ""]:
     return jnp.exp(jnp.minimum(self.logit_scale, math.log(MAX_SCALE)))
 
-  def bias(self):
+  def bias(self) -> Float[Array, ""]:
     return self.logit_bias
 
-  def __call__(self, image, text, text_mask, *, train=False):
+  def __call__(
+    self,
+    image: Float[Array, "batch height width 3"],
+    text: Int[Array, "batch length"],
+    text_mask: Bool[Array, "batch length"],
+    *,
+    train: bool = False,
+  ) -> tuple[Float[Array, "batch dim"], Float[Array, "batch dim"]]:
     return self.embed_image(image, train=train), self.embed_text(text, text_mask, train=train)
 
 

@@ -31,7 +31,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vlx.core.capabilities import TokenizesImages
 from vlx.core.errors import UserError
 from vlx.core.system import Aux, image_input, own, part, text_inputs
-from vlx.inference.decoding import draw_first, draw_more
+from vlx.inference.decoding import sample_first, sample_more
 from vlx.inference.sampling import Sampling
 from vlx.losses.sequence import cross_entropy
 from vlx.models.layers import apply
@@ -52,8 +52,11 @@ def published_size() -> dict:
   )
 
 
+Heads = Float[Array, "batch length heads head_dim"]
+
+
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class SequenceLayout:
   """Where the text ends and how the image is laid out; what a layer's kind of mask is there."""
 
   text: int
@@ -76,9 +79,9 @@ class Layout:
       case _:
         return Conv(self.text, self.columns, self.conv_size)
 
-  def attend(self, kind: str, queries, keys, values):
-    """Attention of the whole sequence to itself. A column's positions are put together: a kernel then has
-    few tiles.
+  def attend(self, kind: str, queries: Heads, keys: Heads, values: Heads) -> Heads:
+    """Attention of the whole sequence to itself. A column's positions are put together: a kernel
+    then has few tiles.
     """
     if kind != "column":
       return attention(queries, keys, values, mask=self.mask(kind))
@@ -100,7 +103,7 @@ class SparseAttention(nn.Module):
   """
 
   num_heads: int
-  layout: Layout
+  layout: SequenceLayout
   kinds: tuple[str, ...]
   out_std: float
   dtype: str
@@ -148,7 +151,7 @@ class Block(nn.Module):
 
   num_heads: int
   mlp_dim: int
-  layout: Layout
+  layout: SequenceLayout
   kinds: tuple[str, ...]
   out_std: float
   dtype: str
@@ -179,7 +182,7 @@ class Block(nn.Module):
 class DALLENetwork(nn.Module):
   """The decoder over `layout.text` text tokens and the image's codes."""
 
-  layout: Layout
+  layout: SequenceLayout
   masks: tuple[str, ...]  # a layer's each
   vocab_size: int
   num_codes: int
@@ -306,11 +309,11 @@ class DALLE:
 
   @dataclasses.dataclass(frozen=True)
   class Sampler:
-    """How images are drawn.
+    """How images are sampled.
 
     Attributes:
       temperature: divides the logits; 0 takes the most likely code.
-      top_k: how many of the most likely codes to draw from; 0: all.
+      top_k: how many of the most likely codes to sample from; 0: all.
       guidance_scale: s in ℓ(no text) + s · (ℓ(text) − ℓ(no text)); 1 is no guidance.
       keep_rows: of an image that is given, the first rows of codes, which are kept (§3.3); 0: none.
     """
@@ -323,12 +326,12 @@ class DALLE:
     def __post_init__(self):
       Sampling(self.temperature, self.top_k)  # says what is wrong
       if self.keep_rows < 0:
-        raise UserError(f"keep_rows is not below 0, as {self.keep_rows} is")
+        raise UserError(f"keep_rows must not be negative: {self.keep_rows}")
 
   @property
   def network(self) -> DALLENetwork:
     return DALLENetwork(
-      layout=Layout(self.context_length, *self.tokenizer.grid, self.conv_size),
+      layout=SequenceLayout(self.context_length, *self.tokenizer.grid, self.conv_size),
       masks=self.masks,
       vocab_size=self.vocab_size,
       num_codes=self.tokenizer.num_codes,
@@ -374,10 +377,14 @@ class DALLE:
     codes = self.tokenizer.image_to_tokens(part(variables, "tokenizer"), image)
     return jax.lax.stop_gradient(rearrange(codes, "b r c -> b (r c)"))
 
-  def token_logits(self, variables, text, text_mask, codes: Int[Array, "batch cells"]):
-    """Logits of the text's tokens but the first `[B, T − 1, vocab]`, and of all codes `[B, cells,
-    codes]`.
-    """
+  def token_logits(
+    self,
+    variables,
+    text: Int[Array, "batch length"],
+    text_mask: Bool[Array, "batch length"],
+    codes: Int[Array, "batch cells"],
+  ) -> tuple[Float[Array, "batch next vocab"], Float[Array, "batch cells codes"]]:
+    """Logits of the text's tokens but the first, and of all codes."""
     return apply.infer(self.network, own(variables, "tokenizer"), text, text_mask, codes)
 
   def reconstruct(
@@ -392,7 +399,9 @@ class DALLE:
   def sample_images(
     self, variables, inputs, seeds: Int[Array, " batch"], sampler: Sampler
   ) -> Float[Array, "batch height width 3"]:
-    """Samples images of `text` and `text_mask`; and of `image`, where the sampler keeps some of its rows."""
+    """Samples images of `text` and `text_mask`; and of `image`, where the sampler keeps some of its
+    rows.
+    """
     codes = self.sample_tokens(variables, inputs, seeds, sampler)
     return self.tokenizer.tokens_to_image(part(variables, "tokenizer"), codes)
 
@@ -411,7 +420,7 @@ class DALLE:
     if sampler.keep_rows:
       if sampler.keep_rows >= rows or "image" not in inputs:
         raise UserError(
-          f"keep_rows is below {rows}, the rows of codes, and takes an image whose rows are kept"
+          f"keep_rows must be below {rows}, the rows of codes, and needs an image whose rows are kept"
         )
       prefix = self._codes(variables, inputs["image"])[:, : sampler.keep_rows * columns]
     guided = sampler.guidance_scale != 1.0
@@ -438,11 +447,11 @@ class DALLE:
     )
     sampling, first = Sampling(sampler.temperature, sampler.top_k), prefix.shape[1]
     nothing, stops = jnp.zeros((len(text), 0), bool), jnp.zeros(0, jnp.int32)
-    drawn = draw_first(
+    sampled = sample_first(
       sampling, logits, (cache, jnp.int32(first)), jnp.full(len(text), first), nothing, seeds, stops
     )
     more = rows * columns - first - 1
-    _, (codes, _) = draw_more(step, sampling, drawn, more, more, seeds, stops)
+    _, (codes, _) = sample_more(step, sampling, sampled, more, more, seeds, stops)
     return rearrange(
-      jnp.concatenate([prefix, drawn.last[:, None], codes], axis=1), "b (r c) -> b r c", r=rows
+      jnp.concatenate([prefix, sampled.last[:, None], codes], axis=1), "b (r c) -> b r c", r=rows
     )

@@ -116,13 +116,19 @@ class DVAENetwork(nn.Module):
   encoder: Encoder
   decoder: Decoder
 
-  def encode(self, x):
+  def encode(
+    self, x: Float[Array, "batch height width 3"]
+  ) -> Float[Array, "batch rows columns codes"]:
     return self.encoder(x)
 
-  def decode(self, codes):
+  def decode(
+    self, codes: Float[Array, "batch rows columns codes"]
+  ) -> Float[Array, "batch height width 6"]:
     return self.decoder(codes)
 
-  def __call__(self, x):
+  def __call__(
+    self, x: Float[Array, "batch height width 3"]
+  ) -> Float[Array, "batch height width 6"]:
     return self.decode(self.encode(x))
 
 

@@ -96,13 +96,19 @@ class VQVAENetwork(nn.Module):
     if self.codebook_shape:
       self.codebook = self.param("codebook", init_codebook, self.codebook_shape)
 
-  def encode(self, image):
+  def encode(
+    self, image: Float[Array, "batch height width 3"]
+  ) -> Float[Array, "batch rows columns dim"]:
     return self.encoder(image)
 
-  def decode(self, codes):
+  def decode(
+    self, codes: Float[Array, "batch rows columns dim"]
+  ) -> Float[Array, "batch height width 3"]:
     return self.decoder(codes)
 
-  def __call__(self, image):
+  def __call__(
+    self, image: Float[Array, "batch height width 3"]
+  ) -> Float[Array, "batch height width 3"]:
     return self.decode(self.encode(image))
 
 

@@ -243,7 +243,7 @@ class LLaMA(nn.Module):
       positions, mask = jnp.arange(length)[None], Causal()
     else:
       if len(cache.lengths) != batch:
-        raise ValueError(f"{batch} texts, and a cache of {len(cache.lengths)}")
+        raise ValueError(f"{batch} texts, but a cache for {len(cache.lengths)}")
       positions = cache.positions(length)
       mask = UpTo(positions)
     angles = rotary_angles(positions, self.width // self.num_heads, self.rope_theta)

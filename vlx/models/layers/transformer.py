@@ -72,7 +72,12 @@ class Block(nn.Module):
   norm: str = "pre"
 
   @nn.compact
-  def __call__(self, x, mask, at=None):
+  def __call__(
+    self, x: Float[Array, "batch length width"], mask: Mask, at: Int[Array, " batch"] | None = None
+  ) -> tuple[Float[Array, "batch queries width"], None]:
+    """(what the layer gives, None), for `nn.scan`; of the token at position `at` of each row alone
+    where that is given.
+    """
     width = x.shape[-1]
     if self.initialization == "clip":  # openai/CLIP model.py, initialize_parameters
       normal = nn.initializers.normal

@@ -293,7 +293,11 @@ class MaskedLanguageModel(_Encodes):
     return ""
 
   def word_logits(
-    self, variables, text, text_mask=None, segments=None
+    self,
+    variables,
+    text: Int[Array, "batch length"],
+    text_mask: Bool[Array, "batch length"] | None = None,
+    segments: Int[Array, "batch length"] | None = None,
   ) -> tuple[Float[Array, "batch length vocab"], Float[Array, "batch 2"]]:
     """Logits of the words and of the next sentence."""
     return apply.infer(self.network, variables, text, text_mask, segments)

@@ -70,17 +70,21 @@ class Classifier:
   def _accuracy(self, logits, batch):
     return {"accuracy": is_correct(logits, batch["label"]).mean()}
 
-  def class_logits(self, variables, image) -> Float[Array, "batch classes"]:
+  def class_logits(
+    self, variables, image: Float[Array, "batch height width 3"]
+  ) -> Float[Array, "batch classes"]:
     return apply.infer(self.network, variables, image)
 
-  def embed_image(self, variables, image) -> Float[Array, "batch features"]:
+  def embed_image(
+    self, variables, image: Float[Array, "batch height width 3"]
+  ) -> Float[Array, "batch features"]:
     """The tower's pooled output, which the last layers make logits of."""
     return apply.infer(
       self.network, variables, image, method=lambda network, image: network.tower(image)[0]
     )
 
   def encode_image(
-    self, variables, image, *, layer: int = -1
+    self, variables, image: Float[Array, "batch height width 3"], *, layer: int = -1
   ) -> Float[Array, "batch places features"]:
     """The tower's last map, row by row, or ViT's tokens; of another layer where the tower has
     such (ViT).

@@ -73,7 +73,9 @@ class ConvolutionBlock(nn.Module):
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(
+    self, x: Float[Array, "batch height width channels"]
+  ) -> Float[Array, "batch rows columns features"]:
     if self.batch_norm:
       init = dict(kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"))
     else:  # Caffe's fillers
@@ -169,7 +171,9 @@ class AuxiliaryClassifier(nn.Module):
   dtype: str
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(
+    self, x: Float[Array, "batch rows columns channels"]
+  ) -> Float[Array, "batch classes"]:
     x = adaptive_average_pool(x, (4, 4))
     x = ConvolutionBlock(
       2 * self.width, 1, self.train, self.batch_norm, dtype=self.dtype, name="conv"
@@ -186,12 +190,16 @@ class GoogLeNetNetwork(nn.Module):
   auxiliary: bool
   dropout: float
 
-  def __call__(self, image, *, train: bool = False):
+  def __call__(
+    self, image: Float[Array, "batch height width 3"], *, train: bool = False
+  ) -> Float[Array, "batch classes"]:
     return self.all_logits(image, train=train)[0]
 
   @nn.compact
-  def all_logits(self, image, *, train: bool = False):
-    """Logits `[B, classes]` of the network, then of the auxiliary classifiers if it has them."""
+  def all_logits(
+    self, image: Float[Array, "batch height width 3"], *, train: bool = False
+  ) -> list[Float[Array, "batch classes"]]:
+    """Logits of the network, then of the auxiliary classifiers if it has them."""
     maps = self.tower.maps(image, train=train)
     x = jnp.asarray(maps["5b"].mean(axis=(1, 2)), jnp.float32)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -111,7 +111,9 @@ class ModifiedResNet(LastMapOnly, nn.Module):
     return AttentionPool(self.image_size // self.stride, self.dtype, name="attention_pool")(x), x
 
   @nn.nowrap
-  def attention_map(self, own, image) -> Float[Array, "batch rows columns"]:
+  def attention_map(
+    self, own, image: Float[Array, "batch height width 3"]
+  ) -> Float[Array, "batch rows columns"]:
     """Where the attention pool looks, the mean over its heads; the mean's own share is dropped."""
     (_, features), collections = self.apply(own, image, mutable=["intermediates"])
     (weights,) = collections["intermediates"]["attention_pool"]["attention"]

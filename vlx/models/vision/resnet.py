@@ -46,7 +46,9 @@ class ResidualBlock(nn.Module):
   antialiased: bool = False
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(
+    self, x: Float[Array, "batch height width channels"]
+  ) -> Float[Array, "batch rows columns features"]:
     conv = functools.partial(
       nn.Conv,
       use_bias=False,
@@ -126,7 +128,9 @@ class ResNetNetwork(nn.Module):
   num_classes: int
 
   @nn.compact
-  def __call__(self, image, *, train: bool = False):
+  def __call__(
+    self, image: Float[Array, "batch height width 3"], *, train: bool = False
+  ) -> Float[Array, "batch classes"]:
     x, _ = self.tower(image, train=train)
     return nn.Dense(self.num_classes, name="head")(jnp.asarray(x, jnp.float32))
 

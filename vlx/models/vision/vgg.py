@@ -76,7 +76,9 @@ class VGGNetwork(nn.Module):
   hidden: int
 
   @nn.compact
-  def __call__(self, image, *, train: bool = False):
+  def __call__(
+    self, image: Float[Array, "batch height width 3"], *, train: bool = False
+  ) -> Float[Array, "batch classes"]:
     _, x = self.tower(image, train=train)
     x = adaptive_average_pool(nn.max_pool(x, (2, 2), (2, 2)), GRID)
     x = rearrange(x, "b h w c -> b (h w c)")

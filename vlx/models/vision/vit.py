@@ -153,13 +153,17 @@ class VisionTransformer(nn.Module):
     return collections["intermediates"]["transformer"]["blocks"]
 
   @nn.nowrap
-  def hidden(self, own, image, layer: int) -> Float[Array, "batch tokens features"]:
+  def hidden(
+    self, own, image: Float[Array, "batch height width 3"], layer: int
+  ) -> Float[Array, "batch tokens features"]:
     """Output of one of the layers, before the last norm, of this tower's own variables."""
     (hidden,) = self._sown(own, image)["hidden"]
     return hidden[layer]
 
   @nn.nowrap
-  def attention_map(self, own, image) -> Float[Array, "batch rows columns"]:
+  def attention_map(
+    self, own, image: Float[Array, "batch height width 3"]
+  ) -> Float[Array, "batch rows columns"]:
     """Where the pooled output looks: rollout from the class token (or the mean) to the patches.
 
     The class token's own share is dropped, as in the paper's Figure 6. Needs a square image.
@@ -193,7 +197,9 @@ class ViTNetwork(nn.Module):
   head_bias: float
 
   @nn.compact
-  def __call__(self, image, *, train: bool = False):
+  def __call__(
+    self, image: Float[Array, "batch height width 3"], *, train: bool = False
+  ) -> Float[Array, "batch classes"]:
     x, _ = self.tower(image, train=train)
     x = jnp.asarray(x, jnp.float32)
     if self.representation_size:

@@ -97,7 +97,7 @@ def _entry(path, name, said, start) -> _Entry:
     or not is_shape(said.get("shape"))
     or not is_shape(said.get("data_offsets"))
   ):
-    raise UserError(f"{path}: the header says nothing sensible of {name}")
+    raise UserError(f"{path}: the header's entry for {name} is malformed")
   if said.get("dtype") not in DTYPES:
     raise UserError(
       f"{path}: {name} is of the type {said.get('dtype')!r}; vlx reads {', '.join(DTYPES)}"

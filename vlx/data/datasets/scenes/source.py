@@ -100,7 +100,7 @@ class ScenesSource:
 
   def texts(self, fields):
     if unknown := sorted({*fields} - {*TEXTS}):
-      raise UserError(f"no texts {unknown[0]!r} in scenes: {nearest(unknown[0], TEXTS)}")
+      raise UserError(f"scenes have no text field {unknown[0]!r}: {nearest(unknown[0], TEXTS)}")
     for index in range(len(self)):
       shown = self.scene(index)
       for field in fields:
