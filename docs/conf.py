@@ -3,6 +3,7 @@ from docstrings.
 """
 
 import pathlib
+import re
 import sys
 
 import jinja2
@@ -28,7 +29,7 @@ myst_enable_extensions = ["colon_fence"]
 default_role = "code"  # docstrings have `names` as in Markdown
 autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 80
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 napoleon_use_ivar = True
 
 
@@ -59,7 +60,16 @@ def _as_in_markdown(app, what, name, obj, options, lines):
 SECTIONS = ("Args:", "Attributes:", "Raises:", "Returns:", "Yields:")
 
 
+def _readable(app, what, name, obj, options, signature, returns):
+  """Without the fields that Flax gives each module, and with JAX's arrays by their short name."""
+  if signature is None:  # a module
+    return None
+  short = lambda text: text and re.sub(r"jaxlib\._jax\.Array|jax\.Array", "Array", text)
+  return short(re.sub(r", parent: .*\)$", ")", signature)), short(returns)
+
+
 def setup(app):
   figures.draw_plots()
   app.connect("source-read", _fill_in)
+  app.connect("autodoc-process-signature", _readable)
   app.connect("autodoc-process-docstring", _as_in_markdown, priority=400)  # before napoleon's

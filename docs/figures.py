@@ -133,11 +133,9 @@ def modules(room: str) -> list[str]:
   package = __import__(room, fromlist=["__path__"])
   if not hasattr(package, "__path__"):
     return [room]
-  found = [room] if package.__doc__ else []
-  for info in pkgutil.walk_packages(package.__path__, f"{room}."):
-    if not info.name.endswith("__main__"):
-      found.append(info.name)
-  return found
+  names = [room, *(info.name for info in pkgutil.walk_packages(package.__path__, f"{room}."))]
+  found = {n: __import__(n, fromlist=["_"]) for n in names if not n.endswith("__main__")}
+  return [name for name, module in found.items() if module.__doc__]
 
 
 NAMES = {
