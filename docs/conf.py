@@ -27,6 +27,7 @@ myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 
 default_role = "code"  # docstrings have `names` as in Markdown
+autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 80
 autodoc_default_options = {"members": True}
