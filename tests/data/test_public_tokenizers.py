@@ -118,7 +118,7 @@ def test_a_template_runs_in_a_sandbox(saved, template, told):
 def test_a_tokenizer_of_another_model_is_told(saved):
   tokenizer = public_tokenizers.load(saved)
   public_tokenizers.check_fits(tokenizer, 8)
-  with pytest.raises(UserError, match="8 words and the model 7"):
+  with pytest.raises(UserError, match="8 tokens but the model 7"):
     public_tokenizers.check_fits(tokenizer, 7)
 
 

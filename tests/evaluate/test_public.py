@@ -135,7 +135,7 @@ class Nothing:
     (dict(tokenizer=None), "without a tokenizer"),
     (
       dict(tokenizer=types.SimpleNamespace(vocab_size=WORDS + 1)),
-      "it has 601 tokens, the model 600",
+      "has 601 tokens but the model 600",
     ),
     (dict(system=Nothing()), "vlx has no evaluator for a Nothing"),
   ],

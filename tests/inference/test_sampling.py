@@ -81,7 +81,7 @@ def test_the_distribution_is_that_of_the_adjusted_logits(settings):
   draws, how = 40_000, Sampling(**settings)
   logits = drawn_logits(1, 8)
   rows = jnp.broadcast_to(logits, (draws, 8))
-  tokens = jax.jit(how.draw)(
+  tokens = jax.jit(how.sample)(
     rows, jnp.zeros((draws, 0), bool), jnp.arange(draws), jnp.full(draws, 7)
   )
   expected = softmax(np.asarray(how.adjusted(jnp.asarray(logits), None))[0])

@@ -277,9 +277,9 @@ def test_an_absurd_section_is_told(change, message):
 
 
 def test_what_hugging_face_has_no_place_for_is_told():
-  with pytest.raises(UserError, match="no place for pool 'mean'"):
+  with pytest.raises(UserError, match="needs pool to be 'cls', not 'mean'"):
     vit.to_hugging_face(ViT(VisionTransformer(**B16, pool="mean"), 10))
-  with pytest.raises(UserError, match="no place for representation_size 768"):
+  with pytest.raises(UserError, match="needs representation_size to be 0, not 768"):
     vit.to_hugging_face(ViT(VisionTransformer(**B16), 10, 768))
   with pytest.raises(UserError, match="no ResNet"):
     clip.to_hugging_face(published("RN50"))

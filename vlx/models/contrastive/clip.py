@@ -213,12 +213,12 @@ class CLIPNetwork(nn.Module):
 
   def __call__(
     self,
-    image: Float[Array, "batch height width 3"],
-    text: Int[Array, "batch length"],
-    text_mask: Bool[Array, "batch length"],
+    image: Float[Array, "images height width 3"],
+    text: Int[Array, "texts length"],
+    text_mask: Bool[Array, "texts length"],
     *,
     train: bool = False,
-  ) -> tuple[Float[Array, "batch dim"], Float[Array, "batch dim"]]:
+  ) -> tuple[Float[Array, "images dim"], Float[Array, "texts dim"]]:
     return self.embed_image(image, train=train), self.embed_text(text, text_mask, train=train)
 
 

@@ -122,7 +122,7 @@ class DVAENetwork(nn.Module):
     return self.encoder(x)
 
   def decode(
-    self, codes: Float[Array, "batch rows columns codes"]
+    self, codes: Int[Array, "batch rows columns"] | Float[Array, "batch rows columns codes"]
   ) -> Float[Array, "batch height width 6"]:
     return self.decoder(codes)
 
