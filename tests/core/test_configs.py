@@ -172,7 +172,7 @@ def test_a_folder_of_schema_1_says_the_same_in_todays_words(tmp_path):
   configs.write(tmp_path / "new", kept)
   again = configs.read(tmp_path / "new")
   assert again.schema == 2 and configs.to_json(again.resolved) == configs.to_json(kept.resolved)
-  for content, message in (({"schema": 3}, "has schema 3"), ({}, "of schema 1")):
+  for content, message in (({"schema": 3}, "has schema 3"), ({}, "names no system")):
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):
       configs.read(tmp_path)
