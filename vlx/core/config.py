@@ -285,6 +285,8 @@ def read(folder: pathlib.Path) -> Kept:
       content = schema1.upgrade(content, _part_of_schema1)
     case 2:
       pass
+    case 1:
+      raise UserError(f"{path} is not a run's config.json: it names no system")
     case other:
       raise UserError(
         f"{path} has schema {other}, and this version of vlx reads up to {SCHEMA}: update vlx"
