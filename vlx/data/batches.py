@@ -6,6 +6,7 @@ processes: each builds the rows that are its own. So there is no iterator to sav
 
 import collections
 import logging
+import time
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -17,6 +18,8 @@ from vlx.data.records import BadRecord, Source
 from vlx.data.transforms.preprocess import Preprocess
 
 HostBatch = dict[str, np.ndarray]
+RETRY_AFTER = (0.1, 1.0, 5.0)  # seconds
+PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 class ByStep(Protocol):
@@ -52,6 +55,9 @@ def _stack(examples: list[dict]) -> HostBatch:
 class Examples:
   """Record index → preprocessed example; bad records are replaced, counted and named.
 
+  The replacement is a function of the record and its randomness alone: not of what was asked for
+  before, so that a run that goes on sees the same batches.
+
   Args:
     source: of records.
     preprocess: of records to examples.
@@ -75,8 +81,6 @@ class Examples:
     """(the index of the record used, its example): record `index`, or the next good one."""
     for offset in range(len(self)):
       candidate = (index + offset) % len(self)
-      if candidate in self._bad:
-        continue
       try:
         return candidate, self._preprocess.finish(self._prepared(candidate), rng)
       except (BadRecord, OSError) as e:
@@ -86,12 +90,27 @@ class Examples:
   def _prepared(self, index: int) -> dict:
     if index in self._cache:
       return self._cache[index]
-    example = self._preprocess.prepare(self._source[index])
+    example = self._preprocess.prepare(self._read(index))
     if self._preprocess.cached:
       self._cache[index] = example
     return example
 
+  def _read(self, index: int):
+    """The record; a disk or a network that fails is asked again, for that is no fault of the
+    record.
+    """
+    for pause in RETRY_AFTER:
+      try:
+        return self._source[index]
+      except PERMANENT:
+        raise
+      except OSError:
+        time.sleep(pause)
+    return self._source[index]
+
   def _note(self, index: int, error: Exception) -> None:
+    if index in self._bad:
+      return
     message = f"{self._source.name(index)}: {error}"
     self._bad[index] = message
     logging.warning("bad record %d of at most %d: %s", len(self._bad), self._limit, message)

@@ -5,6 +5,7 @@ for Generating Image Descriptions", 2015), which captioning papers report on: `d
 `dataset_flickr8k.json` or `dataset_flickr30k.json` in the folder.
 """
 
+import codecs
 import csv
 import hashlib
 import io
@@ -12,12 +13,13 @@ import json
 import mmap
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from vlx.core.errors import UserError
-from vlx.data.records import BadRecord, readable_texts, strings
+from vlx.data.records import BadRecord, captions, parse_object, read_file, readable_texts, strings
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 CHUNK = 2**24  # bytes of a file to look through at a time
@@ -66,9 +68,13 @@ class ImageFolder:
   @classmethod
   def of(cls, root: pathlib.Path, rows: Iterable[dict]) -> "ImageFolder":
     """From objects that are in memory one at a time."""
+    return cls.of_texts(root, (json.dumps(row).encode() for row in rows))
+
+  @classmethod
+  def of_texts(cls, root: pathlib.Path, rows: Iterable[bytes]) -> "ImageFolder":
     text, ends = io.BytesIO(), [0]
     for row in rows:
-      text.write(json.dumps(row).encode())
+      text.write(row)
       ends.append(text.tell())
     return cls(root, text.getvalue(), np.stack([ends[:-1], ends[1:]], axis=1))
 
@@ -83,26 +89,17 @@ class ImageFolder:
       BadRecord: where that is no JSON object in UTF-8 with `file_name` and `caption`.
     """
     start, stop = self._spans[index].tolist()
-    try:
-      row = json.loads(self._text[start:stop])
-    except ValueError as e:
-      raise BadRecord(f"not a JSON object in UTF-8: {e}") from e
-    if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+    row = parse_object(self._text[start:stop])
+    if not isinstance(row.get("file_name"), str):
       raise BadRecord("no file_name")
-    caption = row.get("caption")
-    if isinstance(caption, list):
-      row["caption"] = tuple(caption)
-    if not caption or not all(isinstance(c, str) for c in strings(row["caption"])):
-      raise BadRecord("no caption")
-    return row
+    return {**row, "caption": captions(row.get("caption"))}
 
   def __len__(self):
     return len(self._spans)
 
   def __getitem__(self, index):
     row = self.row(index)
-    row["image"] = (self._root / row["file_name"]).read_bytes()
-    return row
+    return {**row, "image": read_file(self._root, row["file_name"])}
 
   def name(self, index):
     try:
@@ -112,6 +109,30 @@ class ImageFolder:
 
   def texts(self, fields):
     return readable_texts(self.row, len(self), fields)
+
+  def joined(self) -> "ImageFolder":
+    """The records of one file as one, with all its captions: tables have a line for each caption."""
+    rows: dict[str, dict] = {}
+    lines: list[Any] = []
+    for index in range(len(self)):
+      try:
+        row = self.row(index)
+      except BadRecord:
+        lines.append(index)
+        continue
+      first = rows.setdefault(row["file_name"], row)
+      if first is row:
+        lines.append(row)
+      else:
+        both = [*strings(first["caption"]), *strings(row["caption"])]
+        first["caption"] = tuple(dict.fromkeys(both))
+    if len(lines) == len(self):
+      return self
+    text = lambda line: self._text[slice(*self._spans[line].tolist())]
+    return ImageFolder.of_texts(
+      self._root,
+      (text(line) if isinstance(line, int) else json.dumps(line).encode() for line in lines),
+    )
 
 
 def _existing_folder(path: str) -> pathlib.Path:
@@ -160,11 +181,12 @@ def _with_metadata(root: pathlib.Path) -> ImageFolder:
     ]
     edges = np.concatenate([[0], *breaks, [len(text)]]).astype(np.int64)
     spans = np.stack([edges[:-1], edges[1:]], axis=1)
+    if text[: len(codecs.BOM_UTF8)] == codecs.BOM_UTF8:
+      spans[0, 0] = len(codecs.BOM_UTF8)
     # Blank lines, and what is behind the last line's end.
     source = ImageFolder(root, text, spans[[bool(text[a:b].strip()) for a, b in spans.tolist()]])
   elif (file := root / "metadata.csv").is_file():
-    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as f:
-      source = ImageFolder.of(root, csv.DictReader(f))
+    source = ImageFolder.of(root, _table(file))
   elif rows := _classes(root):
     return ImageFolder.of(root, rows)
   else:
@@ -176,7 +198,26 @@ def _with_metadata(root: pathlib.Path) -> ImageFolder:
       source.row(0)
     except BadRecord as e:
       raise UserError(f"{file}, record 1: {e}") from e
-  return source
+  return source.joined()
+
+
+def _table(file: pathlib.Path) -> Iterator[dict]:
+  """The rows of a CSV as spreadsheets write it: with a byte order mark or without, in UTF-8 or -16,
+  the cells parted by commas, semicolons or tabs. Other bytes are kept, and told when they are read.
+  """
+  data = file.read_bytes()
+  utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+  text = data.decode(
+    "utf-16" if utf16 else "utf-8-sig", errors="replace" if utf16 else "surrogateescape"
+  )
+  header = text.partition("\n")[0]
+  delimiter = max(",;\t", key=header.count)
+  csv.field_size_limit(2**31 - 1)  # a long cell is told as a record of its own
+  reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+  try:
+    yield from reader
+  except csv.Error as e:
+    raise UserError(f"{file}, line {reader.line_num}: {e}") from e
 
 
 def _classes(root: pathlib.Path) -> list[dict]:
@@ -211,13 +252,13 @@ def coco(path: str, split: str) -> ImageFolder:
     raise UserError(f"{root} has no annotations/captions_{split}*.json")
   try:
     content = json.loads(found[-1].read_bytes())
-    captions: dict[int, list[str]] = {}
+    texts: dict[int, list[str]] = {}
     for annotation in content["annotations"]:
-      captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
+      texts.setdefault(annotation["image_id"], []).append(annotation["caption"])
     rows = [
-      {"file_name": image["file_name"], "caption": captions[image["id"]], "image_id": image["id"]}
+      {"file_name": image["file_name"], "caption": texts[image["id"]], "image_id": image["id"]}
       for image in content["images"]
-      if image["id"] in captions
+      if image["id"] in texts
     ]
   except (KeyError, TypeError, ValueError) as e:
     raise UserError(f"{found[-1]} is not a COCO captions file: {type(e).__name__}: {e}") from e
@@ -241,15 +282,17 @@ def flickr(path: str, split: str) -> ImageFolder:
   found = [f for f in (root / "Flickr8k.token.txt", root / "results_20130124.token") if f.is_file()]
   if not found:
     raise UserError(f"{root} has neither Flickr8k.token.txt nor results_20130124.token")
-  captions: dict[str, list[str]] = {}
-  for number, line in enumerate(found[0].read_text("utf-8", errors="replace").splitlines(), 1):
+  texts: dict[str, list[str]] = {}
+  # Not splitlines(): some characters inside of a text count as ends of lines there.
+  lines = found[0].read_bytes().decode("utf-8-sig", errors="surrogateescape").split("\n")
+  for number, line in enumerate(lines, 1):
     name, tab, caption = line.partition("\t")
     if not line.strip():
       continue
     if not tab:
       raise UserError(f"{found[0]}, line {number}: no tab between the image's name and the caption")
-    captions.setdefault(name.partition("#")[0], []).append(caption.strip())
-  rows = [{"file_name": name, "caption": texts} for name, texts in captions.items()]
+    texts.setdefault(name.partition("#")[0], []).append(caption.strip())
+  rows = [{"file_name": name, "caption": found} for name, found in texts.items()]
   source = ImageFolder.of(_folder_of(root, folders, rows), rows)
   listed = root / f"Flickr_8k.{'dev' if split == 'val' else split}Images.txt"
   if listed.is_file():
@@ -268,11 +311,11 @@ def _karpathy(
   try:
     rows = []
     for image in json.loads(file.read_bytes())["images"]:
-      captions = [sentence["raw"].strip() for sentence in image["sentences"]]
-      if image["split"] in own and captions:
+      raw = [sentence["raw"].strip() for sentence in image["sentences"]]
+      if image["split"] in own and raw:
         name = pathlib.PurePosixPath(image.get("filepath", ""), image["filename"])
         more = {"image_id": image["cocoid"]} if "cocoid" in image else {}
-        rows.append({"file_name": str(name), "caption": captions, **more})
+        rows.append({"file_name": str(name), "caption": raw, **more})
   except (AttributeError, KeyError, TypeError, ValueError) as e:
     raise UserError(f"{file} is not a file of Karpathy's splits: {type(e).__name__}: {e}") from e
   if rows and not any((root / f / rows[0]["file_name"]).is_file() for f in folders):

@@ -6,7 +6,7 @@ import urllib.parse
 from collections.abc import Sequence
 
 from vlx.core.errors import UserError
-from vlx.data.records import BadRecord, Record, readable_texts
+from vlx.data.records import Record, check_text, parse_object, read_file, readable_texts
 from vlx.data.sources.annotations import held_out
 
 
@@ -26,18 +26,16 @@ class Rows:
     return len(self._rows)
 
   def row(self, index: int) -> Record:
-    try:
-      row = json.loads(self._rows[index])
-    except ValueError as e:
-      raise BadRecord(f"not JSON: {e}") from e
-    if not isinstance(row, dict):
-      raise BadRecord("no JSON object")
+    row = parse_object(self._rows[index])
+    for value in row.values():
+      if isinstance(value, str):
+        check_text(value)
     return row
 
   def __getitem__(self, index):
     row = self.row(index)
     if self._images is not None and isinstance(row.get("image"), str):
-      row["image"] = (self._images / row["image"]).read_bytes()
+      row["image"] = read_file(self._images, row["image"])
     return row
 
   def name(self, index):
@@ -56,7 +54,11 @@ def lines(path: str, split: str) -> Rows:
   """
   file, own = _file(path, split, (".txt", ".jsonl"))
   # Not splitlines(): some characters inside of a text count as ends of lines there.
-  found = [line for line in file.read_text("utf-8").split("\n") if line.strip()]
+  found = [
+    line
+    for line in file.read_bytes().decode("utf-8-sig", errors="surrogateescape").split("\n")
+    if line.strip()
+  ]
   if file.suffix == ".txt":
     found = [json.dumps({"text": line.strip("\r")}) for line in found]
   return Rows(str(file), found if own else _of_split(found, split))

@@ -6,7 +6,6 @@ where its samples lie is kept in vlx's cache; a record is then read from there.
 
 import hashlib
 import io
-import json
 import logging
 import pathlib
 import re
@@ -17,7 +16,7 @@ import numpy as np
 from vlx.core import files
 from vlx.core.errors import UserError
 from vlx.core.files import cache_dir
-from vlx.data.records import BadRecord, readable_texts
+from vlx.data.records import captions, parse_object, readable_texts
 from vlx.data.sources.annotations import held_out
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -69,16 +68,11 @@ class WebDatasetSource:
   def _described(self, index: int) -> dict:
     """The fields of the .json, its `caption` replaced by the .txt where there is one."""
     row = {}
-    try:
-      if self._spans[index, 5] >= 0:
-        row = json.loads(self._read(index, 4))
-      if self._spans[index, 3] >= 0:
-        row["caption"] = self._read(index, 2).decode().strip()
-    except (ValueError, TypeError) as e:
-      raise BadRecord(f"its text is no UTF-8, or no JSON object: {e}") from e
-    if not isinstance(row.get("caption"), str) or not row["caption"]:
-      raise BadRecord("no caption")
-    return row
+    if self._spans[index, 5] >= 0:
+      row = parse_object(self._read(index, 4))
+    if self._spans[index, 3] >= 0:
+      row["caption"] = self._read(index, 2).decode("utf-8", errors="surrogateescape").strip()
+    return {**row, "caption": captions(row.get("caption"))}
 
 
 def _find_tars(path: str, split: str) -> tuple[list[pathlib.Path], bool]:

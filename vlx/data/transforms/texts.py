@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from vlx.data.records import BadRecord
+from vlx.data.records import BadRecord, check_text
 from vlx.data.tokenizers import Tokenizer
+from vlx.data.tokenizers.trained import clean
 from vlx.data.transforms.ops import Op, is_random, op
 
 
@@ -15,6 +16,9 @@ def choose(field: str = "caption") -> Op:
     texts = example[field]
     if isinstance(texts, str):
       return example
+    texts = [text for text in texts if clean(text)]
+    if not texts:
+      raise BadRecord(f"{field} is empty")
     if not is_random(rng):
       return {**example, field: texts[0]}
     return {**example, field: texts[rng.integers(len(texts))]}
@@ -42,7 +46,10 @@ def tokenize(
   """
 
   def apply(example, rng):
-    ids, mask = tokenizer.encode(_text(example, field), length, dropout=dropout, rng=rng)
+    text = _text(example, field)
+    if not tokenizer.tokens_of(text):
+      raise BadRecord(f"{field} {text!r} has no word that the tokenizer knows")
+    ids, mask = tokenizer.encode(text, length, dropout=dropout, rng=rng)
     return {**example, into: ids, f"{into}_mask": mask}
 
   return apply
@@ -185,4 +192,5 @@ def _text(example, field: str) -> str:
   text = example[field]
   if not isinstance(text, str) or not text.strip():
     raise BadRecord(f"{field} is empty")
+  check_text(text)
   return text

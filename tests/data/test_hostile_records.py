@@ -1,0 +1,210 @@
+"""People's files as they are: what spreadsheets write, records of other types, captions of which
+nothing is left. Each is read right, or is a bad record; none is another error, none is trained in
+silence as something else.
+"""
+
+import codecs
+import io
+import json
+import os
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlx.core.errors import UserError
+from vlx.data import batches, sources
+from vlx.data.records import BadRecord
+from vlx.data.tokenizers import trained as tokenizers
+from vlx.data.transforms import preprocess
+
+
+def images(folder, names="ab"):
+  folder.mkdir(parents=True, exist_ok=True)
+  for i, name in enumerate(names):
+    Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(folder / f"{name}.png")
+
+
+def captions(source):
+  """Of each record, None for a bad one."""
+  found = []
+  for i in range(len(source)):
+    try:
+      found.append(source[i]["caption"])
+    except (BadRecord, OSError):
+      found.append(None)
+  return found
+
+
+TABLE = 'file_name,caption\r\na.png,"a café, at night"\r\nb.png,a dog\r\n'
+BOTH = ["a café, at night", "a dog"]
+
+
+@pytest.mark.parametrize(
+  "data, expected",
+  (
+    (TABLE.encode(), BOTH),
+    (TABLE.encode("utf-8-sig"), BOTH),
+    (TABLE.encode("utf-16"), BOTH),
+    (b"file_name;caption\na.png;a caf\xc3\xa9, at night\nb.png;a dog\n", BOTH),
+    (b"file_name\tcaption\na.png\ta caf\xc3\xa9, at night\nb.png\ta dog\n", BOTH),
+  ),
+)
+def test_tables_of_spreadsheets(tmp_path, data, expected):
+  images(tmp_path / "train")
+  (tmp_path / "train" / "metadata.csv").write_bytes(data)
+  assert captions(sources.open_source(f"folder:{tmp_path}", "train")) == expected
+
+
+def test_a_table_in_another_code_is_no_garbage(tmp_path):
+  """The machine's 8-bit code: the record is bad, not trained as "caf?"."""
+  images(tmp_path / "train")
+  rows = "file_name,caption\r\nb.png,a dog\r\na.png,a café\r\n".encode("cp1252")
+  (tmp_path / "train" / "metadata.csv").write_bytes(rows)
+  source = sources.open_source(f"folder:{tmp_path}", "train")
+  assert captions(source) == ["a dog", None]
+  assert list(source.texts(("caption",))) == ["a dog"]
+
+
+@pytest.mark.parametrize("name", ("metadata.csv", "metadata.jsonl"))
+def test_a_line_for_each_caption_is_one_record_of_the_image(tmp_path, name):
+  images(tmp_path / "train")
+  lines = [("a", "one"), ("b", "two"), ("a", "three"), ("a", "one")]
+  if name.endswith("csv"):
+    text = "file_name,caption\n" + "".join(f"{f}.png,{c}\n" for f, c in lines)
+  else:
+    text = "".join(json.dumps({"file_name": f"{f}.png", "caption": c}) + "\n" for f, c in lines)
+  (tmp_path / "train" / name).write_text(text)
+  source = sources.open_source(f"folder:{tmp_path}", "train")
+  assert captions(source) == [("one", "three"), "two"]
+
+
+GOOD = b'{"file_name": "a.png", "caption": "a dog"}\n'
+
+
+@pytest.mark.parametrize(
+  "line",
+  (
+    b'{"file_name": "b.png", "caption": 7}',
+    b'{"file_name": "b.png", "caption": NaN}',
+    b'{"file_name": "b.png", "caption": true}',
+    b'{"file_name": "b.png", "caption": ["x", 7]}',
+    b'{"file_name": "b.png", "caption": {"en": "x"}}',
+    b'{"file_name": "b.png", "caption": [" ", ""]}',
+    b'{"file_name": "b.png", "caption": "\\ud83d"}',
+    b'{"file_name": "b\\u0000.png", "caption": "x"}',
+    b'{"file_name": "\\ud83d.png", "caption": "x"}',
+    b'{"file_name": 3, "caption": "x"}',
+    b'{"file_name": "../train/a.png", "caption": "x"}',
+    b'{"file_name": "/etc/passwd", "caption": "x"}',
+    b'{"file_name": "fifo", "caption": "x"}',
+    b'{"file_name": ".", "caption": "x"}',
+    b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    b'{"file_name": "b.png", "caption": "' + b"w " * 60_000 + b'"}',
+    b"[1]",
+    b"null",
+    b"\xff\xfe",
+  ),
+)
+def test_records_of_other_types_are_bad_ones(tmp_path, line):
+  images(tmp_path / "train")
+  os.mkfifo(tmp_path / "train" / "fifo")
+  (tmp_path / "train" / "metadata.jsonl").write_bytes(GOOD + line + b"\n")
+  source = sources.open_source(f"folder:{tmp_path}", "train")
+  assert captions(source) == ["a dog", None]
+  assert source.name(1)
+
+
+def test_a_byte_order_mark_before_json(tmp_path):
+  images(tmp_path / "train")
+  (tmp_path / "train" / "metadata.jsonl").write_bytes(codecs.BOM_UTF8 + GOOD)
+  assert captions(sources.open_source(f"folder:{tmp_path}", "train")) == ["a dog"]
+
+
+def test_characters_that_only_python_takes_for_ends_of_lines(tmp_path):
+  images(tmp_path / "images")
+  (tmp_path / "Flickr8k.token.txt").write_bytes(
+    "a.png#0\ta dog\u2028and a cat\nb.png#0\ta\u0085b\n".encode()
+  )
+  for split, names in (("train", {"a.png"}), ("dev", {"b.png"})):
+    (tmp_path / f"Flickr_8k.{split}Images.txt").write_text("\n".join(names))
+  source = sources.open_source(f"flickr:{tmp_path}", "train")
+  assert captions(source) == [("a dog\u2028and a cat",)]
+
+
+@pytest.mark.parametrize("member", (b'[{"caption": "x"}]', b'"x"', b"null", b"3", b"[" * 100_000))
+def test_json_of_other_types_in_a_tar(tmp_path, member):
+  out = io.BytesIO()
+  Image.new("RGB", (8, 8)).save(out, "PNG")
+  with tarfile.open(tmp_path / "0.tar", "w") as tar:
+    for name, data in (("1.png", out.getvalue()), ("1.json", member)):
+      info = tarfile.TarInfo(name)
+      info.size = len(data)
+      tar.addfile(info, io.BytesIO(data))
+  (tmp_path / "train").mkdir()
+  (tmp_path / "0.tar").rename(tmp_path / "train" / "0.tar")
+  assert captions(sources.open_source(f"webdataset:{tmp_path}", "train")) == [None]
+
+
+@pytest.mark.parametrize(
+  "tokenizer, text",
+  (
+    *(("bpe", text) for text in ("&nbsp;", "\x01\x02", "\u00a0 &nbsp;")),
+    *(("words", text) for text in ("!!!", "\U0001f389", "...")),
+  ),
+)
+def test_a_caption_of_which_nothing_is_left_is_bad(tokenizer, text):
+  made = {
+    "bpe": lambda: tokenizers.train_bpe(["a cat"], 600),
+    "words": lambda: tokenizers.train_word_level(["a cat"], 50, 1),
+  }[tokenizer]()
+  with pytest.raises(BadRecord):
+    preprocess.parse('tokenize("caption", 8)', made).finish({"caption": text}, None)
+
+
+class Flaky:
+  """Records of captions, of which some reads fail."""
+
+  def __init__(self, captions, failures=()):
+    self.captions, self.failures = captions, list(failures)
+
+  def __len__(self):
+    return len(self.captions)
+
+  def __getitem__(self, index):
+    if self.failures:
+      raise self.failures.pop()
+    return {"caption": self.captions[index]}
+
+  def name(self, index):
+    return f"record {index}"
+
+
+def test_batches_are_functions_of_the_step_whatever_was_bad_before():
+  """Of five captions one is empty, of three a tokenizer of words knows none."""
+  good = ["a cat", "a dog", "a fish", "a bird"]
+  captions = [(*good, "" if i < 4 else "a cow") for i in range(6)] + [(*good, "!!!"), ("", " ")]
+  words = tokenizers.train_word_level(["a cat dog fish bird cow"], 50, 1)
+  ops = preprocess.parse('choose("caption")|tokenize("caption", 8)|keep("text")', words)
+  make = lambda: batches.Batches(batches.Examples(Flaky(captions), ops, 100), 4, 0)
+  whole, gone_on = make(), make()
+  before = [whole[step] for step in range(40)]
+  late = {int(i) for batch in before[20:] for i in batch["example_id"]}
+  assert late == set(range(7))
+  for step in range(20, 40):
+    for name in ("example_id", "text"):
+      np.testing.assert_array_equal(gone_on[step][name], before[step][name])
+
+
+def test_a_disk_that_fails_for_a_moment_costs_no_record(monkeypatch):
+  monkeypatch.setattr(batches, "RETRY_AFTER", (0.0, 0.0))
+  words = tokenizers.train_word_level(["a cat"], 50, 1)
+  ops = preprocess.parse('tokenize("caption", 4)|keep("text")', words)
+  source = Flaky(["a cat", "a a"], [OSError("stale file handle")] * 2)
+  assert batches.Examples(source, ops, 0)(0, None)[0] == 0
+  source.failures = [FileNotFoundError("gone")]
+  assert batches.Examples(source, ops, 1)(0, None)[0] == 1
+  source.failures = [OSError("input/output error")] * 3
+  with pytest.raises(UserError, match="input/output error"):
+    batches.Examples(source, ops, 0)(0, None)
