@@ -191,8 +191,9 @@ def paper() -> ml_collections.ConfigDict:
 
   The step size rises to 4.5e-4 over 5,000 updates and was halved five times, whenever the loss no
   longer fell: here it falls along a cosine to 1/32. The published average decays by 0.99 every 25
-  updates. Listing 2's crop is taken as `random_resized_crop`. The tokenizer is named by its config,
-  so that the step can be compiled: to train, name the run that has learned it.
+  updates. Listing 2's crops are a square near the middle and, of it, a part of 8/9 of its side or
+  more. The tokenizer is named by its config, so that the step can be compiled: to train, name the
+  run that has learned it.
 
   On v5e:16x16 (python -m vlx.compile --config=configs/dalle.py:paper --topology=v5e:16x16, half an
   hour on half a CPU core) a step fits with 7.03 of each chip's 15.75 GiB: 0.38 of parameters, 0.76
@@ -212,7 +213,7 @@ def paper() -> ml_collections.ConfigDict:
   config.data.source = "folder:."
   config.data.batch_size = 1024
   config.data.preprocess = (
-    'decode|random_resized_crop(256, 0.79, 1.0)|normalize|choose("caption")|'
+    'decode|square_crop(0.25)|random_resized_crop(256, 0.79, 1.0)|normalize|choose("caption")|'
     'tokenize("caption", 256, dropout=0.1)|keep("image", "text", "text_mask")'
   )
   config.data.update(threads=32, prefetch=8)

@@ -97,7 +97,7 @@ def paper() -> ml_collections.ConfigDict:
   """Appendix A.2: 256x256 as 32x32 codes out of 8,192, batch 512, 3,000,000 updates.
 
   Name a source of your own. The step size falls from 1e-4 to 1.25e-6 over the first 1,200,000
-  updates and stays; here it falls over all. Listing 1's crops are taken as `random_resized_crop`.
+  updates and stays; here it falls over all. Listing 1's crops are taken as a square and a part of it.
   """
   config = defaults.get_config()
   config.system = "vlx.models.generation.dvae.DVAE"
@@ -105,7 +105,7 @@ def paper() -> ml_collections.ConfigDict:
   config.data.source = "folder:."
   config.data.batch_size = 512
   config.data.preprocess = (
-    'decode|random_resized_crop(256, 0.5, 1.0)|flip_lr|normalize|keep("image")'
+    'decode|square_crop|random_resized_crop(256, 0.5, 1.0)|flip_lr|normalize|keep("image")'
   )
   config.data.image_transform = "decode|resize_small(256)|central_crop(256)|normalize"
   config.data.update(threads=32, prefetch=8)

@@ -5,7 +5,7 @@ until `background`.
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vlx.core.config import nearest
 from vlx.core.errors import UserError
@@ -14,25 +14,30 @@ from vlx.data.transforms.ops import Op, image_op, op
 
 # A decoded image of this size takes 192 MB. A file of a few kB can claim far more.
 MAX_PIXELS = 2**26
+# Pillow reads more, some by programs of others (EPS by Ghostscript).
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+Image.init()  # else it knows some of them from their first use on
 
 
 @op
-def decode(mode: str = "RGB", *, of: str = "image") -> Op:
+def decode(mode: str = "RGB", *, of: str = "image", upright: bool = True) -> Op:
   """Encoded `image`, or each of several in the field `of` → uint8 array; "RGB" lays transparent
   images on white, "RGBA" keeps alpha.
 
   "any" is RGBA for transparent images, RGB for others (`opaque` makes all of them RGB).
-  Of an animation the first frame. Images of more than `MAX_PIXELS` are bad records.
+  Of an animation the first frame. An image is turned as its EXIF says, which `upright=False` leaves
+  out, as torchvision and open_clip do. Images of more than `MAX_PIXELS`, and those whose pixels have
+  no known range, are bad records.
   """
 
   def decoded(encoded: bytes) -> np.ndarray:
     try:
-      with Image.open(io.BytesIO(encoded)) as image:
+      with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
           raise BadRecord(
             f"an image of {image.width}x{image.height} pixels; {MAX_PIXELS} are the most"
           )
-        array = _pixels(image, mode)
+        array = _pixels(image, mode, upright)
     except BadRecord:
       raise
     except Exception as e:  # Pillow's readers raise whatever damaged bytes make them trip over.
@@ -68,10 +73,16 @@ def stack(of: str, count: int, mask: str = "") -> Op:
   return apply
 
 
-def _pixels(image: Image.Image, mode: str) -> np.ndarray:
+def _pixels(image: Image.Image, mode: str, upright: bool) -> np.ndarray:
   """uint8 `[H, W, 4]` where there is transparency or `mode` asks for it, else `[H, W, 3]`."""
-  if image.mode.startswith("I;16"):  # Pillow would cut off at 255
+  kind = image.format
+  if upright:
+    image = ImageOps.exif_transpose(image)
+  # Pillow would cut off at 255.
+  if image.mode.startswith("I;16") or (image.mode, kind) == ("I", "PPM"):
     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+  elif image.mode in ("I", "F"):
+    raise BadRecord(f"an image of mode {image.mode}, whose black and white are not known")
   elif image.mode == "CMYK":
     image = image.convert("RGB")
   alpha = mode == "RGBA" or image.has_transparency_data
@@ -126,6 +137,8 @@ def resize_small(image, rng, size, *, method="bicubic"):
   height, width = image.shape[:2]
   short = min(height, width)
   new = (int(size * width / short), int(size * height / short))
+  if new[0] * new[1] > MAX_PIXELS:
+    raise BadRecord(f"an image of {width}x{height} pixels would have {new[0]}x{new[1]}")
   return np.asarray(Image.fromarray(image).resize(new, _filter(method)))
 
 
@@ -150,18 +163,40 @@ def random_crop(image, rng, size):
 
 
 @image_op
+def square_crop(image, rng, spread=1.0):
+  """The largest square, anywhere along the longer side, or near its middle: `spread` is the share
+  of the room that it may begin in (DALL-E takes 1/4; Ramesh et al., 2021, listing 2).
+  """
+  height, width = image.shape[:2]
+  side = min(height, width)
+  top, left = (
+    int(room * (0.5 + spread * (rng.random() - 0.5)) + 0.5)
+    for room in (height - side, width - side)
+  )
+  return image[top : top + side, left : left + side]
+
+
+@image_op
 def random_resized_crop(image, rng, size, min_area=0.5, max_ratio=4 / 3):
   """A part of `min_area`..1 of the area and of aspect ratio 1/max_ratio..max_ratio, to a square.
 
-  Szegedy et al., 2015 (GoogLeNet), §6, "training methodology".
+  Szegedy et al., 2015 (GoogLeNet), §6, "training methodology". A part that does not fit is drawn
+  again, ten times at most, as by torchvision; then it is the largest in the middle whose aspect
+  ratio is allowed.
   """
   height, width = image.shape[:2]
-  area = rng.uniform(min_area, 1.0) * height * width
-  ratio = np.exp(rng.uniform(-np.log(max_ratio), np.log(max_ratio)))
-  crop_width = min(width, max(1, round(np.sqrt(area * ratio))))
-  crop_height = min(height, max(1, round(np.sqrt(area / ratio))))
-  top = rng.integers(0, height - crop_height + 1)
-  left = rng.integers(0, width - crop_width + 1)
+  for _ in range(10):
+    area = rng.uniform(min_area, 1.0) * height * width
+    ratio = np.exp(rng.uniform(-np.log(max_ratio), np.log(max_ratio)))
+    crop_width, crop_height = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+    if 0 < crop_width <= width and 0 < crop_height <= height:
+      top = rng.integers(0, height - crop_height + 1)
+      left = rng.integers(0, width - crop_width + 1)
+      break
+  else:
+    crop_width = min(width, round(height * max_ratio))
+    crop_height = min(height, round(width * max_ratio))
+    top, left = (height - crop_height) // 2, (width - crop_width) // 2
   box = (left, top, left + crop_width, top + crop_height)
   return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box))
 
