@@ -56,3 +56,10 @@ def test_clip_score_and_psnr():
   image = np.zeros((2, 4, 4, 3))
   other = image + np.array([0.2, 0.02])[:, None, None, None]
   np.testing.assert_allclose(metrics.psnr(image, other), [20, 40])
+
+
+def test_features_that_are_no_numbers_have_no_distance():
+  x, y = np.ones((6, 3)), np.ones((6, 3))
+  y[2, 1] = np.nan
+  assert np.isnan(metrics.fid(x, y)) and np.isnan(metrics.kid(x, y))
+  assert metrics.precision_recall(x, y)[0] < 1

@@ -23,3 +23,9 @@ def test_a_word_is_measured_by_the_boxes_of_its_objects():
   (inside, hit, uniform), bus = _looks(["two", "foxes", "bus"], maps, objects)
   np.testing.assert_allclose([inside, hit, uniform], [0.7, 1.0, 0.5])
   np.testing.assert_allclose(bus, [0.1, 0.0, 0.25])
+
+
+def test_attention_that_is_no_number_points_at_nothing():
+  weights = np.full((1, 2, 2), np.nan)
+  ((_, hit, _),) = _looks(["cat"], weights, [dict(name="cat", box=(0, 0, 0.5, 0.5))])
+  assert hit == 0

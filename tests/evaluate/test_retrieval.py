@@ -147,3 +147,8 @@ def test_zero_shot_with_one_prompt_is_retrieval_of_class_names(model, data):
     "combo/top1": retrieval["combo/image_to_text_r1"],
     "combo/top5": retrieval["combo/image_to_text_r5"],
   }
+
+
+def test_a_score_that_is_no_number_is_no_hit_where_all_is_relevant():
+  scores, relevant = jnp.array([[jnp.nan], [1.0]]), jnp.ones((2, 1), bool)
+  assert np.asarray(ranks(scores, relevant)).tolist() == [1, 0]

@@ -120,3 +120,12 @@ def test_no_device_holds_more_than_its_rows(kind):
     text = gradient.lower(shape, shape).compile().as_text()
   assert f"f32[{batch // 8},{batch}]" in text
   assert f"[{batch},{batch}]" not in text
+
+
+def test_the_cosine_of_bf16_embeddings_is_taken_in_f32():
+  """Times a scale of 100, bf16's rounding would move logits by half a unit."""
+  rng = np.random.default_rng(0)
+  x, y = (jnp.asarray(rng.normal(size=(8, 512)), jnp.bfloat16) for _ in range(2))
+  a, b = (np.asarray(z, np.float64) for z in (x, y))
+  exact = a @ b.T / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)
+  np.testing.assert_allclose(losses.cosine_similarity(x, y), exact, atol=1e-6)

@@ -1,5 +1,7 @@
 """CLIP: published sizes, the text tower, temperature, the system's loss."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,9 @@ from tests import contract
 from vlx.core.config import build
 from vlx.core.errors import UserError
 from vlx.losses.contrastive import cosine_similarity
+from vlx.models.contrastive import clip as clip_module
 from vlx.models.contrastive.clip import CLIP, TextTransformer, published_size
+from vlx.models.layers import apply
 
 S = jax.ShapeDtypeStruct
 TOWER = dict(width=16, depth=2, num_heads=2, mlp_dim=32)
@@ -140,3 +144,25 @@ def test_sigmoid_loss_learns_a_bias_of_its_own():
   params = contract.shapes(clip)["params"]
   softmax = contract.shapes(build(CLIP, SECTION, "model"))["params"]
   assert set(params) - set(softmax) == {"logit_bias"}
+
+
+def test_the_temperature_stops_at_100_and_comes_back():
+  """As a parameter that is clamped after each step (open_clip): above, what would raise the scale
+  moves nothing, what would lower it does.
+  """
+  most = math.log(clip_module.MAX_SCALE)
+  value, pull = jax.value_and_grad(lambda x: clip_module.bounded(x, most))(jnp.float32(most + 0.1))
+  assert value == np.float32(most) and pull == 1.0  # descent lowers it
+  assert jax.grad(lambda x: -clip_module.bounded(x, most))(jnp.float32(most + 0.1)) == 0.0
+  for sign in (1.0, -1.0):
+    assert jax.grad(lambda x: sign * clip_module.bounded(x, most))(jnp.float32(1.0)) == sign
+
+
+@pytest.mark.parametrize("loss_type, start", (("softmax", 1 / 0.07), ("sigmoid", 10.0)))
+def test_each_loss_starts_at_its_papers_temperature(loss_type, start):
+  clip = build(CLIP, {**SECTION, "loss_type": loss_type}, "model")
+  variables = jax.jit(clip.init)(jax.random.key(0))
+  scale = lambda v: apply.infer(clip.network, v, method="scale")
+  np.testing.assert_allclose(scale(variables), start, rtol=1e-5)
+  hot = {**variables, "params": {**variables["params"], "logit_scale": jnp.float32(5.0)}}
+  np.testing.assert_allclose(scale(hot), 100.0 if loss_type == "softmax" else np.exp(5), rtol=1e-5)

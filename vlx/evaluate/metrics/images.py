@@ -11,7 +11,11 @@ def fid(x: np.ndarray, y: np.ndarray) -> float:
 
   ‖μ − ν‖² + tr(Σ + Τ − 2 (Σ½ Τ Σ½)½). The estimate falls with the number of images: compare equal
   numbers.
+
+  NaN of features that are no numbers.
   """
+  if not (np.isfinite(x).all() and np.isfinite(y).all()):
+    return float("nan")
   (mean, covariance), (other_mean, other) = (
     (z.mean(axis=0), np.cov(z, rowvar=False)) for z in (x, y)
   )

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vlx.core.capabilities import CaptionsImages, ShowsAttention
+from vlx.core.errors import UserError
 from vlx.data.datasets.scenes.language import plural
 from vlx.evaluate.data import Data
 from vlx.evaluate.results import Results
@@ -51,6 +52,8 @@ class PointingGame:
         for example, tokens, maps in zip(found, ids, weights):
           words = [model.tokenizer.decode([token]) for token in tokens]
           rows += _looks(words, maps, example["objects"])
+      if not rows:
+        raise UserError(f"pointing_game: no caption of {split} names an object of its scene")
       inside, hit, uniform = 100 * np.mean(rows, axis=0)
       measures |= {
         f"{split}/inside": inside,
@@ -67,7 +70,9 @@ def _looks(words, maps, objects) -> list[tuple[float, float, float]]:
     boxes = [o["box"] for o in objects if word in (o["name"], plural(o["name"]))]
     if boxes:
       share = covered(boxes, weights.shape)
-      looks.append(((weights * share).sum(), share.flat[weights.argmax()], share.mean()))
+      # Where the likeliest cell would be, NaN stands first.
+      hit = share.flat[weights.argmax()] if np.isfinite(weights).all() else 0.0
+      looks.append(((weights * share).sum(), hit, share.mean()))
   return looks
 
 

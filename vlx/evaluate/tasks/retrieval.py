@@ -27,7 +27,8 @@ def ranks(
   finds nothing; and so do scores that are no numbers.
   """
   best = jnp.where(relevant, scores, -jnp.inf).max(axis=1, keepdims=True)
-  return (~(scores < best) & ~relevant).sum(axis=1)
+  above = (~(scores < best) & ~relevant).sum(axis=1)
+  return jnp.where(jnp.isfinite(best[:, 0]), above, scores.shape[1])
 
 
 def recalls(ranks_: np.ndarray) -> dict[str, float]:

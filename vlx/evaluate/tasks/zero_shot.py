@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlx.core.capabilities import EmbedsImages, EmbedsText
+from vlx.data.records import strings
 from vlx.evaluate import predict
 from vlx.evaluate.data import Data
 from vlx.evaluate.results import Results
@@ -43,7 +44,7 @@ class ZeroShot:
       image, targets = predict.predict_examples(
         model, examples, "embed_image", ("image",), (self.field,), batch_size=self.batch_size
       )
-      right = np.array(names)[None, :] == targets[self.field][:, None]
+      right = np.array([[n in strings(said) for n in names] for said in targets[self.field]])
       rank = np.asarray(ranks(similarity(model.system, image, classes), jnp.asarray(right, bool)))
       for k in (1, 5):
         measures[f"{split}/top{k}"] = 100 * float(np.mean(rank < k))

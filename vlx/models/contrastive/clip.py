@@ -10,6 +10,7 @@ initialisation follow the released code (openai/CLIP, model.py) with the presets
 """
 
 import dataclasses
+import functools
 import math
 
 import flax.linen as nn
@@ -27,6 +28,26 @@ from vlx.models.vision.vit import VisionTransformer
 from vlx.ops.masks import Causal, KeyPadding, UpTo
 
 MAX_SCALE = 100.0  # §2.5: "clipped to prevent scaling the logits by more than 100"
+START_SCALE = {"softmax": 1 / 0.07, "sigmoid": 10.0}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def bounded(x: Float[Array, ""], most: float) -> Float[Array, ""]:
+  """min(x, most), with a gradient above `most` too where descent leads back below it: a parameter
+  there stands still, as one that is clamped after each step, and does not die.
+  """
+  return jnp.minimum(x, most)
+
+
+def _bounded_forward(x, most):
+  return bounded(x, most), x
+
+
+def _bounded_backward(most, x, gradient):
+  return (jnp.where((x >= most) & (gradient < 0), 0.0, gradient),)
+
+
+bounded.defvjp(_bounded_forward, _bounded_backward)
 
 
 # Table 19: blocks of the stages, width of the stem, image, embedding, text.
@@ -173,6 +194,7 @@ class CLIPNetwork(nn.Module):
   text: TextTransformer
   embed_dim: int
   init_scale: float
+  max_scale: float
   init_bias: float | None
 
   def setup(self):
@@ -206,7 +228,7 @@ class CLIPNetwork(nn.Module):
     return self.text_projection(self.text(text, text_mask, train=train)[0])
 
   def scale(self) -> Float[Array, ""]:
-    return jnp.exp(jnp.minimum(self.logit_scale, math.log(MAX_SCALE)))
+    return jnp.exp(bounded(self.logit_scale, math.log(self.max_scale)))
 
   def bias(self) -> Float[Array, ""]:
     return self.logit_bias
@@ -231,7 +253,7 @@ class CLIP:
   embed_dim: int
   loss_type: str = "softmax"  # or "sigmoid" (SigLIP)
   similarity_type: str = "cosine"  # or "inner_product", "negative_l2"
-  init_scale: float = 1 / 0.07  # §2.5; SigLIP starts at 10
+  init_scale: float | None = None  # of the temperature; None: 1 / 0.07 (§2.5), SigLIP's 10
   init_bias: float = -10.0  # SigLIP's alone
 
   def __post_init__(self):
@@ -249,7 +271,9 @@ class CLIP:
       image=self.image,
       text=self.text,
       embed_dim=self.embed_dim,
-      init_scale=self.init_scale,
+      init_scale=self.init_scale or START_SCALE[self.loss_type],
+      # SigLIP's has no bound (big_vision, trainers/proj/image_text/siglip.py).
+      max_scale=MAX_SCALE if self.loss_type == "softmax" else math.inf,
       init_bias=bias,
     )
 
