@@ -241,7 +241,10 @@ def paper(name: str) -> ml_collections.ConfigDict:
     )
   )
   if name == "L/14@336":
+    config.init = (dict(source="runs/clip_l14"),)
     config.steps = 400_000_000 // 32_768
+  # The paper and open_clip decay position embeddings, unlike vlx's default.
+  config.optim.rules = ((r".*(bias|scale|logit_\w*|cls)", dict(weight_decay=0.0)),)
   config.mesh.update(dict(data=-1, fsdp=4))
   config.partition = defaults.TRANSFORMER_PARTITION
   config.evaluators = dict(

@@ -97,6 +97,7 @@ def smoke() -> ml_collections.ConfigDict:
     mlp_dim=64,
     conv_size=3,
   )
+  config.init = (dict(source="random", put="tokenizer"),)
   config.steps = 4
   config.log_every = 1
   config.optim.lr = 1e-3

@@ -112,7 +112,7 @@ def _paper(source: str, vocab_size: int, min_count: int) -> ml_collections.Confi
   `--config.init='({"source": "googlenet.pth", "take": "tower", "put": "encoder"},)'`.
   """
   config = _model(
-    captioning.photographs(source, vocab_size, min_count, "random_crop(224)|flip_lr"),
+    captioning.photographs(source, vocab_size, min_count, "random_crop(224)|flip_lr", "normalize"),
     dict(batch_norm=True),
   )
   config.data.batch_size = 32

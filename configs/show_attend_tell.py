@@ -87,7 +87,7 @@ def _paper(source: str, vocab_size: int, min_count: int) -> ml_collections.Confi
   "put": "encoder"},)'`.
   """
   config = _model(
-    captioning.photographs(source, vocab_size, min_count, "central_crop(224)"),
+    captioning.photographs(source, vocab_size, min_count, "central_crop(224)", captioning.IMAGENET),
     dict(convolutions=CONVOLUTIONS[19]),
     embed_dim=512,
     hidden_dim=1800,

@@ -35,7 +35,8 @@ SCENES_ENCODER = dict(
   initialization="clip",
   unroll=2,
 )
-IMAGENET = "normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))"  # of torchvision's weights
+# Of torchvision's weights; but GoogLeNet's want [-1, 1] (`transform_input`), `normalize` alone.
+IMAGENET = "normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))"
 FREEZE = (r"encoder/.*", dict(frozen=True))  # an optimizer rule
 
 
@@ -160,15 +161,17 @@ def folder() -> ml_collections.ConfigDict:
 
 
 def photographs(
-  source: str, vocab_size: int, min_count: int, crop: str
+  source: str, vocab_size: int, min_count: int, crop: str, normalize: str
 ) -> ml_collections.ConfigDict:
-  """COCO or Flickr in the sizes of ImageNet's towers; `crop` is what training makes of 256
-  pixels.
+  """COCO or Flickr in the sizes of ImageNet's towers, as torchvision resized for them.
+
+  `crop` is what training makes of 256 pixels, `normalize` what the tower's weights want.
   """
+  small = "decode|resize_small(256, method='bilinear')"
   config = _captioning(
     source,
-    f"decode|resize_small(256)|central_crop(224)|{IMAGENET}",
-    f"decode|resize_small(256)|{crop}|{IMAGENET}",
+    f"{small}|central_crop(224, half='even')|{normalize}",
+    f"{small}|{crop}|{normalize}",
     vocab_size,
     min_count,
     text_length=32,

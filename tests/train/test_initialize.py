@@ -39,7 +39,7 @@ def there(tmp_path_factory):
   return str(folder), write(folder, Scaler(), seed=1)
 
 
-def variables(system, model=None, init=(), dtype=None, mesh=None):
+def variables(system, model=None, init=(), dtype=None, mesh=None, frozen=()):
   mesh = mesh or jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
   config = ml_collections.ConfigDict({"model": model or {}, "init": init})
   shapes = flatten(jax.eval_shape(lambda k: systems.init(system, k), jax.random.key(0)))
@@ -47,7 +47,7 @@ def variables(system, model=None, init=(), dtype=None, mesh=None):
     n: jax.ShapeDtypeStruct(s.shape, dtype or s.dtype, sharding=partition.replicated(mesh))
     for n, s in shapes.items()
   }
-  return initialize.variables(system, config, wanted, jax.random.key(0))
+  return initialize.variables(system, config, wanted, jax.random.key(0), frozen=frozenset(frozen))
 
 
 def test_what_no_source_fills_is_as_the_system_draws_it():
@@ -64,6 +64,20 @@ def test_a_part_comes_whole_from_its_source(there):
     kind, _, rest = name.partition("/")
     np.testing.assert_array_equal(found[f"{kind}/inner/{rest}"], x)
   assert found["params/own"] == 1 and len(found) == len(expected) + 1
+
+
+def test_what_is_frozen_does_not_stay_at_random_in_silence(there):
+  """Filled, said to be wanted so, or an error that says how to do either."""
+  place, _ = there
+  frozen = {"params/net/kernel", "params/net/bias"}
+  with pytest.raises(UserError, match="2 frozen variables would stay at random, e.g. params/net/b"):
+    variables(Scaler(), frozen=frozen)
+  half = dict(source=place, take="net", put="net", without=("bias",))
+  with pytest.raises(UserError, match="1 frozen variables .*params/net/bias"):
+    variables(Scaler(), init=(half,), frozen=frozen)
+  random = dict(source="random", put="net")
+  for init in ((random,), (half, random), (dict(half, without=()),)):
+    assert len(variables(Scaler(), init=init, frozen=frozen))
 
 
 def test_below_a_path_without_some_and_in_another_type(there):

@@ -1,5 +1,5 @@
-"""Where a run's variables come from before its first step: initialized at random, or taken from runs and public
-checkpoints.
+"""Where a run's variables come from before its first step: initialized at random, or taken from
+runs and public checkpoints.
 
 `config.init` is a list of entries, later ones over earlier ones:
 
@@ -10,7 +10,8 @@ What stands below the path `take` in the source, "" being all, is put below the 
 parameters and batch statistics. `without` are patterns of paths, behind `take` or `put`, that are
 not filled; all else must fit. `layers` takes some of a scanned stack. A source is a run's folder, a
 public checkpoint (`vlx.pretrained`), or a `.npy` file, whose array becomes the one parameter `put`.
-A part with a `source` is an entry that puts all of it below the part.
+A part with a `source` is an entry that puts all of it below the part. What is frozen must be filled
+by one of them, or be said to stay at random: dict(source="random", put="encoder").
 
 Each tensor goes straight to its shards. Position tables of another grid are resampled.
 """
@@ -35,6 +36,7 @@ from vlx.models.layers.position import resample_positions
 from vlx.pretrained import Checkpoint
 
 ENTRY = {"take": "", "put": "", "without": (), "layers": None}
+RANDOM = "random"  # a source that fills nothing
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -97,7 +99,12 @@ class _Filling(NamedTuple):
 
 
 def variables(
-  system: System, config: ConfigDict, wanted: Mapping[str, jax.ShapeDtypeStruct], rng: jax.Array
+  system: System,
+  config: ConfigDict,
+  wanted: Mapping[str, jax.ShapeDtypeStruct],
+  rng: jax.Array,
+  *,
+  frozen: frozenset[str] = frozenset(),
 ) -> dict[str, jax.Array]:
   """Name → array of all variables, each where it lives; where two are one tensor of a source, one
   array.
@@ -107,16 +114,26 @@ def variables(
     config: resolved.
     wanted: shape, dtype and sharding of each.
     rng: for those that no source fills: they alone are initialized.
+    frozen: names of those that do not learn, and that nothing else makes.
 
   Raises:
-    UserError: for all that does not fit, a line for each entry.
+    UserError: for all that does not fit, a line for each entry, and for what is frozen and would
+      stay at random without a word.
   """
-  sources, fillings = {}, {}
+  sources, fillings, left = {}, {}, frozen
   for entry in entries(config):
     spec = entry["source"]
+    if spec == RANDOM:
+      left -= {*_below({n: None for n in left}, entry["put"], system, ()).values()}
+      continue
     if spec not in sources:
       sources[spec] = _open(spec)
     fillings |= _fit(entry, sources[spec], system, wanted)
+  if left := sorted(left - {*fillings}):
+    raise UserError(
+      f"{len(left)} frozen variables would stay at random, e.g. {left[0]}: fill them by config.init, or say"
+      ' that this is wanted by an entry {"source": "random", "put": …}'
+    )
   arrays = _draw(system, {n: s for n, s in wanted.items() if n not in fillings}, rng)
   for spec, source in sources.items():
     arrays |= _fill(source, {n: f for n, f in fillings.items() if f.source == spec}, wanted)

@@ -252,9 +252,11 @@ class Run:
   def fresh(self) -> tuple[TrainState, Variables]:
     """(a new state, what is frozen), each array made where it will live, or taken from where the config says."""
     rng = jax.random.key(self.config.seed)
-    flat = initialize.variables(self.system, self.config, self.variable_shapes, rng)
-    variables = jax.tree.map(flat.__getitem__, self.roles.names)
     system = self.system
+    # What a system prepares by itself may be among it.
+    frozen = frozenset() if capabilities.has(system, Prepares) else self.roles.frozen
+    flat = initialize.variables(system, self.config, self.variable_shapes, rng, frozen=frozen)
+    variables = jax.tree.map(flat.__getitem__, self.roles.names)
     if capabilities.has(system, Prepares):
       variables = system.prepare(variables, _OnDevices(self), jax.random.fold_in(rng, 1))
       flat = flatten(variables)
