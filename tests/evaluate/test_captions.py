@@ -204,3 +204,28 @@ def test_over_a_split_of_scenes_with_padding_and_devices(monkeypatch, batch_size
     assert wrong[f"combo/{name}"] < 70, name
   assert right["combo/invented"] == 0 and wrong["combo/invented"] > 70
   assert set(figures) == {"captions_combo"} and len(figures["captions_combo"].axes) == 20
+
+
+class Directions:
+  """A reference model whose images and texts are directions in the plane."""
+
+  def __init__(self, texts):
+    self._texts = texts
+
+  def features(self, records):
+    return np.array([record["image"] for record in records], float)
+
+  def texts(self, texts):
+    assert all(text.startswith("A photo depicts ") for text in texts)
+    return np.array([self._texts[text.removeprefix("A photo depicts ")] for text in texts])
+
+
+def test_clip_score_and_its_form_with_references():
+  """Hessel et al., 2021, by hand: 2.5 max(cos, 0), and the harmonic mean with the nearest of the
+  references.
+  """
+  clip = Directions({"a": [1.0, 0.0], "b": [0.0, 1.0], "c": [0.6, 0.8]})
+  source = [dict(image=(2.0, 0.0)), dict(image=(0.0, -3.0))]
+  found = captions.clip_scores(clip, source, ["a", "c"], [["b", "c"], ["b"]])
+  np.testing.assert_allclose(found["clip_score"], [2.5, 0.0])
+  np.testing.assert_allclose(found["ref_clip_score"], [2 * 2.5 * 0.6 / 3.1, 0.0])

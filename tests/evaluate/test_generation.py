@@ -126,7 +126,7 @@ def test_samples_that_are_the_real_images_measure_as_these(clip, copyist, monkey
   )
   with jax.set_mesh(MESH):
     found, figures = evaluator(model, data)
-  score = lambda name: found[f"combo/{name}/clip_score"]
+  score = lambda name: found[f"combo/{name}/clip_cosine"]
   for name in ("samples", "reconstructed", "nearest"):
     np.testing.assert_allclose(score(name), score("real"), rtol=1e-4)
   assert abs(score("shuffled") - score("real")) > 1e-3
@@ -187,15 +187,13 @@ def test_the_curve_begins_at_the_plain_mean(clip, copyist, monkeypatch):
   with jax.set_mesh(MESH):
     found, figures = evaluator(model, data)
   assert found.keys() == {
-    f"combo/best_of_{n}/{name}" for n in (1, 2, 4) for name in ("rank_cosine", "clip_score")
+    f"combo/best_of_{n}/{name}" for n in (1, 2, 4) for name in ("rank_cosine", "clip_cosine")
   }
   records = generation.prompts_of(model, data, "combo", 8).records
   cosines = clip.cosines(generation.with_images(records, noisy))
   np.testing.assert_allclose(found["combo/best_of_1/rank_cosine"], cosines.mean(), rtol=1e-5)
   best = cosines.reshape(8, 4).max(axis=1)
-  np.testing.assert_allclose(
-    found["combo/best_of_4/clip_score"], 2.5 * np.maximum(best, 0).mean(), rtol=1e-5
-  )
+  np.testing.assert_allclose(found["combo/best_of_4/clip_cosine"], best.mean(), rtol=1e-5)
   assert set(figures) == {"reranking", "best_combo"}
 
 

@@ -51,8 +51,7 @@ def test_precision_and_recall():
   assert metrics.precision_recall(grid, np.linspace(4, 5, 11)[:, None], k=1) == (1.0, 0.2)
 
 
-def test_clip_score_and_psnr():
-  np.testing.assert_allclose(metrics.clip_score(np.array([0.4, -0.2])), [1.0, 0.0])
+def test_psnr():
   image = np.zeros((2, 4, 4, 3))
   other = image + np.array([0.2, 0.02])[:, None, None, None]
   np.testing.assert_allclose(metrics.psnr(image, other), [20, 40])

@@ -21,7 +21,6 @@ from vlx.core.errors import UserError
 from vlx.data.records import Record
 from vlx.evaluate import predict
 from vlx.evaluate.data import Data
-from vlx.evaluate.metrics import images as metrics
 from vlx.model import Model, load
 from vlx.models.vision import classifier
 
@@ -54,9 +53,13 @@ class ReferenceModel:
   def cosines(self, records: Sequence[Record]) -> np.ndarray:
     """`[N]`, of each image and its `caption`."""
     image, targets = self.over(records, "embed_image", "caption")
-    texts, rows = np.unique(targets["caption"].astype(str), return_inverse=True)
-    text = predict.texts(self.model, texts.tolist(), batch_size=min(ROWS, len(texts)))
-    return (unit(image) * unit(text)[rows]).sum(axis=-1)
+    return (unit(image) * self.texts(targets["caption"])).sum(axis=-1)
+
+  def texts(self, texts: Sequence[str]) -> np.ndarray:
+    """Embeddings `[N, D]` of length 1; of equal texts once."""
+    distinct, rows = np.unique(np.asarray(texts, str), return_inverse=True)
+    text = predict.texts(self.model, distinct.tolist(), batch_size=min(ROWS, len(distinct)))
+    return unit(np.asarray(text))[rows]
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -122,12 +125,12 @@ class Scorers:
   classifiers: Mapping[str, ReferenceModel]
 
   def measure(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
-    """`[N]` each: `clip_score`; `NAME_accuracy`, 100 where a classifier sees what the record is,
+    """`[N]` each: `clip_cosine`; `NAME_accuracy`, 100 where a classifier sees what the record is,
     else 0.
     """
     found = {}
     if self.clip:
-      found["clip_score"] = metrics.clip_score(self.clip.cosines(records))
+      found["clip_cosine"] = self.clip.cosines(records)
     for name, reference in self.classifiers.items():
       logits, targets = reference.over(records, "class_logits", "label")
       right = classifier.is_correct(jnp.asarray(logits), jnp.asarray(targets["label"]))

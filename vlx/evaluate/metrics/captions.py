@@ -19,6 +19,8 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from vlx.core.errors import UserError
 
 Tokens = list[str]
@@ -182,3 +184,24 @@ def measures(
   if has_java_parts():
     values["meteor"] = meteor(said, true)
   return {name: 100 * value for name, value in values.items()}
+
+
+# Before candidates and references alike (Hessel et al., 2021, §3).
+CLIP_PROMPT = "A photo depicts "
+
+
+def clip_score(image_cosines: np.ndarray) -> np.ndarray:
+  """2.5 · max(cos(image, caption), 0) of each (Hessel et al., "CLIPScore", 2021, eq. 1).
+
+  With embeddings of `CLIP_PROMPT` and the caption. Comparable for one CLIP alone; the paper's is
+  ViT-B/32.
+  """
+  return 2.5 * np.maximum(image_cosines, 0)
+
+
+def ref_clip_score(image_cosines: np.ndarray, reference_cosines: np.ndarray) -> np.ndarray:
+  """Harmonic mean of `clip_score` and max(cos(caption, nearest reference), 0) (§3); 0 where either
+  is.
+  """
+  score, near = clip_score(image_cosines), np.maximum(reference_cosines, 0)
+  return 2 * score * near / np.where(score + near > 0, score + near, 1)

@@ -62,11 +62,6 @@ def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
   return np.sqrt(np.maximum(squares, 0))
 
 
-def clip_score(cosines: np.ndarray) -> np.ndarray:
-  """2.5 · max(cosine, 0) of each image (Hessel et al., "CLIPScore", 2021, eq. 1)."""
-  return 2.5 * np.maximum(cosines, 0)
-
-
 def psnr(image: np.ndarray, other: np.ndarray) -> np.ndarray:
   """10 log₁₀(2² / mean squared error) of each image `[B, H, W, 3]`, of values in [-1, 1]."""
   return 10 * np.log10(4 / np.maximum(np.mean((image - other) ** 2, axis=(1, 2, 3)), 1e-12))

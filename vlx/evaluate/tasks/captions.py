@@ -13,10 +13,11 @@ from jaxtyping import Float
 from vlx.core.capabilities import CaptionsImages, EmbedsImages
 from vlx.data.datasets.scenes import truth as scenes_truth
 from vlx.data.datasets.scenes.source import ScenesSource
-from vlx.data.records import evenly, strings
-from vlx.evaluate import predict
+from vlx.data.records import Source, evenly, strings
+from vlx.evaluate import predict, reference_models
 from vlx.evaluate.data import Data
 from vlx.evaluate.metrics import captions as metrics
+from vlx.evaluate.reference_models import ReferenceModel, unit
 from vlx.evaluate.report import sheets
 from vlx.evaluate.results import Results
 from vlx.inference.decoding import Search
@@ -52,7 +53,8 @@ class Captions:
 
   `bleu1` … `bleu4`, `rouge_l`, `cider_d`, `meteor` where Java is, times 100; `equal`, the percentage of
   captions that are one of the references; of scenes also what is true of them
-  (`vlx.data.datasets.scenes.truth.measures`).
+  (`vlx.data.datasets.scenes.truth.measures`). With a `clip` also `clip_score` and `ref_clip_score`,
+  times 100.
   """
 
   splits: tuple[str, ...]
@@ -64,14 +66,17 @@ class Captions:
   image_transform: str = ""
   batch_size: int = 64
   shown: int = 20  # on the sheet of examples
+  clip: str = ""  # a run, or a public one
 
   requires = (CaptionsImages,)
   better = {"invented": "lower", "*": "higher"}
 
   def check(self, data: Data, mesh) -> None:
-    """The words of references must split as asked: "ptb" needs Java."""
-    del data, mesh
+    """The words of references must split as asked: "ptb" needs Java. The CLIP must be there."""
+    del data
     metrics.check_tokenizer(self.tokenizer)
+    if self.clip:
+      reference_models.open_clip(self.clip, mesh)
 
   def __call__(self, model: Model, data: Data) -> Results:
     """Measures, and plots `captions_SPLIT`."""
@@ -94,6 +99,10 @@ class Captions:
       made = [model.tokenizer.decode(best) for best in ids[:, 0]]
       references = [strings(c) for c in targets["caption"]]
       measures |= _of_split(data, split, made, references, self.tokenizer)
+      if self.clip:
+        clip = reference_models.open_clip(self.clip, model.mesh)
+        scores = clip_scores(clip, data.source(split), made, references)
+        measures |= {f"{split}/{name}": 100 * float(x.mean()) for name, x in scores.items()}
       plain = data.to_look_at(split, self.image_transform)
       figures[f"captions_{split}"] = sheets.captions_sheet(
         [
@@ -103,6 +112,23 @@ class Captions:
         f"{split}: captions by a beam of {self.beam_size}; in gray a reference",
       )
     return Results(measures, figures)
+
+
+def clip_scores(
+  clip: ReferenceModel, source: Source, made: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, np.ndarray]:
+  """`clip_score` and `ref_clip_score`, `[N]`, of a caption of each of the source's records."""
+  prompted = lambda texts: clip.texts([metrics.CLIP_PROMPT + text for text in texts])
+  said = prompted(made)
+  images = unit(clip.features([source[i] for i in range(len(made))]))
+  cosines = (images * said).sum(axis=-1)
+  counts = [len(refs) for refs in references]
+  known = np.split(prompted([r for refs in references for r in refs]), np.cumsum(counts)[:-1])
+  nearest = np.array([(refs @ text).max() for refs, text in zip(known, said)])
+  return {
+    "clip_score": metrics.clip_score(cosines),
+    "ref_clip_score": metrics.ref_clip_score(cosines, nearest),
+  }
 
 
 def _of_split(data, split, made, references, tokenizer) -> dict[str, float]:

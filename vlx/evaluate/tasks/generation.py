@@ -19,7 +19,7 @@ from vlx.model import Model, to_png
 class Generation:
   """Plots `generation_SPLIT`: a row is a caption, its real image, then samples.
 
-  The reference models that are named measure `SPLIT/SET/clip_score` and `SPLIT/SET/NAME_accuracy`
+  The reference models that are named measure `SPLIT/SET/clip_cosine` and `SPLIT/SET/NAME_accuracy`
   (vlx.evaluate.reference_models), all of the same captions:
 
     samples        images sampled of the captions
@@ -45,7 +45,7 @@ class Generation:
   nearest_in: str = ""  # a split, all of which is embedded
 
   requires = (GeneratesImages,)
-  better = {"clip_score": "higher", "*_accuracy": "higher", "nearest_cosine": "lower"}
+  better = {"clip_cosine": "higher", "*_accuracy": "higher", "nearest_cosine": "lower"}
 
   def check(self, data: Data, mesh) -> None:
     del data

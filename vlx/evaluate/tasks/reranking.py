@@ -40,7 +40,7 @@ def best_of(ranking: np.ndarray, values: np.ndarray, n: int) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Reranking:
-  """Measures `SPLIT/best_of_N/clip_score` and `SPLIT/best_of_N/NAME_accuracy`, N = 1, 2, 4, …
+  """Measures `SPLIT/best_of_N/clip_cosine` and `SPLIT/best_of_N/NAME_accuracy`, N = 1, 2, 4, …
   `samples`.
 
   `rerank` orders the images and `clip` judges them: a CLIP that did both would be flattered by what
@@ -60,7 +60,7 @@ class Reranking:
   sampler: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the system's own
 
   requires = (GeneratesImages,)
-  better = {"clip_score": "higher", "rank_cosine": "higher", "*_accuracy": "higher"}
+  better = {"clip_cosine": "higher", "rank_cosine": "higher", "*_accuracy": "higher"}
 
   def check(self, data: Data, mesh) -> None:
     del data
