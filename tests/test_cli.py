@@ -1,11 +1,18 @@
 """What a user's mistake looks like: one line on stderr, exit code 2, nothing harmed."""
 
+import errno
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 
 import pytest
+
+from vlx import cli
+from vlx.core import config as configs
+from vlx.core.errors import UserError
+from vlx.train.run import check_numbers
 
 
 def command(*args):
@@ -76,3 +83,57 @@ def test_configs_are_found_from_any_folder(tmp_path):
     timeout=300,
   )
   assert done.returncode == 2 and "did you mean 'smoke'?" in done.stderr
+
+
+def test_a_reader_that_goes_away_stops_no_command(tmp_path):
+  """`| head -1`, a closed terminal."""
+  script = (
+    "import sys\nfrom vlx import cli\ncli._let_readers_go()\n"
+    "for i in range(20_000): print('line', i, flush=True)\n"
+    f"open({str(tmp_path / 'done')!r}, 'w').write('done')\n"
+  )
+  for how in ("| head -1", ">&-", "2>&- >&-"):
+    (tmp_path / "done").unlink(missing_ok=True)
+    command = f"{sys.executable} -c {shlex.quote(script)} {how}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path / "done").exists(), done.stderr
+    assert "Error" not in done.stderr
+
+
+@pytest.mark.parametrize(
+  "error, message",
+  (
+    (OSError(errno.ENOSPC, "No space left"), "the disk is full"),
+    (OSError(errno.EROFS, "Read-only", "/x/y"), "the file system is read-only: /x/y"),
+    (PermissionError(errno.EACCES, "denied", "/x"), "permission denied: /x"),
+    (OSError(errno.EMFILE, "Too many open files"), "raise the limit"),
+    (ValueError(f"tensorstore: {os.strerror(errno.ENOSPC)} [path]"), "the disk is full"),
+    (ValueError("a bug"), None),
+    (FileNotFoundError(errno.ENOENT, "No such file", "/x"), None),
+  ),
+)
+def test_what_the_system_refuses_is_a_line_and_a_bug_is_none(error, message):
+  outer = RuntimeError("while saving")
+  outer.__cause__ = error
+  found = cli._no_fault_of_vlx(outer)
+  assert found is None if message is None else message in found
+
+
+@pytest.mark.parametrize(
+  "name, value",
+  (("steps", -1), ("seed", -1), ("seed", 2**40), ("data.batch_size", 0), ("checkpoint.every", 0)),
+)
+def test_numbers_that_make_no_sense_are_told(name, value):
+  config = configs.load_config("configs/clip.py:smoke")
+  config.update_from_flattened_dict({name: value})
+  with pytest.raises(UserError, match=f"{name} must be at least"):
+    check_numbers(config)
+
+
+def test_a_folder_that_cannot_be_is_told(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert cli.folder("workdir", "~/new/run") == tmp_path / "new" / "run"
+  (tmp_path / "file").touch()
+  for value in ("", f"{tmp_path}/file", f"{tmp_path}/file/run"):
+    with pytest.raises(UserError, match="--workdir=.* cannot be a folder"):
+      cli.folder("workdir", value)

@@ -4,6 +4,7 @@ import ctypes
 import errno
 import logging as python_logging
 import os
+import pathlib
 import re
 import sys
 from collections.abc import Callable
@@ -108,24 +109,83 @@ def run(main: Callable[[], None]) -> None:
     except UserError as e:
       fail(e)
     except Exception as e:
-      if not _is_full_disk(e):
+      if (reason := _no_fault_of_vlx(e)) is None:
         raise
-      fail(
-        "the disk is full; make room, and the same command goes on from the last whole checkpoint"
-      )
+      fail(reason)
 
+  _let_readers_go()
   use_compile_cache()
   keep_freed_memory()
   app.run(guarded, flags_parser=_parse_flags)
 
 
-def _is_full_disk(error: BaseException | None) -> bool:
-  """Whether an error, or one it came from, says so: as OSError, or in tensorstore's words."""
+# What the system may refuse whatever vlx does. The first are also known by tensorstore's words.
+REFUSALS = {
+  errno.ENOSPC: "the disk is full; make room, and the same command goes on from the last whole checkpoint",
+  errno.EDQUOT: "the disk's quota is used up; the same command goes on from the last whole checkpoint",
+  errno.EROFS: "the file system is read-only",
+  errno.EACCES: "permission denied",
+  errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
+}
+
+
+def _no_fault_of_vlx(error: BaseException | None) -> str | None:
+  """A line about an error, or one it came from, where the system refused something; else None."""
   if error is None:
-    return False
-  full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-  said = os.strerror(errno.ENOSPC) in str(error)
-  return full or said or _is_full_disk(error.__cause__ or error.__context__)
+    return None
+  for number, reason in REFUSALS.items():
+    if isinstance(error, OSError) and error.errno == number:
+      return f"{reason}: {error.filename}" if error.filename else reason
+    if number != errno.EACCES and os.strerror(number) in str(error):
+      return reason
+  return _no_fault_of_vlx(error.__cause__ or error.__context__)
+
+
+class _Unread:
+  """A standard stream that nobody may read any longer (`| head`, a closed terminal): what is written
+  then is dropped, and the command goes on.
+  """
+
+  def __init__(self, stream):
+    self._stream = stream
+
+  def write(self, text: str) -> int:
+    self._attempt(lambda: self._stream.write(text))
+    return len(text)
+
+  def flush(self) -> None:
+    self._attempt(self._stream.flush)
+
+  def _attempt(self, do: Callable[[], object]) -> None:
+    try:
+      do()
+    except (BrokenPipeError, ValueError):  # of a pipe, of a closed file
+      self._stream = open(os.devnull, "w")
+
+  def __getattr__(self, name: str):
+    return getattr(self._stream, name)
+
+
+def _let_readers_go() -> None:
+  """Standard streams that are closed, or will be, stop no command."""
+  for name in ("stdout", "stderr"):
+    setattr(sys, name, _Unread(getattr(sys, name) or open(os.devnull, "w")))
+
+
+def folder(flag: str, value: str) -> pathlib.Path:
+  """The folder that a flag names, made where it is not there.
+
+  Raises:
+    UserError: for an empty name, and where no folder can be.
+  """
+  path = pathlib.Path(value).expanduser()
+  try:
+    if not value.strip():
+      raise OSError("it is empty")
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(f"--{flag}={value} cannot be a folder: {e.strerror or e}") from e
+  return path
 
 
 def define_config_flag() -> flags.FlagHolder:

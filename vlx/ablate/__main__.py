@@ -25,7 +25,7 @@ def main():
     raise UserError("give --experiment=FILE and --workdir=DIR")
   path = pathlib.Path(EXPERIMENT.value)
   experiment = experiments.load(path)
-  folder = pathlib.Path(WORKDIR.value) / path.stem
+  folder = cli.folder("workdir", WORKDIR.value) / path.stem
   record = experiments.run_arms(experiment, folder)
   text = f"Claim: {record['claim']}\n\n{experiments.table(record)}"
   files.write(folder / "table.md", text)

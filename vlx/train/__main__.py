@@ -4,8 +4,6 @@ Starts a run, or goes on with the one that the folder holds. As one of many proc
 TPU pods and under SLURM, elsewhere by --coordinator, --num_processes and --process_id.
 """
 
-import pathlib
-
 from absl import flags
 
 from vlx import cli
@@ -24,8 +22,9 @@ PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of steps 10-15 to W
 def main():
   if CONFIG.value is None or WORKDIR.value is None:
     raise UserError("give --config=FILE:VARIANT and --workdir=DIR")
+  workdir = cli.folder("workdir", WORKDIR.value)
   distributed.join(*(flag.value for flag in PROCESSES))
-  run = Run(CONFIG.value, pathlib.Path(WORKDIR.value).expanduser())
+  run = Run(CONFIG.value, workdir)
   loop.train(run, on_evaluate=Evaluation.of(run), profile=PROFILE.value)
 
 

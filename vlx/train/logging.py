@@ -9,10 +9,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import tensorboardX
 import tqdm
 
 from vlx.core import distributed, files
+from vlx.train.tensorboard import EventFile
 
 WAITED_TOO_LONG = 0.1  # of the time, before a line says so
 
@@ -37,9 +37,6 @@ class MetricsLog:
       kept = [line for line in files.read_json_lines(path) if line["step"] <= start]
       files.write(path, "".join(json.dumps(line) + "\n" for line in kept))
     self._file = open(path if self._writes else os.devnull, "a", encoding="utf-8")
-    self._board = tensorboardX.SummaryWriter(
-      str(workdir / "tensorboard"), purge_step=start, write_to_disk=self._writes
-    )
     self._bar = tqdm.tqdm(
       total=stop,
       initial=start,
@@ -47,6 +44,7 @@ class MetricsLog:
       file=sys.stdout,
       disable=not (self._writes and sys.stdout.isatty()),
     )
+    self._board = EventFile(workdir / "tensorboard" if self._writes else None, start, self.say)
     self._examples = examples_per_step
     self._line: dict[str, float] = {}
     self._begins: int | None = None  # where in the file this line begins, once it is there
@@ -66,7 +64,7 @@ class MetricsLog:
     values = {k: float(v) for k, v in values.items()}
     self._line = {"step": step, **self._line, **values}
     for name, value in values.items():
-      self._board.add_scalar(name, value, step)
+      self._board.scalar(step, name, value)
     if "train/loss" in values:
       self._bar.set_postfix(
         loss=f"{values['train/loss']:.4f}", examples_per_s=f"{values['examples_per_second']:.0f}"
@@ -74,8 +72,7 @@ class MetricsLog:
 
   def figure(self, step: int, name: str, figure: Any) -> None:
     """A figure of matplotlib's, for TensorBoard, which keeps those of all steps."""
-    if self._writes:
-      self._board.add_figure(name, figure, step, close=False)
+    self._board.figure(step, name, figure)
 
   def flush(self) -> None:
     """Writes the line that is being filled, in place of what was written of it."""
@@ -86,6 +83,7 @@ class MetricsLog:
     self._begins = self._file.seek(0, os.SEEK_END)
     self._file.write(json.dumps(self._line) + "\n")
     self._file.flush()
+    self._board.flush()
 
   def waited(self, seconds: float) -> None:
     """Counts time in which the devices waited for data."""

@@ -26,6 +26,34 @@ from vlx.train import step as steps
 from vlx.train.state import Roles, TrainState
 from vlx.train.step import Player
 
+# Numbers of a config, and the least and the most that they may be.
+BOUNDS = {
+  "steps": (0, 2**31 - 1),
+  "seed": (0, 2**32 - 1),
+  "log_every": (1, None),
+  "data.batch_size": (1, None),
+  "data.max_bad_records": (0, None),
+  "data.workers": (0, None),
+  "data.threads": (1, None),
+  "data.prefetch": (1, None),
+  "optim.accumulate": (1, None),
+  "optim.warmup_steps": (0, None),
+  "optim.clip_norm": (0, None),
+  "optim.ema_decay": (0, 1),
+  "checkpoint.every": (1, None),
+  "checkpoint.keep": (1, None),
+}
+
+
+def check_numbers(config: ConfigDict) -> None:
+  """Raises `UserError` for a number that makes no sense."""
+  for name, (least, most) in BOUNDS.items():
+    section, _, field = name.rpartition(".")
+    value = (config[section] if section else config)[field]
+    if value is None or value < least or (most is not None and value > most):
+      upper = "" if most is None else f" and at most {most}"
+      raise UserError(f"{name} must be at least {least}{upper}, not {value}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -43,6 +71,7 @@ class Run:
     """
     if (self.workdir / "config.json").is_file():
       return going_on.config(configs.read(self.workdir), self.requested, self.workdir)
+    check_numbers(self.requested)
     return initialize.resolve(self.requested)
 
   @functools.cached_property
