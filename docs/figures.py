@@ -120,7 +120,7 @@ def draw_plots() -> None:
   sizes = [2**i for i in range(7)]
   panels: dict[str, dict[str, list[float]]] = {}
   for split in ("combo", "concept"):
-    for name in ("clip_cosine", "group_accuracy", "tone_accuracy"):
+    for name in ("clip_cosine", "groups_accuracy", "tones_accuracy"):
       keys = [f"reranking/{split}/best_of_{n}/{name}" for n in sizes]
       if all(key in measures for key in keys):
         panels.setdefault(name, {})[split] = [measures[key] for key in keys]

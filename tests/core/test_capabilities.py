@@ -122,3 +122,13 @@ def test_a_module_of_flax_is_no_system():
       return {"params": {}, "state": {}}
 
   assert list(parts(Holder(BERT(**TINY), BERTEncoder(BERT(**TINY))))) == ["inner"]
+
+
+def test_what_is_begun_and_not_finished_is_told():
+  class Half:
+    def sample_images(self, v, inputs, seeds, sampler): ...
+
+  assert c.unfinished(Half()) == ["sample_images without Sampler, sample_inputs (GeneratesImages)"]
+  assert "sample_images without Sampler" in c.listed(Half())
+  for name in ("clip", "vqvae", "dalle", "llama"):
+    assert not c.unfinished(SYSTEMS[name][0]())

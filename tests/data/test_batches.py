@@ -174,7 +174,7 @@ def test_sources_that_cannot_be(tmp_path):
   (tmp_path / "none").mkdir()
   (tmp_path / "none" / "metadata.jsonl").write_text("")
   (tmp_path / "bad").mkdir()
-  (tmp_path / "bad" / "metadata.jsonl").write_text('{"file_name": "a.png"}\n')
+  (tmp_path / "bad" / "metadata.jsonl").write_text('{"file_name": "a.png", "caption": 3}\n')
   for spec, split, message in [
     ("foldr:x", "train", "did you mean 'folder'"),
     ("folder:/does/not/exist", "train", "no folder"),

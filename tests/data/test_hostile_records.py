@@ -208,3 +208,17 @@ def test_a_disk_that_fails_for_a_moment_costs_no_record(monkeypatch):
   source.failures = [OSError("input/output error")] * 3
   with pytest.raises(UserError, match="input/output error"):
     batches.Examples(source, ops, 0)(0, None)
+
+
+@pytest.mark.parametrize("table", (None, '{"file_name": "a.png"}\n{"file_name": "b.png"}\n'))
+def test_images_alone_are_records_for_what_reads_no_text(tmp_path, table):
+  images(tmp_path / "train")
+  if table:
+    (tmp_path / "train" / "metadata.jsonl").write_text(table)
+  source = sources.open_source(f"folder:{tmp_path}", "train")
+  assert len(source) == 2 and source[0]["image"] and "caption" not in source[0]
+  with pytest.raises(UserError, match="has no 'caption'"):
+    list(source.texts(("caption",)))
+  for ops in ('tokenize("caption", 8)', 'choose("caption")'):
+    with pytest.raises(BadRecord, match="caption is empty"):
+      preprocess.parse(ops, tokenizers.train_word_level(["a"], 50, 1)).finish(source[0], None)

@@ -110,7 +110,11 @@ class Reconstructs(Protocol):
 
 @runtime_checkable
 class Autoencodes(Protocol):
-  """Continuous latents of an image, and an image of them."""
+  """Continuous latents of an image, and an image of them.
+
+  A vector is `[batch, 1, 1, dim]`. `rng` is for a sample of the posterior; `reconstruct` takes its
+  mean.
+  """
 
   def encode_latents(
     self, v: Variables, image: Image, rng: jax.Array
@@ -261,6 +265,28 @@ def of(system: Any) -> list[str]:
   return [c.__name__ for c in ALL if isinstance(system, c)]
 
 
+def unfinished(system: Any) -> list[str]:
+  """A line for each capability of which a system has a method, but not all: "sample_images without
+  Sampler (GeneratesImages)".
+  """
+  lines = []
+  for capability in ALL:
+    own = {*vars(capability), *inspect.get_annotations(capability)}
+    members = sorted(name for name in own if not name.startswith("_"))
+    lacking = [name for name in members if not hasattr(system, name)]
+    methods = [name for name in members if inspect.isfunction(vars(capability).get(name))]
+    there = [name for name in methods if name not in lacking and name != "sample_inputs"]
+    if there and lacking:
+      lines.append(f"{', '.join(there)} without {', '.join(lacking)} ({capability.__name__})")
+  return lines
+
+
+def listed(system: Any) -> str:
+  """What a system can do, and has begun to be able to, for messages."""
+  can = ", ".join(of(system)) or "none of the capabilities of vlx.core.capabilities"
+  return "; ".join([can, *unfinished(system)])
+
+
 def require(system: Any, *capabilities: type, what: str = "") -> None:
   """Raises `UserError` where a system cannot do all of this; the message says what it can do.
 
@@ -274,6 +300,5 @@ def require(system: Any, *capabilities: type, what: str = "") -> None:
     purpose = lambda c: " ".join(inspect.cleandoc(c.__doc__ or "").partition("\n\n")[0].split())
     said = "; ".join(f"{c.__name__} ({purpose(c)})" for c in lacking)
     raise UserError(
-      f"{f'{what}: ' if what else ''}{type(system).__name__} lacks {said} It has: "
-      f"{', '.join(of(system)) or 'none of the capabilities of vlx.core.capabilities'}"
+      f"{f'{what}: ' if what else ''}{type(system).__name__} lacks {said} It has: {listed(system)}"
     )

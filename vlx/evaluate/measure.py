@@ -1,13 +1,7 @@
 """Measures any model on any data, by its capabilities."""
 
 from vlx.core import capabilities
-from vlx.core.capabilities import (
-  Classifies,
-  EmbedsImages,
-  EmbedsText,
-  Reconstructs,
-  TokenizesImages,
-)
+from vlx.core.capabilities import Classifies, EmbedsImages, EmbedsText, Reconstructs
 from vlx.core.errors import UserError
 from vlx.data.records import BadRecord
 from vlx.evaluate import runner
@@ -52,7 +46,7 @@ def measure_on(model: Model, spec: str, split: str, say=lambda text: None) -> di
       found["zero_shot"] = ZeroShot(
         splits=(split,), classes=(split,), field=classes, templates=IMAGENET
       )
-  if can(TokenizesImages, Reconstructs):
+  if can(Reconstructs):
     found["reconstruction"] = Reconstruction(splits=(split,))
   if can(Classifies) and "label" in record:
     named = isinstance(record["label"], str)
@@ -60,6 +54,6 @@ def measure_on(model: Model, spec: str, split: str, say=lambda text: None) -> di
   if not found:
     raise UserError(
       f"vlx has no evaluator for a {type(model.system).__name__} on such records; its capabilities are"
-      f" {', '.join(capabilities.of(model.system))}; name evaluators of your own by --workdir and --config"
+      f" {capabilities.listed(model.system)}; name evaluators of your own by --workdir and --config"
     )
   return runner.evaluate(found, model, data, say)[0]

@@ -80,7 +80,7 @@ def main():
   else:
     raise UserError(
       f"{source} holds a {type(model.system).__name__}, which generates neither text, captions nor images; it has"
-      f" {', '.join(capabilities.of(model.system))}"
+      f" {capabilities.listed(model.system)}"
     )
 
 
@@ -112,9 +112,11 @@ def write_captions(model):
 
 
 def write_images(model):
-  needs_prompt = "text" in model.system.sample_inputs()
-  if needs_prompt and PROMPT.value is None:
+  inputs, name = model.system.sample_inputs(), type(model.system).__name__
+  if "text" in inputs and PROMPT.value is None:
     raise UserError('give --prompt="…"')
+  if "text" not in inputs and PROMPT.value is not None:
+    raise UserError(f"{name} samples images without a prompt; leave --prompt out")
   prompt = PROMPT.value or ""
   images = model.generate_images(
     prompt, NUM.value, seed=SEED.value, image=IMAGE.value, **outputs.sampler_fields(SAMPLER.value)

@@ -15,6 +15,7 @@ from vlx.core import distributed, files
 from vlx.train.tensorboard import EventFile
 
 WAITED_TOO_LONG = 0.1  # of the time, before a line says so
+SECONDS_OF_SILENCE = 30  # before a line tells the step, where there is no bar
 
 
 class MetricsLog:
@@ -49,6 +50,7 @@ class MetricsLog:
     self._line: dict[str, float] = {}
     self._begins: int | None = None  # where in the file this line begins, once it is there
     self._since, self._time, self._waited, self._warned = start, time.monotonic(), 0.0, False
+    self._told = time.monotonic()
 
   def advance(self, step: int) -> None:
     """Moves the bar to `step`."""
@@ -66,9 +68,11 @@ class MetricsLog:
     for name, value in values.items():
       self._board.scalar(step, name, value)
     if "train/loss" in values:
-      self._bar.set_postfix(
-        loss=f"{values['train/loss']:.4f}", examples_per_s=f"{values['examples_per_second']:.0f}"
-      )
+      loss, speed = f"{values['train/loss']:.4f}", f"{values['examples_per_second']:.0f}"
+      self._bar.set_postfix(loss=loss, examples_per_s=speed)
+      if self._bar.disable and time.monotonic() - self._told > SECONDS_OF_SILENCE:
+        self._told = time.monotonic()
+        self.say(f"step {step} of {self._bar.total}: loss {loss}, {speed} examples/s")
 
   def figure(self, step: int, name: str, figure: Any) -> None:
     """A figure of matplotlib's, for TensorBoard, which keeps those of all steps."""

@@ -92,7 +92,7 @@ class ImageFolder:
     row = parse_object(self._text[start:stop])
     if not isinstance(row.get("file_name"), str):
       raise BadRecord("no file_name")
-    return {**row, "caption": captions(row.get("caption"))}
+    return {**row, "caption": captions(row["caption"])} if "caption" in row else row
 
   def __len__(self):
     return len(self._spans)
@@ -123,7 +123,7 @@ class ImageFolder:
       first = rows.setdefault(row["file_name"], row)
       if first is row:
         lines.append(row)
-      else:
+      elif "caption" in row and "caption" in first:
         both = [*strings(first["caption"]), *strings(row["caption"])]
         first["caption"] = tuple(dict.fromkeys(both))
     if len(lines) == len(self):
@@ -146,7 +146,7 @@ def folder(path: str, split: str) -> ImageFolder:
   """Images beside a `metadata.jsonl` or `metadata.csv` with `file_name` and `caption`.
 
   Without such a file, subfolders are classes: `label` is a subfolder's name, and the caption the
-  same in words.
+  same in words. Images alone, without either, are records without a caption.
 
   A subfolder with the split's name is that split. Without subfolders every tenth file, by a hash of
   its name, is in "val" and the rest in "train".
@@ -187,11 +187,11 @@ def _with_metadata(root: pathlib.Path) -> ImageFolder:
     source = ImageFolder(root, text, spans[[bool(text[a:b].strip()) for a, b in spans.tolist()]])
   elif (file := root / "metadata.csv").is_file():
     source = ImageFolder.of(root, _table(file))
-  elif rows := _classes(root):
+  elif rows := _classes(root) or _images(root):
     return ImageFolder.of(root, rows)
   else:
     raise UserError(
-      f"{root} has neither metadata.jsonl nor metadata.csv (columns file_name and caption), nor subfolders of images"
+      f"{root} has neither metadata.jsonl nor metadata.csv (columns file_name and caption), nor images"
     )
   if len(source):
     try:
@@ -232,6 +232,12 @@ def _classes(root: pathlib.Path) -> list[dict]:
     if folder.is_dir()
     for file in sorted(folder.iterdir())
     if file.suffix.lower() in IMAGES
+  ]
+
+
+def _images(root: pathlib.Path) -> list[dict]:
+  return [
+    {"file_name": file.name} for file in sorted(root.iterdir()) if file.suffix.lower() in IMAGES
   ]
 
 

@@ -13,7 +13,7 @@ def choose(field: str = "caption") -> Op:
   """One of the field's texts at random, where it has many; in evaluation the first."""
 
   def apply(example, rng):
-    texts = example[field]
+    texts = example.get(field, ())
     if isinstance(texts, str):
       return example
     texts = [text for text in texts if clean(text)]
@@ -189,7 +189,7 @@ def expand_images(ids: list[int], marker: list[int], image_id: int, count: int) 
 
 def _text(example, field: str) -> str:
   """The field's text, of which there is some."""
-  text = example[field]
+  text = example.get(field)
   if not isinstance(text, str) or not text.strip():
     raise BadRecord(f"{field} is empty")
   check_text(text)

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from vlx.core.capabilities import Reconstructs, TokenizesImages
+from vlx.core.capabilities import Reconstructs, TokenizesImages, has
 from vlx.data.records import evenly
 from vlx.evaluate import predict
 from vlx.evaluate.data import Data
@@ -28,7 +28,7 @@ class Reconstruction:
   batch_size: int = 128
   count: int = 12  # images shown
 
-  requires = (TokenizesImages, Reconstructs)
+  requires = (Reconstructs,)
   better = {"psnr": "higher", "codes_used": "higher", "perplexity": "higher"}
 
   def __call__(self, model: Model, data: Data) -> Results:
@@ -40,15 +40,16 @@ class Reconstruction:
       )
       made, targets = over("reconstruct", "image")
       images, made = targets["image"], np.clip(made, -1, 1)
-      ids, _ = over("image_to_tokens")
-      share = np.bincount(ids.ravel(), minlength=model.system.num_codes) / ids.size
       measures[f"{split}/psnr"] = float(metrics.psnr(images, made).mean())
-      measures[f"{split}/codes_used"] = 100 * float((share > 0).mean())
-      measures[f"{split}/perplexity"] = float(
-        np.exp(-np.sum(share[share > 0] * np.log(share[share > 0])))
-      )
+      if has(model.system, TokenizesImages):
+        ids, _ = over("image_to_tokens")
+        share = np.bincount(ids.ravel(), minlength=model.system.num_codes) / ids.size
+        measures[f"{split}/codes_used"] = 100 * float((share > 0).mean())
+        measures[f"{split}/perplexity"] = float(
+          np.exp(-np.sum(share[share > 0] * np.log(share[share > 0])))
+        )
       chosen = evenly(len(images), self.count)
       figures[f"reconstruction_{split}"] = sheets.grid(
-        [images[chosen], made[chosen]], f"{split}: images, and what their codes keep of them"
+        [images[chosen], made[chosen]], f"{split}: images, and their reconstructions"
       )
     return Results(measures, figures)
