@@ -9,10 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import matplotlib
-
-matplotlib.use("Agg")  # files, never a window
-
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 

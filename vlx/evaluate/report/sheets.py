@@ -3,16 +3,18 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")  # files, never a window
-
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 
 RIGHT = "#1a9850"
+
+
+def _readable(text: str) -> str:
+  """People's text on a figure: in one line, without what is no character, at most 300 letters."""
+  text = text.encode("utf-8", errors="replace").decode()
+  return "".join(c if c.isprintable() else " " for c in text)[:300]
 
 
 def _show(axis, image) -> None:
@@ -34,11 +36,13 @@ def retrieval_sheet(rows: list[tuple[str, list[tuple[np.ndarray, bool]]]], title
     gridspec_kw=dict(width_ratios=[2.6] + [0.9] * columns),
     layout="constrained",
   )
-  figure.suptitle(title, fontsize=9)
+  figure.suptitle(_readable(title), fontsize=9)
   for row, (query, found) in zip(axes, rows):
     for axis in row:
       axis.axis("off")
-    row[0].text(1.0, 0.5, query, ha="right", va="center", wrap=True, fontsize=8)
+    # Not wrap=True, which takes "$$" for a formula whatever `text.parse_math` says.
+    asked = textwrap.fill(_readable(query), 42, max_lines=4, placeholder=" …")
+    row[0].text(1.0, 0.5, asked, ha="right", va="center", fontsize=8)
     for axis, (image, right) in zip(row[1:], found):
       axis.axis("on")
       _show(axis, image)
@@ -56,12 +60,14 @@ def captions_sheet(
   figure, axes = plt.subplots(
     rows, columns, figsize=(2.1 * columns, 2.9 * rows + 0.4), squeeze=False, layout="constrained"
   )
-  figure.suptitle(title, fontsize=9)
+  figure.suptitle(_readable(title), fontsize=9)
   for axis in axes.flat[len(items) :]:
     axis.axis("off")
   for axis, (image, caption, reference) in zip(axes.flat, items):
     _show(axis, image)
-    said, true = (textwrap.fill(t, 38, max_lines=4, placeholder=" …") for t in (caption, reference))
+    said, true = (
+      textwrap.fill(_readable(t), 38, max_lines=4, placeholder=" …") for t in (caption, reference)
+    )
     axis.set_xlabel(said, fontsize=7)
     axis.set_title(true, fontsize=6, color="#888888")
   return figure
@@ -72,13 +78,14 @@ def attention_sheet(items: list[tuple[np.ndarray, np.ndarray, str]], title: str)
   figure, axes = plt.subplots(
     2, len(items), figsize=(1.1 * len(items), 2.9), squeeze=False, layout="constrained"
   )
-  figure.suptitle(title, fontsize=9)
+  figure.suptitle(_readable(title), fontsize=9)
   for column, (image, attention, caption) in zip(axes.T, items):
     size = image.shape[1::-1]
     heat = Image.fromarray((255 * attention / attention.max()).astype(np.uint8))
     heat = np.asarray(heat.resize(size, Image.Resampling.BICUBIC)) / 255
     _show(column[0], image)
-    column[0].set_title(caption if len(caption) < 19 else caption[:17] + "…", fontsize=6)
+    short = caption if len(caption) < 19 else caption[:17] + "…"
+    column[0].set_title(_readable(short), fontsize=6)
     _show(column[1], image)
     column[1].imshow(heat, cmap="inferno", alpha=0.6, vmin=0, vmax=1)
   return figure
@@ -108,7 +115,7 @@ def words_sheet(image: np.ndarray, words: list[str], maps: np.ndarray, columns: 
   )
   for i, (word, weights) in enumerate(zip(words, maps), start=1):
     above, below = axes[2 * (i // columns) : 2 * (i // columns) + 2, i % columns]
-    above.set_title(word, fontsize=9)
+    above.set_title(_readable(word), fontsize=9)
     _show(above, _lit(image, weights / weights.max(), Image.Resampling.BICUBIC))
     _show(below, _lit(image, weights == weights.max(), Image.Resampling.NEAREST))
   return figure
@@ -131,7 +138,7 @@ def grid(rows: list[Sequence[np.ndarray]], title: str) -> Figure:
     squeeze=False,
     layout="constrained",
   )
-  figure.suptitle(title, fontsize=9)
+  figure.suptitle(_readable(title), fontsize=9)
   for axis in axes.flat:
     axis.axis("off")
   for row, found in zip(axes, rows):
@@ -163,7 +170,7 @@ def curves(
   figure, axes = plt.subplots(
     1, len(panels), figsize=(3.6 * len(panels), 3), squeeze=False, layout="constrained"
   )
-  figure.suptitle(title, fontsize=9)
+  figure.suptitle(_readable(title), fontsize=9)
   for axis, (name, series) in zip(axes.flat, panels.items()):
     for split, values in series.items():
       axis.plot(x, values, marker="o", markersize=3, linewidth=1, label=split)
