@@ -6,6 +6,10 @@ processes: each builds the rows that are its own. So there is no iterator to sav
 
 import collections
 import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 import time
 from collections.abc import Iterator
 from typing import Protocol
@@ -174,13 +178,36 @@ def iterate(
   """
   import grain
 
-  steps = grain.MapDataset.range(start, stop).map(batches.__getitem__)
+  steps = grain.MapDataset.range(start, stop).map(
+    _InWorker(batches) if workers else batches.__getitem__
+  )
   if not workers:
     return iter(steps.to_iter_dataset(grain.ReadOptions(threads, prefetch)))
   options = grain.MultiprocessingOptions(
     workers, per_worker_buffer_size=max(1, prefetch // workers)
   )
   return iter(steps.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(options))
+
+
+class _InWorker:
+  """Batches in a process of their own, which ends with the one that asks for them, however that
+  ends.
+  """
+
+  def __init__(self, batches: ByStep):
+    self._batches, self._watched = batches, False
+
+  def __call__(self, step: int) -> HostBatch:
+    parent = multiprocessing.parent_process()
+    if parent is not None and not self._watched:
+      self._watched = True
+      threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    return self._batches[step]
+
+
+def _end_with(process) -> None:
+  multiprocessing.connection.wait([process.sentinel])
+  os._exit(1)
 
 
 def one_pass(
