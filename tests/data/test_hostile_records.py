@@ -222,3 +222,54 @@ def test_images_alone_are_records_for_what_reads_no_text(tmp_path, table):
   for ops in ('tokenize("caption", 8)', 'choose("caption")'):
     with pytest.raises(BadRecord, match="caption is empty"):
       preprocess.parse(ops, tokenizers.train_word_level(["a"], 50, 1)).finish(source[0], None)
+
+
+def tar_of(path, count):
+  out = io.BytesIO()
+  Image.new("RGB", (8, 8)).save(out, "PNG")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tarfile.open(path, "w") as tar:
+    for i in range(count):
+      for name, data in ((f"{i:03d}.png", out.getvalue()), (f"{i:03d}.txt", b"number %d" % i)):
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+
+
+def test_a_tar_that_is_damaged_in_the_middle_loses_one_sample(tmp_path, caplog):
+  path = tmp_path / "train" / "0.tar"
+  tar_of(path, 20)
+  with tarfile.open(path) as tar:
+    where = tar.getmember("007.png").offset
+  data = bytearray(path.read_bytes())
+  data[where + 100 : where + 160] = b"\xff" * 60
+  path.write_bytes(data)
+  found = captions(sources.open_source(f"webdataset:{tmp_path}", "train"))
+  assert found == [f"number {i}" for i in range(20) if i != 7]
+  assert "are damaged and left out" in caplog.text
+
+
+def test_a_tar_that_is_cut_off_keeps_what_is_whole(tmp_path, caplog):
+  path = tmp_path / "train" / "0.tar"
+  tar_of(path, 20)
+  with tarfile.open(path) as tar:
+    where = tar.getmember("012.png").offset_data
+  path.write_bytes(path.read_bytes()[: where + 20])
+  found = captions(sources.open_source(f"webdataset:{tmp_path}", "train"))
+  assert found == [f"number {i}" for i in range(12)]
+  assert "is damaged behind its sample" in caplog.text
+
+
+def test_a_whole_tar_is_not_called_damaged(tmp_path, caplog):
+  tar_of(tmp_path / "train" / "0.tar", 5)
+  assert len(sources.open_source(f"webdataset:{tmp_path}", "train")) == 5
+  assert not caplog.text
+
+
+def test_tars_that_are_not_there_are_told(tmp_path):
+  (tmp_path / "train").mkdir()
+  (tmp_path / "train" / "0.tar").symlink_to(tmp_path / "gone.tar")
+  with pytest.raises(UserError, match="1 of 1 tars are missing"):
+    sources.open_source(f"webdataset:{tmp_path}", "train")
+  with pytest.raises(UserError, match="are the most"):
+    sources.open_source(f"webdataset:{tmp_path}/{{0..999999999999}}.tar", "train")

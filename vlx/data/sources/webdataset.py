@@ -23,6 +23,8 @@ IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 TEXTS = ("txt", "json")  # the first that is there gives the caption
 # Offset and size in bytes of the image, the .txt and the .json of a sample (size -1: none).
 COLUMNS = 6
+MAX_TARS = 10**6
+BLOCK = tarfile.BLOCKSIZE
 
 
 class WebDatasetSource:
@@ -89,12 +91,14 @@ def _find_tars(path: str, split: str) -> tuple[list[pathlib.Path], bool]:
       )
     first, last = braces.groups()
     numbers = range(int(first), int(last) + 1)
+    if len(numbers) > MAX_TARS:
+      raise UserError(f"webdataset:{path} names {len(numbers)} tars; {MAX_TARS} are the most")
     tars = [
       pathlib.Path(f"{path[: braces.start()]}{n:0{len(first)}d}{path[braces.end() :]}").expanduser()
       for n in numbers
     ]
-    if missing := [tar for tar in tars if not tar.is_file()]:
-      raise UserError(f"{len(missing)} of {len(tars)} tars are missing, e.g. {missing[0]}")
+  if missing := [tar for tar in tars if not tar.is_file()]:
+    raise UserError(f"{len(missing)} of {len(tars)} tars are missing, e.g. {missing[0]}")
   if not tars:
     raise UserError(f"no tars in {root / split if own else root}")
   return tars, own
@@ -119,17 +123,25 @@ def _index(tar: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _read_index(tar: pathlib.Path) -> dict[str, np.ndarray]:
   samples: dict[str, dict[str, tuple[int, int]]] = {}
+  size, end, damaged = tar.stat().st_size, 0, 0
   try:
-    with tarfile.open(tar, "r:") as members:
+    # A damaged header costs its file, not all that is behind it.
+    with tarfile.open(tar, "r:", ignore_zeros=True) as members:
       for member in members:
+        damaged += member.offset - end
+        end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+        if member.offset_data + member.size > size:
+          raise tarfile.ReadError(f"it ends within {member.name}")
         folder, _, base = member.name.rpartition("/")
         stem, dot, extension = base.partition(".")
         if member.isfile() and dot and stem:
           kind = "image" if extension.lower() in IMAGES else extension.lower()
           samples.setdefault(f"{folder}/{stem}", {})[kind] = (member.offset_data, member.size)
         members.members = []  # it would keep all it has seen
-  except (tarfile.TarError, OSError) as e:
+  except (tarfile.TarError, OSError, ValueError) as e:
     logging.warning("%s is damaged behind its sample %d: %s", tar, len(samples), e)
+  if damaged:
+    logging.warning("%s: %d bytes between its files are damaged and left out", tar, damaged)
   whole = {k: s for k, s in samples.items() if "image" in s and any(t in s for t in TEXTS)}
   if len(whole) < len(samples):
     logging.warning("%s: %d samples have no image or no text", tar, len(samples) - len(whole))
