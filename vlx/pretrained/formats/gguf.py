@@ -4,10 +4,25 @@ Read by the package `gguf`, which takes a file as it is; what makes no sense to 
 fault here.
 """
 
+import pathlib
+
 import numpy as np
 
 from vlx.core.errors import UserError
 from vlx.pretrained.formats import TensorFile
+
+
+def _check_places(reader, size: int) -> None:
+  """Raises `ValueError` where tensors overlap, and where bytes belong to none but for alignment."""
+  end = reader.data_offset
+  for tensor in sorted(reader.tensors, key=lambda t: t.data_offset):
+    if tensor.data_offset < end:
+      raise ValueError(f"{tensor.name} begins inside of another tensor")
+    if tensor.data_offset - end >= reader.alignment:
+      raise ValueError(f"{tensor.data_offset - end} bytes before {tensor.name} belong to no tensor")
+    end = tensor.data_offset + tensor.n_bytes
+  if not 0 <= size - end < reader.alignment:
+    raise ValueError(f"it has {size} bytes, and its tensors end at {end}")
 
 
 def open_gguf(path: str) -> TensorFile:
@@ -35,6 +50,7 @@ def open_gguf(path: str) -> TensorFile:
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     if empty := [name for name, tensor in tensors.items() if tensor.n_elements == 0]:
       raise ValueError(f"{empty[0]} has no numbers")
+    _check_places(reader, pathlib.Path(path).stat().st_size)
   except OSError as e:
     raise UserError(f"cannot read {path}: {e.strerror or e}") from e
   except Exception as e:

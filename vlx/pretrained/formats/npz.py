@@ -1,5 +1,6 @@
 """numpy's `.npz`: the checkpoints of vit_jax and big_vision."""
 
+import math
 import pathlib
 import zipfile
 
@@ -46,6 +47,9 @@ def open_npz(path: pathlib.Path) -> TensorFile:
 def _shape(path, archive, name) -> tuple[int, ...]:
   with archive.open(name) as f:
     shape, _, dtype = _HEADERS[np.lib.format.read_magic(f)](f)
+    begins, size = f.tell(), archive.getinfo(name).file_size
+  if size - begins != math.prod(shape) * dtype.itemsize and not dtype.hasobject:
+    raise ValueError(f"{name} has {size - begins} bytes, and its header says {dtype} {list(shape)}")
   if dtype.hasobject:
     raise UserError(
       f"{path}: {name.removesuffix('.npy')} holds Python objects, which vlx does not run"

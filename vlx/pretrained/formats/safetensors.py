@@ -81,14 +81,21 @@ def _header(path) -> tuple[dict[str, Any], int, int]:
         raise UserError(
           f"{path} says that its header has {length} bytes, and the whole file has {size}"
         )
-      header = json.loads(f.read(length))
+      header = json.loads(f.read(length), object_pairs_hook=_unique)
   except OSError as e:
     raise UserError(f"cannot read {path}: {e.strerror}") from e
   except (ValueError, RecursionError) as e:
-    raise UserError(f"{path} is not safetensors: its header is not JSON") from e
+    raise UserError(f"{path} is not safetensors: its header is not JSON: {e}") from e
   if not isinstance(header, dict):
     raise UserError(f"{path} is not safetensors: its header names no tensors")
   return header, 8 + length, size
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    raise ValueError("a name stands in it twice")
+  return found
 
 
 def _entry(path, name, said, start) -> _Entry:

@@ -73,6 +73,14 @@ class _Storage(NamedTuple):
   dtype: np.dtype
   first: int  # elements before it, where it is a part of another
   length: int
+  is_part: bool
+
+
+class _Span(NamedTuple):
+  """Bytes of a file."""
+
+  start: int
+  size: int
 
 
 class _Tensor(NamedTuple):
@@ -96,7 +104,7 @@ def open_torch(path: pathlib.Path) -> TensorFile:
     with open(path, "rb") as f:
       is_zip = f.read(4) == _ZIP
       f.seek(0)
-      value, starts = _read_zip(path) if is_zip else _read_legacy(f)
+      value, spans = _read_zip(path) if is_zip else _read_legacy(f)
       size = f.seek(0, 2)
   except OSError as e:
     raise UserError(f"cannot read {path}: {e.strerror or e}") from e
@@ -104,17 +112,19 @@ def open_torch(path: pathlib.Path) -> TensorFile:
     raise UserError(
       f"{path} holds {e}, which is no tensor, number or container; nothing of it was run"
     ) from e
+  except (ValueError, OverflowError, KeyError, AttributeError, TypeError) as e:
+    raise UserError(f"{path} is no file of torch's, or cut off or damaged: {e}") from e
   tensors = _weights(value)
   if not tensors:
     raise UserError(f"{path} holds no tensors under names")
   for name, tensor in tensors.items():
-    _check(path, name, tensor, starts, size)
+    _check(path, name, tensor, spans, size)
 
   def fetch(name):
     storage, offset, shape, strides = tensors[name]
     # No more than what the tensor reaches: many may share one storage.
     reach = _reach(shape, strides)
-    start = starts[storage.key] + (storage.first + offset) * storage.dtype.itemsize
+    start = spans[storage.key].start + (storage.first + offset) * storage.dtype.itemsize
     flat = read_array(path, storage.dtype, start, (reach,))
     steps = [n * storage.dtype.itemsize for n in strides]
     return np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
@@ -127,14 +137,19 @@ def _reach(shape, strides) -> int:
   return 1 + sum((n - 1) * step for n, step in zip(shape, strides)) if math.prod(shape) else 0
 
 
-def _check(path, name, tensor, starts, size) -> None:
-  """Every element must lie in the storage, and the storage in the file."""
+def _check(path, name, tensor, spans, size) -> None:
+  """Every element must lie in the storage, the storage must be as long as the file says, and lie in
+  it.
+  """
   storage = tensor.storage
-  if storage.key not in starts:
+  if storage.key not in spans:
     raise UserError(f"{path} has no data for {name}")
+  span, needed = spans[storage.key], (storage.first + storage.length) * storage.dtype.itemsize
+  if needed > span.size or (needed < span.size and not storage.is_part):
+    raise UserError(f"{path}: {name} says that its data has {needed} bytes, the file {span.size}")
   if tensor.offset + _reach(tensor.shape, tensor.strides) > storage.length:
     raise UserError(f"{path}: {name} reaches beyond its data")
-  if starts[storage.key] + (storage.first + storage.length) * storage.dtype.itemsize > size:
+  if span.start + span.size > size:
     raise UserError(f"{path} ends within {name}: it is cut off or damaged")
 
 
@@ -216,11 +231,12 @@ def _storage(pid) -> _Storage | pickles.Global:
     key, first, length = view[0]
   if not is_shape((first, length)):
     raise pickles.Refused("a storage of no sensible length")
-  return _Storage(str(key), dtype_named(_STORAGES[storage.name]), first, length)
+  is_part = bool(view) and view[0] is not None
+  return _Storage(str(key), dtype_named(_STORAGES[storage.name]), first, length, is_part)
 
 
-def _read_zip(path) -> tuple[Any, dict[str, int]]:
-  """The value of `data.pkl`, and at which byte each storage starts."""
+def _read_zip(path) -> tuple[Any, dict[str, _Span]]:
+  """The value of `data.pkl`, and where the bytes of each storage are."""
   try:
     with zipfile.ZipFile(path) as archive, open(path, "rb") as f:
       entries = {entry.filename: entry for entry in archive.infolist()}
@@ -237,12 +253,12 @@ def _read_zip(path) -> tuple[Any, dict[str, int]]:
         raise UserError(f"{path} is in the byte order of another machine")
       with archive.open(pickle) as f_pickle:
         value = pickles.read(f_pickle, _admitted, _call, _storage)
-      starts = {
-        name.removeprefix(data): _start(f, e)
+      spans = {
+        name.removeprefix(data): _Span(_start(f, e), e.file_size)
         for name, e in entries.items()
         if name.startswith(data)
       }
-      return value, starts
+      return value, spans
   except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as e:
     raise UserError(f"{path} is no file of torch's, or cut off or damaged: {e}") from e
 
@@ -259,7 +275,7 @@ def _start(f, entry) -> int:
   )
 
 
-def _read_legacy(f) -> tuple[Any, dict[str, int]]:
+def _read_legacy(f) -> tuple[Any, dict[str, _Span]]:
   """The same, of a file from before torch 1.6."""
   sizes: dict[str, int] = {}  # bytes of an element, by storage
 
@@ -274,9 +290,9 @@ def _read_legacy(f) -> tuple[Any, dict[str, int]]:
     raise pickles.Refused("no pickle of torch's")
   if not read().get("little_endian", True):
     raise pickles.Refused("the byte order of another machine")
-  value, starts = read(storage), {}
+  value, spans = read(storage), {}
   for key in read():
     length = int.from_bytes(f.read(8), "little")
-    starts[str(key)] = f.tell()
-    f.seek(length * sizes[str(key)], 1)
-  return value, starts
+    spans[str(key)] = _Span(f.tell(), length * sizes[str(key)])
+    f.seek(spans[str(key)].size, 1)
+  return value, spans
