@@ -14,6 +14,7 @@ os.environ["XLA_FLAGS"] = (
   f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK}"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["VLX_TRUST"] = "tests"  # whose systems stand in folders that tests load
 
 import jax
 import jaxtyping

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import flax.linen as nn
 
-from vlx.core import capabilities, files, schema1
+from vlx.core import capabilities, files, schema1, trust
 from vlx.core.errors import UserError
 from vlx.core.system import System
 
@@ -231,7 +231,9 @@ def load_config(path: str) -> ConfigDict:
   spec: Any = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.get_config(variant) if variant else module.get_config()
+  config = module.get_config(variant) if variant else module.get_config()
+  trust.trust_named(config.to_dict())
+  return config
 
 
 def part_from(path: str) -> dict[str, Any]:
@@ -272,12 +274,19 @@ def read(folder: pathlib.Path) -> Kept:
   """Reads a folder's config.json, of any schema that vlx has had.
 
   Raises:
-    UserError: where there is none, or one that is not vlx's.
+    UserError: where there is none, or one that is not vlx's, or that names code of others
+      (`vlx.core.trust`).
   """
   path = folder / "config.json"
   if not path.is_file():
     raise UserError(f"{folder} holds no run: there is no config.json")
-  content = json.loads(path.read_text("utf-8"))
+  try:
+    content = json.loads(path.read_bytes())
+    if not isinstance(content, dict):
+      raise ValueError("not a JSON object")
+  except (ValueError, RecursionError) as e:
+    raise UserError(f"{path} is damaged: {e}") from e
+  trust.check(content, path)
   match content.get("schema", 1):
     case 1 if "preprocess" in content:
       content = schema1.converted(content)
@@ -303,6 +312,10 @@ def _with_all_fields(content: dict[str, Any]) -> ConfigDict:
 def _part_of_schema1(path: str) -> dict[str, Any]:
   """The section of a part that a folder's path, or a config file's, named."""
   if ".py" in path and not pathlib.Path(path).is_dir():
+    # It would be run: of vlx's own configs alone.
+    own = pathlib.Path(__file__).parents[2] / "configs"
+    if find_file(path.partition(":")[0]).resolve().parent != own.resolve():
+      raise UserError(f"{path} is not a config of vlx's own, and to read it would run it")
     return part_from(path)
   resolved = read(pathlib.Path(path)).resolved
   return {"system": resolved.system, "source": path, **resolved.model.to_dict()}

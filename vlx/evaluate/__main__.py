@@ -14,7 +14,7 @@ from absl import flags
 import vlx
 from vlx import cli
 from vlx.core import config as configs
-from vlx.core import distributed
+from vlx.core import distributed, trust
 from vlx.core.errors import UserError
 from vlx.evaluate import runner
 from vlx.evaluate.measure import measure_on
@@ -53,6 +53,8 @@ def _say(text: str) -> None:
 
 def evaluate_run(workdir: pathlib.Path) -> None:
   """Evaluates a run on the devices that are there; its folder needs no other."""
+  if CONFIG.value is not None:
+    trust.trust_named(CONFIG.value.to_dict())
   config = configs.read(workdir).resolved
   if CONFIG.value is not None:
     config = with_evaluators(config, CONFIG.value, workdir)

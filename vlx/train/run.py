@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from vlx.core import capabilities, checkpoint, partition
+from vlx.core import capabilities, checkpoint, partition, trust
 from vlx.core import config as configs
 from vlx.core import system as systems
 from vlx.core.config import ConfigDict
@@ -69,6 +69,7 @@ class Run:
     """Resolved: from the folder where it holds this run already, else from the sources of its
     parts.
     """
+    trust.trust_named(self.requested.to_dict())
     if (self.workdir / "config.json").is_file():
       return going_on.config(configs.read(self.workdir), self.requested, self.workdir)
     check_numbers(self.requested)
