@@ -273,3 +273,16 @@ def test_tars_that_are_not_there_are_told(tmp_path):
     sources.open_source(f"webdataset:{tmp_path}", "train")
   with pytest.raises(UserError, match="are the most"):
     sources.open_source(f"webdataset:{tmp_path}/{{0..999999999999}}.tar", "train")
+
+
+def test_a_first_image_that_is_missing_refuses_no_set(tmp_path):
+  images(tmp_path / "images", "bcd")
+  names = [f"{n}.png" for n in "abcd"]
+  (tmp_path / "annotations").mkdir()
+  content = {
+    "images": [{"id": i, "file_name": n} for i, n in enumerate(names)],
+    "annotations": [{"image_id": i, "caption": n} for i, n in enumerate(names)],
+  }
+  (tmp_path / "annotations" / "captions_train2017.json").write_text(json.dumps(content))
+  found = captions(sources.open_source(f"coco:{tmp_path}", "train"))
+  assert found == [None, ("b.png",), ("c.png",), ("d.png",)]

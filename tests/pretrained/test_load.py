@@ -7,6 +7,7 @@ import os
 import pathlib
 import pickle
 import struct
+import sys
 import zipfile
 
 import jax
@@ -217,3 +218,14 @@ def test_converted_and_back_it_is_the_same_file(folder, tmp_path):
     np.testing.assert_array_equal(one.fetch(name), other.fetch(name), err_msg=name)
   again = json.loads((tmp_path / "back" / "config.json").read_text())
   assert {name: again[name] for name in CONFIG} == CONFIG
+
+
+@pytest.mark.parametrize("name", ("runs/clpi", "configs/x"))
+def test_a_mistyped_path_does_not_ask_the_hub(name, monkeypatch):
+  # The package's `load` is the function.
+  module = sys.modules["vlx.pretrained.load"]
+  monkeypatch.setattr(module, "download", lambda name: pytest.fail("the hub was asked"))
+  with pytest.raises(
+    UserError, match=f"no file or folder {name}; to ask the hub for it, name hub:"
+  ):
+    module.locate(name)

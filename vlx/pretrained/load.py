@@ -187,10 +187,21 @@ def load(
 
 
 def locate(path_or_name: str | pathlib.Path) -> pathlib.Path:
-  """The folder or file; of a repository on the hub, where its copy lies."""
+  """The folder or file; of a repository on the hub, where its copy lies.
+
+  Raises:
+    UserError: where there is none.
+  """
   name = str(path_or_name)
   path = pathlib.Path(name).expanduser()
-  return path if path.exists() else download(name.removeprefix("hub:"))
+  if path.exists():
+    return path
+  # A mistyped path is no repository of somebody called "runs".
+  if not name.startswith("hub:") and (
+    name.startswith("runs/") or path.parts[:1] and pathlib.Path(path.parts[0]).is_dir()
+  ):
+    raise UserError(f"there is no file or folder {name}; to ask the hub for it, name hub:{name}")
+  return download(name.removeprefix("hub:"))
 
 
 def module(family: str) -> ModuleType:

@@ -23,6 +23,7 @@ from vlx.data.records import BadRecord, captions, parse_object, read_file, reada
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 CHUNK = 2**24  # bytes of a file to look through at a time
+FIRST_IMAGES = 100  # of which one must be there
 HELD_OUT = 0.1  # the share of "val" where the data has no splits of its own
 
 
@@ -324,16 +325,18 @@ def _karpathy(
         rows.append({"file_name": str(name), "caption": raw, **more})
   except (AttributeError, KeyError, TypeError, ValueError) as e:
     raise UserError(f"{file} is not a file of Karpathy's splits: {type(e).__name__}: {e}") from e
-  if rows and not any((root / f / rows[0]["file_name"]).is_file() for f in folders):
+  first = rows[:FIRST_IMAGES]
+  if rows and not any((root / f / row["file_name"]).is_file() for row in first for f in folders):
     rows = [{**row, "file_name": pathlib.PurePosixPath(row["file_name"]).name} for row in rows]
   return ImageFolder.of(_folder_of(root, folders, rows), rows)
 
 
 def _folder_of(root: pathlib.Path, names: Sequence[str], rows: Sequence[dict]) -> pathlib.Path:
-  """The first of the folders that holds the first image."""
-  for name in names:
-    if rows and (root / name / rows[0]["file_name"]).is_file():
-      return root / name
+  """The first of the folders that holds one of the first images."""
+  for row in rows[:FIRST_IMAGES]:
+    for name in names:
+      if (root / name / row["file_name"]).is_file():
+        return root / name
   if not rows:
     return root
   raise UserError(f"{rows[0]['file_name']} is in none of {', '.join(str(root / n) for n in names)}")
