@@ -63,6 +63,7 @@ def test_an_image_is_captioned_from_any_form(captioner, tmp_path):
   maps = model.attention(image, found[0][0])
   np.testing.assert_allclose(maps[1:].sum(axis=(1, 2)), 1, rtol=1e-4)
   assert outputs.words_sheet(model, str(path), found[0][0]) is not None
+  assert outputs.words_sheet(model, str(path), "") is None  # it said nothing
   with pytest.raises(UserError, match="cannot read the image .*missing.png"):
     model.caption(tmp_path / "missing.png")
   with pytest.raises(UserError, match="config.json cannot be used: image cannot be decoded"):

@@ -35,9 +35,9 @@ def smollm2() -> pathlib.Path:
 
 def words_sheet(model: Model, image: str, caption: str) -> Figure | None:
   """The image once for each word of the caption, lit where it looked; None where it does not
-  show that.
+  show that, or said nothing.
   """
-  if not capabilities.has(model.system, ShowsAttention):
+  if not (caption and capabilities.has(model.system, ShowsAttention)):
     return None
   tokens = model.tokenizer.tokens(caption)
   maps = model.attention(image, caption)[1:]  # the start is not said
