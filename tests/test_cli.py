@@ -1,6 +1,7 @@
 """What a user's mistake looks like: one line on stderr, exit code 2, nothing harmed."""
 
 import errno
+import json
 import os
 import pathlib
 import shlex
@@ -15,9 +16,27 @@ from vlx.core.errors import UserError
 from vlx.train.run import check_numbers
 
 
-def command(*args):
-  done = subprocess.run([sys.executable, "-m", *args], capture_output=True, text=True, timeout=300)
-  return done.returncode, done.stderr.strip()
+@pytest.fixture(scope="module")
+def command():
+  """command(module, flag, …) → (exit code, stderr)."""
+  root = pathlib.Path(__file__).parents[1]
+  process = subprocess.Popen(
+    [sys.executable, root / "tests" / "forked.py"],
+    env=os.environ | {"PYTHONPATH": str(root)},
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+
+  def run(*args):
+    process.stdin.write(json.dumps(args) + "\n")
+    process.stdin.flush()
+    code, err = json.loads(process.stdout.readline())
+    return code, err.strip()
+
+  yield run
+  process.stdin.close()
+  process.wait()
 
 
 SMOKE = "--config=configs/clip.py:smoke"
@@ -65,7 +84,7 @@ SMOKE = "--config=configs/clip.py:smoke"
     (("vlx.ablate", "--experiment={}/x.py", "--workdir={}"), "no file"),
   ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(args, message, tmp_path):
+def test_a_mistake_is_one_line_and_exit_code_2(args, message, tmp_path, command):
   code, stderr = command(*(a.format(tmp_path) for a in args))
   assert code == 2, stderr
   assert stderr.startswith("error: ") and len(stderr.splitlines()) == 1

@@ -30,6 +30,7 @@ def test_training_on_a_folder(tmp_path):
       f"--config.data.source=folder:{images}",
       f"--workdir={tmp_path}/run",
       "--config.steps=6",
+      *(f"--config.model.{tower}.depth=1" for tower in ("image", "text")),
       "--config.data.batch_size=16",
       "--config.log_every=2",
     ],
