@@ -197,9 +197,7 @@ def locate(path_or_name: str | pathlib.Path) -> pathlib.Path:
   if path.exists():
     return path
   # A mistyped path is no repository of somebody called "runs".
-  if not name.startswith("hub:") and (
-    name.startswith("runs/") or path.parts[:1] and pathlib.Path(path.parts[0]).is_dir()
-  ):
+  if not name.startswith("hub:") and len(path.parts) == 2 and path.parent.is_dir():
     raise UserError(f"there is no file or folder {name}; to ask the hub for it, name hub:{name}")
   return download(name.removeprefix("hub:"))
 

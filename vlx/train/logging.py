@@ -87,7 +87,6 @@ class MetricsLog:
     self._begins = self._file.seek(0, os.SEEK_END)
     self._file.write(json.dumps(self._line) + "\n")
     self._file.flush()
-    self._board.flush()
 
   def waited(self, seconds: float) -> None:
     """Counts time in which the devices waited for data."""
