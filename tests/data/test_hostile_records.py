@@ -3,8 +3,8 @@ nothing is left. Each is read right, or is a bad record; none is another error, 
 silence as something else.
 """
 
-import errno
 import codecs
+import errno
 import io
 import json
 import os
