@@ -21,7 +21,10 @@ import numpy as np
 from vlx.core.errors import UserError
 from vlx.data.records import BadRecord, captions, parse_object, read_file, readable_texts, strings
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+IMAGES = (
+  *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+  *(".avif", ".jp2", ".ppm", ".pgm"),
+)
 CHUNK = 2**24  # bytes of a file to look through at a time
 FIRST_IMAGES = 100  # of which one must be there
 HELD_OUT = 0.1  # the share of "val" where the data has no splits of its own
