@@ -1,4 +1,9 @@
-"""BERT's public files: what Hugging Face's `BertForPreTraining` and `BertModel` save."""
+"""BERT's public files: what Hugging Face's `BertForPreTraining`, `BertForMaskedLM` and `BertModel`
+save.
+
+Which heads there are, and whether there is a pooler, is what a file's names say: of the most used
+one, bert-base-uncased, the config says `BertForMaskedLM` and the file has all of them.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +24,9 @@ COPIES = {
 _DENSE = ("o i -> i o", {})
 
 
-def tower_rows(num_heads: int, public: str = "", name: str = "params") -> list[Row]:
+def tower_rows(
+  num_heads: int, public: str = "", name: str = "params", *, pooler: bool = True
+) -> list[Row]:
   """Rows for `BertModel` and `vlx.models.pretraining.bert.BERT`; `public.` and `name/` stand before
   their names.
   """
@@ -48,9 +55,12 @@ def tower_rows(num_heads: int, public: str = "", name: str = "params") -> list[R
     (f"{layer}.output.dense.bias", f"{block}/mlp/fc2/bias"),
     (f"{layer}.output.LayerNorm.weight", f"{block}/mlp_norm/scale"),
     (f"{layer}.output.LayerNorm.bias", f"{block}/mlp_norm/bias"),
-    ("pooler.dense.weight", "pooler/kernel", _DENSE),
-    ("pooler.dense.bias", "pooler/bias"),
   ]
+  if pooler:
+    table += [
+      ("pooler.dense.weight", "pooler/kernel", _DENSE),
+      ("pooler.dense.bias", "pooler/bias"),
+    ]
   public = f"{public}." if public else ""
   return [
     *(Row(public + theirs, f"{name}/{ours}", *pattern) for theirs, ours, *pattern in table),
@@ -58,23 +68,36 @@ def tower_rows(num_heads: int, public: str = "", name: str = "params") -> list[R
   ]
 
 
-def rows(num_heads: int) -> list[Row]:
-  """Rows for `BertForPreTraining` and `vlx.models.pretraining.bert.BERTPretraining`."""
-  return [
-    *tower_rows(num_heads, "bert", "params/tower"),
+def rows(num_heads: int, *, pooler: bool = True, next_sentence: bool = True) -> list[Row]:
+  """Rows for `BertForPreTraining` and `vlx.models.pretraining.bert.BERTPretraining`, or without
+  what `BertForMaskedLM` lacks.
+  """
+  words = [
+    *tower_rows(num_heads, "bert", "params/tower", pooler=pooler),
     Row("cls.predictions.transform.dense.weight", "params/word_head/transform/kernel", _DENSE),
     Row("cls.predictions.transform.dense.bias", "params/word_head/transform/bias"),
     Row("cls.predictions.transform.LayerNorm.weight", "params/word_head/norm/scale"),
     Row("cls.predictions.transform.LayerNorm.bias", "params/word_head/norm/bias"),
     Row("cls.predictions.bias", "params/word_bias"),
+  ]
+  if not next_sentence:
+    return words
+  return [
+    *words,
     Row("cls.seq_relationship.weight", "params/next_sentence_head/kernel", _DENSE),
     Row("cls.seq_relationship.bias", "params/next_sentence_head/bias"),
   ]
 
 
-def from_hugging_face(config: Mapping[str, Any]) -> CheckpointMap:
-  """Reads a `config.json` with the model type "bert": with heads, unless its architecture is
-  `BertModel`.
+def from_hugging_face(
+  config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> CheckpointMap:
+  """Reads a `config.json` with the model type "bert".
+
+  Args:
+    config: what lies in it.
+    shapes: of the tensors in the file beside it, whose names say which heads there are; without,
+      all of them, or none where the config's architecture is `BertModel`.
 
   Raises:
     UserError: for a missing or absurd field.
@@ -96,22 +119,44 @@ def from_hugging_face(config: Mapping[str, Any]) -> CheckpointMap:
     activation=fields.one_of(config, "hidden_act", fields.ACTIVATIONS),
     layer_norm_epsilon=fields.positive(config, "layer_norm_eps", 1e-12),
   )
-  if config.get("architectures") == ["BertModel"]:
+  if shapes is None:
+    headless = config.get("architectures") == ["BertModel"]
+    return layout_of(BERTEncoder(tower) if headless else MaskedLanguageModel(tower))
+  has = lambda part: any(name.startswith(part) for name in shapes)
+  # A next sentence is told by what is pooled: a file that has the one without the other lacks it.
+  sentence = has("cls.seq_relationship.")
+  tower = tower.clone(has_pooler=sentence or has("bert.pooler.") or has("pooler."))
+  if has("cls.predictions."):
+    return layout_of(MaskedLanguageModel(tower, next_sentence=sentence))
+  return layout_of(BERTEncoder(tower))
+
+
+def layout_of(system: MaskedLanguageModel | BERTEncoder) -> CheckpointMap:
+  """The table for a system."""
+  heads, pooler = system.tower.num_heads, system.tower.has_pooler
+  if isinstance(system, BERTEncoder):
     # Some such files were cut out of larger ones and kept the names.
-    return CheckpointMap(BERTEncoder(tower), tower_rows(heads), (*ALIASES, (r"^bert\.", "")))
-  return CheckpointMap(MaskedLanguageModel(tower), rows(heads), ALIASES, COPIES)
+    aliases = (*ALIASES, (r"^bert\.", ""))
+    return CheckpointMap(system, tower_rows(heads, pooler=pooler), aliases)
+  table = rows(heads, pooler=pooler, next_sentence=system.next_sentence)
+  return CheckpointMap(system, table, ALIASES, COPIES)
 
 
-ARCHITECTURES = {MaskedLanguageModel: "BertForPreTraining", BERTEncoder: "BertModel"}
+def _architecture(system) -> str:
+  if isinstance(system, BERTEncoder):
+    return "BertModel"
+  return "BertForPreTraining" if system.next_sentence else "BertForMaskedLM"
 
 
 def to_hugging_face(
   system: MaskedLanguageModel | BERTEncoder,
 ) -> tuple[dict[str, Any], CheckpointMap]:
-  """The `config.json` and the table that `BertForPreTraining`, or `BertModel`, loads."""
+  """The `config.json` and the table that `BertForPreTraining`, `BertForMaskedLM` or `BertModel`
+  loads; a `BertModel` without a pooler with `add_pooling_layer=False`.
+  """
   tower = system.tower
   config = dict(
-    architectures=[ARCHITECTURES[type(system)]],
+    architectures=[_architecture(system)],
     model_type="bert",
     vocab_size=tower.vocab_size,
     max_position_embeddings=tower.context_length,
@@ -123,7 +168,7 @@ def to_hugging_face(
     hidden_act=fields.public_activation(tower.activation),
     layer_norm_eps=tower.layer_norm_epsilon,
   )
-  return config, from_hugging_face(config)
+  return config, layout_of(system)
 
 
 def preprocess(system, config: Mapping | None = None) -> str:

@@ -43,8 +43,8 @@ FAMILIES = {
     "vlx.models.pretraining.bert.BERTEncoder",
   ),
   "clip": ("vlx.models.contrastive.clip.CLIP",),
-  "llama": ("vlx.models.language.llama.LanguageModel",),
-  "vit": ("vlx.models.vision.vit.ViT",),
+  "llama": ("vlx.models.language.llama.LanguageModel", "vlx.models.language.llama.LLaMAEncoder"),
+  "vit": ("vlx.models.vision.vit.ViT", "vlx.models.vision.vit.ViTEncoder"),
 }
 DVAE_HALVES = ("encoder", "decoder")  # of OpenAI's, files of their own
 # Those whose files also come bare, and are known by their names and shapes.
@@ -254,7 +254,8 @@ def _find(path: pathlib.Path) -> _Found:
       f"{path / 'config.json'}: the model type is {config['model_type']!r}; vlx knows {', '.join(FAMILIES)}"
     )
   family = config["model_type"]
-  return _Found(family, module(family).from_hugging_face(config), _open(weights))
+  file = _open(weights)
+  return _Found(family, module(family).from_hugging_face(config, file.shapes), file)
 
 
 def _open(path: pathlib.Path) -> TensorFile:
