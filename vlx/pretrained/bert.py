@@ -1,11 +1,11 @@
 """BERT's public files: what Hugging Face's `BertForPreTraining`, `BertForMaskedLM` and `BertModel`
-save.
+save, and Google's own.
 
 Which heads there are, and whether there is a pooler, is what a file's names say: of the most used
 one, bert-base-uncased, the config says `BertForMaskedLM` and the file has all of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vlx.models.pretraining.bert import BERT, BERTEncoder, MaskedLanguageModel
@@ -89,6 +89,88 @@ def rows(num_heads: int, *, pooler: bool = True, next_sentence: bool = True) -> 
   ]
 
 
+def google_rows(
+  num_heads: int, *, tower: str, pooler: bool, words: bool, next_sentence: bool
+) -> list[Row]:
+  """Rows for Google's files (google-research/bert), whose kernels lie as vlx's do.
+
+  Args:
+    num_heads: of the attention.
+    tower: the path of the encoder's variables.
+    pooler: whether it has one.
+    words: whether there is the head of masked words.
+    next_sentence: whether there is that of the next sentence.
+  """
+  heads = {"h": num_heads}
+  kernel, bias = ("d (h e) -> d h e", heads), ("(h e) -> h e", heads)
+  out = ("(h e) d -> h e d", heads)
+  layer, block = "bert/encoder/layer_{layer}", f"{tower}/encoder/blocks"
+  norm = lambda theirs, ours: [
+    (f"{theirs}/LayerNorm/gamma", f"{ours}/scale"),
+    (f"{theirs}/LayerNorm/beta", f"{ours}/bias"),
+  ]
+  dense = lambda theirs, ours: [(f"{theirs}/{x}", f"{ours}/{x}") for x in ("kernel", "bias")]
+  table = [
+    ("bert/embeddings/word_embeddings", f"{tower}/word_embedding/embedding"),
+    ("bert/embeddings/position_embeddings", f"{tower}/position_embedding"),
+    ("bert/embeddings/token_type_embeddings", f"{tower}/segment_embedding/embedding"),
+    *norm("bert/embeddings", f"{tower}/embedding_norm"),
+    (f"{layer}/attention/output/dense/kernel", f"{block}/attention/out/kernel", out),
+    (f"{layer}/attention/output/dense/bias", f"{block}/attention/out/bias"),
+    *norm(f"{layer}/attention/output", f"{block}/attention_norm"),
+    *dense(f"{layer}/intermediate/dense", f"{block}/mlp/fc1"),
+    *dense(f"{layer}/output/dense", f"{block}/mlp/fc2"),
+    *norm(f"{layer}/output", f"{block}/mlp_norm"),
+  ]
+  for name in ("query", "key", "value"):
+    theirs, ours = f"{layer}/attention/self/{name}", f"{block}/attention/{name}"
+    table += [
+      (f"{theirs}/kernel", f"{ours}/kernel", kernel),
+      (f"{theirs}/bias", f"{ours}/bias", bias),
+    ]
+  if pooler:
+    table += dense("bert/pooler/dense", f"{tower}/pooler")
+  if words:
+    table += dense("cls/predictions/transform/dense", "params/word_head/transform")
+    table += norm("cls/predictions/transform", "params/word_head/norm")
+    table += [("cls/predictions/output_bias", "params/word_bias")]
+  if next_sentence:
+    head = "params/next_sentence_head"
+    table += [
+      ("cls/seq_relationship/output_weights", f"{head}/kernel", _DENSE),
+      ("cls/seq_relationship/output_bias", f"{head}/bias"),
+    ]
+  return [Row(theirs, ours, *pattern) for theirs, ours, *pattern in table]
+
+
+def from_google(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> CheckpointMap:
+  """Reads a `bert_config.json`, and the names beside it, which say what heads there are.
+
+  Its "gelu" is the tanh approximation, as in Google's code.
+
+  Raises:
+    UserError: for a missing or absurd field.
+  """
+  tower = _tower(config).clone(
+    activation=fields.one_of(config, "hidden_act", {"gelu": "gelu_tanh"})
+  )
+  system = _of_heads(tower, [name.replace("/", ".") for name in shapes])
+  words = isinstance(system, MaskedLanguageModel)
+  table = google_rows(
+    tower.num_heads,
+    tower="params/tower" if words else "params",
+    pooler=system.tower.has_pooler,
+    words=words,
+    next_sentence=words and system.next_sentence,
+  )
+  return CheckpointMap(system, table)
+
+
+def of_training(name: str) -> bool:
+  """Whether a tensor in Google's files is the optimizer's."""
+  return name == "global_step" or name.endswith(("/adam_m", "/adam_v"))
+
+
 def from_hugging_face(
   config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> CheckpointMap:
@@ -104,11 +186,19 @@ def from_hugging_face(
   """
   fields.must_be(config, "position_embedding_type", "absolute")
   fields.must_be(config, "is_decoder", False)
+  tower = _tower(config)
+  if shapes is None:
+    headless = config.get("architectures") == ["BertModel"]
+    return layout_of(BERTEncoder(tower) if headless else MaskedLanguageModel(tower))
+  return layout_of(_of_heads(tower, shapes))
+
+
+def _tower(config: Mapping[str, Any]) -> BERT:
   width, heads = (
     fields.positive_int(config, name) for name in ("hidden_size", "num_attention_heads")
   )
   fields.divides(config, "hidden_size", width, "num_attention_heads", heads)
-  tower = BERT(
+  return BERT(
     vocab_size=fields.positive_int(config, "vocab_size"),
     context_length=fields.positive_int(config, "max_position_embeddings"),
     width=width,
@@ -119,16 +209,17 @@ def from_hugging_face(
     activation=fields.one_of(config, "hidden_act", fields.ACTIVATIONS),
     layer_norm_epsilon=fields.positive(config, "layer_norm_eps", 1e-12),
   )
-  if shapes is None:
-    headless = config.get("architectures") == ["BertModel"]
-    return layout_of(BERTEncoder(tower) if headless else MaskedLanguageModel(tower))
-  has = lambda part: any(name.startswith(part) for name in shapes)
+
+
+def _of_heads(tower: BERT, names: Iterable[str]) -> MaskedLanguageModel | BERTEncoder:
+  """The system of a file with tensors of these names."""
+  has = lambda part: any(name.startswith(part) for name in names)
   # A next sentence is told by what is pooled: a file that has the one without the other lacks it.
   sentence = has("cls.seq_relationship.")
   tower = tower.clone(has_pooler=sentence or has("bert.pooler.") or has("pooler."))
   if has("cls.predictions."):
-    return layout_of(MaskedLanguageModel(tower, next_sentence=sentence))
-  return layout_of(BERTEncoder(tower))
+    return MaskedLanguageModel(tower, next_sentence=sentence)
+  return BERTEncoder(tower)
 
 
 def layout_of(system: MaskedLanguageModel | BERTEncoder) -> CheckpointMap:

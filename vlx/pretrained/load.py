@@ -2,8 +2,9 @@
 
 A folder of Hugging Face's (`config.json` beside safetensors or torch's files, in one or many), of
 open_clip's, of Meta's (`params.json` beside `consolidated.*.pth`), of OpenAI's dVAE (`encoder.pkl`
-and `decoder.pkl`), or of vlx (a run, or what `vlx.convert` wrote); a single file of safetensors,
-torch, numpy or llama.cpp; or the name of a repository on Hugging Face's hub.
+and `decoder.pkl`), of Google's BERT (`bert_config.json` beside TensorFlow's `bert_model.ckpt.index`),
+or of vlx (a run, or what `vlx.convert` wrote); a single file of safetensors, torch, numpy,
+TensorFlow or llama.cpp; or the name of a repository on Hugging Face's hub.
 """
 
 import importlib
@@ -31,6 +32,7 @@ from vlx.pretrained.formats.files import read_json
 from vlx.pretrained.formats.npz import open_npz
 from vlx.pretrained.formats.safetensors import open_safetensors
 from vlx.pretrained.formats.shards import open_index, open_joined, open_parts
+from vlx.pretrained.formats.tf_bundle import open_tf_bundle
 from vlx.pretrained.formats.torch_files import open_torch
 from vlx.pretrained.hub import download
 from vlx.pretrained.tables import CheckpointMap
@@ -65,6 +67,8 @@ WEIGHTS = (
   "open_clip_pytorch_model.bin",
 )
 OPEN_CLIP = "open_clip_config.json"
+GOOGLE_BERT = "bert_config.json"
+TF_INDEX = ".index"  # TensorFlow users call a checkpoint by its name without it
 CLIP_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 
 
@@ -196,6 +200,8 @@ def locate(path_or_name: str | pathlib.Path) -> pathlib.Path:
   path = pathlib.Path(name).expanduser()
   if path.exists():
     return path
+  if (index := path.with_name(path.name + TF_INDEX)).is_file():
+    return index
   # A mistyped path is no repository of somebody called "runs".
   if not name.startswith("hub:") and len(path.parts) == 2 and path.parent.is_dir():
     raise UserError(f"there is no file or folder {name}; to ask the hub for it, name hub:{name}")
@@ -233,6 +239,8 @@ def _find(path: pathlib.Path) -> _Found:
   if all(file.is_file() for file in halves.values()):
     return _of_dvae(path, halves)
   weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+  if weights is None and (path / GOOGLE_BERT).is_file():
+    return _of_google_bert(path)
   if weights is None:
     files = sorted(f for f in path.iterdir() if f.suffix in (*OPENERS, ".gguf"))
     if len(files) != 1:
@@ -267,7 +275,9 @@ def _open(path: pathlib.Path) -> TensorFile:
 
 
 def _of_file(path: pathlib.Path) -> _Found:
-  """A file that has nothing beside it to say what it is."""
+  """A file that has nothing beside it to say what it is, or is one of many."""
+  if path.suffix == TF_INDEX:
+    return _of_google_bert(path)
   if path.suffix == ".gguf":
     from vlx.pretrained.formats.gguf import open_gguf
 
@@ -292,6 +302,18 @@ def _of_meta(folder: pathlib.Path) -> _Found:
   )
 
 
+def _of_google_bert(path: pathlib.Path) -> _Found:
+  """Google's BERT by its folder, or by the index of one of several checkpoints in it."""
+  folder = path if path.is_dir() else path.parent
+  indexes = sorted(path.glob(f"*{TF_INDEX}")) if path.is_dir() else [path]
+  if len(indexes) != 1:
+    count = f"{len(indexes)} checkpoints" if indexes else "no checkpoint"
+    raise UserError(f"{folder} holds {count} of TensorFlow's; name NAME{TF_INDEX} of one")
+  bert, file = module("bert"), open_tf_bundle(indexes[0])
+  file = file._replace(shapes={n: x for n, x in file.shapes.items() if not bert.of_training(n)})
+  return _Found("bert", bert.from_google(read_json(folder / GOOGLE_BERT), file.shapes), file)
+
+
 def _of_dvae(folder: pathlib.Path, halves: dict[str, pathlib.Path]) -> _Found:
   file = open_parts({half: open_torch(path) for half, path in halves.items()})
   layout = module("dvae").from_shapes(file.shapes)
@@ -302,6 +324,8 @@ def _of_dvae(folder: pathlib.Path, halves: dict[str, pathlib.Path]) -> _Found:
 
 def _tokenizer(path: pathlib.Path, family: str) -> Any:
   """The tokenizer of the files beside the weights; CLIP's text is mended by rules of its own first."""
+  if path.suffix == TF_INDEX:
+    return public_tokenizers.load(path.parent)
   if family != "clip":
     return public_tokenizers.load(path) if path.is_dir() else None
   folder = path if path.is_dir() else path.parent
