@@ -47,7 +47,9 @@ def measured(monkeypatch, labels, seen, **fields):
   monkeypatch.setattr(
     predict, "predict_examples", lambda *args, **how: (one_hot(seen), {"label": targets})
   )
-  monkeypatch.setattr(zero_shot, "similarity", lambda system, image, text: jnp.asarray(image @ text.T))
+  monkeypatch.setattr(
+    zero_shot, "similarity", lambda system, image, text: jnp.asarray(image @ text.T)
+  )
   task = ZeroShot(splits=("val",), classes=("val",), templates=("{}",), field="label", **fields)
   model = type("Model", (), {"system": None})
   return task(model, Data(labels)).measures["val/top1"]
