@@ -92,6 +92,7 @@ class Checkpoint(NamedTuple):
   read: Callable[[Mapping[str, jax.ShapeDtypeStruct]], dict[str, jax.Array]]
   tokenizer: Callable[[], Any]
   image_transform: str
+  absent: str = ""  # what it lacks to be a model: `shapes` are then not all of the system's
 
 
 class _Found(NamedTuple):
@@ -100,6 +101,7 @@ class _Found(NamedTuple):
   family: str
   layout: CheckpointMap
   file: TensorFile
+  absent: str = ""
 
 
 def open_checkpoint(path_or_name: str | pathlib.Path) -> Checkpoint:
@@ -116,8 +118,10 @@ def open_checkpoint(path_or_name: str | pathlib.Path) -> Checkpoint:
   path = locate(path_or_name)
   if is_vlx(path):
     return _open_vlx(path)
-  family, layout, file = _find(path)
+  family, layout, file, absent = _find(path)
   shapes = variable_shapes(layout.system)
+  if absent:
+    shapes = {"params": {k: x for k, x in shapes["params"].items() if k != "encoder"}, "state": {}}
 
   def read(wanted):
     return tables.read(
@@ -140,9 +144,8 @@ def open_checkpoint(path_or_name: str | pathlib.Path) -> Checkpoint:
       else _tokenizer(path, family)
     )
 
-  return Checkpoint(
-    layout.system, flatten(shapes), read, tokenizer, _preprocess(path, family, layout.system)
-  )
+  image_transform = _preprocess(path, family, layout.system)
+  return Checkpoint(layout.system, flatten(shapes), read, tokenizer, image_transform, absent)
 
 
 def load(
@@ -166,6 +169,8 @@ def load(
     UserError: as `open_checkpoint`; with a line for each tensor that does not fit.
   """
   found = open_checkpoint(path_or_name)
+  if found.absent:
+    raise UserError(f"{path_or_name} {found.absent}")
   shapes = variable_shapes(found.system)
   if mesh is None:
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -284,6 +289,11 @@ def _of_file(path: pathlib.Path) -> _Found:
     file = open_gguf(path)
     return _Found("llama", module("llama").from_gguf(file), file)
   file = _open(path)
+  arctic = module("arctic")
+  if arctic.is_arctic(file.shapes):
+    options = arctic.read_options(path)
+    layout = arctic.layout_of(options, file.shapes)
+    return _Found("arctic", layout, arctic.adapted(file, options), arctic.ABSENT)
   for family in BARE:
     if (layout := module(family).from_shapes(file.shapes)) is not None:
       return _Found(family, layout, file)
