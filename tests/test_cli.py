@@ -119,6 +119,17 @@ def test_a_reader_that_goes_away_stops_no_command(tmp_path):
     assert "Error" not in done.stderr
 
 
+@pytest.mark.parametrize("number, said", ((15, "stopped by SIGTERM"), (2, "stopped")))
+def test_a_signal_before_there_is_anything_to_save_is_a_line(number, said):
+  script = (
+    "import os, time\nfrom vlx import cli\n"
+    f"def main():\n  os.kill(os.getpid(), {number})\n  time.sleep(60)\n"
+    "cli.run(main)\n"
+  )
+  done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+  assert (done.returncode, done.stderr.strip()) == (128 + number, said)
+
+
 def test_names_move_no_cursor_and_forge_no_line():
   script = (
     "import logging\nfrom vlx import cli\n"

@@ -6,6 +6,7 @@ import logging as python_logging
 import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Callable
 
@@ -105,10 +106,14 @@ def run(main: Callable[[], None]) -> None:
     logging.get_absl_handler().addFilter(_OneLine())
     if len(argv) > 1:
       fail(f"unexpected argument {argv[1]!r}; every option is a --flag=value (see --help)")
+    signal.signal(signal.SIGTERM, _terminate)
     try:
       main()
     except UserError as e:
       fail(e)
+    except KeyboardInterrupt:
+      print("stopped", file=sys.stderr)
+      sys.exit(128 + signal.SIGINT)
     except Exception as e:
       if (reason := _no_fault_of_vlx(e)) is None:
         raise
@@ -118,6 +123,13 @@ def run(main: Callable[[], None]) -> None:
   use_compile_cache()
   keep_freed_memory()
   app.run(guarded, flags_parser=_parse_flags)
+
+
+def _terminate(number, frame):
+  """SIGTERM where nothing is to be saved: before a run's first step, in other commands."""
+  del frame
+  print("stopped by SIGTERM", file=sys.stderr)
+  sys.exit(128 + number)
 
 
 # What the system may refuse whatever vlx does. All but EACCES are also known by tensorstore's words.

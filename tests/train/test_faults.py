@@ -16,7 +16,7 @@ import pytest
 
 from vlx.core import checkpoint
 from vlx.core.errors import UserError
-from vlx.core.files import read_json_lines
+from vlx.core.files import read_steps
 from vlx.train.run import open_run
 
 
@@ -235,7 +235,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
   jax.tree.map(
     np.testing.assert_array_equal, final_state(tmp_path / "killed"), final_state(tmp_path / "whole")
   )
-  one, other = (read_json_lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed"))
+  one, other = (read_steps(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed"))
   assert [m["step"] for m in other] == [m["step"] for m in one]
   assert [m["train/loss"] for m in other] == [m["train/loss"] for m in one]
   ids = {}
