@@ -288,3 +288,24 @@ def test_a_first_image_that_is_missing_refuses_no_set(tmp_path):
   (tmp_path / "annotations" / "captions_train2017.json").write_text(json.dumps(content))
   found = captions(sources.open_source(f"coco:{tmp_path}", "train"))
   assert found == [None, ("b.png",), ("c.png",), ("d.png",)]
+
+
+@pytest.mark.parametrize("caption", ("caption", "text"))
+@pytest.mark.parametrize("validation", ("val", "validation"))
+def test_hugging_faces_imagefolder(tmp_path, caption, validation):
+  """metadata.csv above `train/`, names from there, captions called `text`."""
+  rows = ["train/a.png,a cat", "train/b.png,a dog", f"{validation}/a.png,a cow"]
+  for split in ("train", validation):
+    images(tmp_path / split)
+  (tmp_path / "metadata.csv").write_text("\n".join([f"file_name,{caption}", *rows]))
+  train, val = (sources.open_source(f"folder:{tmp_path}", split) for split in ("train", "val"))
+  assert captions(train) == ["a cat", "a dog"] and captions(val) == ["a cow"]
+  assert train[1]["image"] == (tmp_path / "train" / "b.png").read_bytes()
+  with pytest.raises(UserError, match=f"no subfolder 'test', only train, {validation}"):
+    sources.open_source(f"folder:{tmp_path}", "test")
+
+
+def test_what_is_trained_is_not_held_out_where_one_split_is_there(tmp_path):
+  images(tmp_path / "train", "abcdefgh")
+  with pytest.raises(UserError, match="no subfolder 'val', only train"):
+    sources.open_source(f"folder:{tmp_path}", "val")

@@ -14,7 +14,7 @@ import json
 import mmap
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -25,6 +25,7 @@ IMAGES = (
   *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
   *(".avif", ".jp2", ".ppm", ".pgm"),
 )
+METADATA = ("metadata.jsonl", "metadata.csv")
 CHUNK = 2**24  # bytes of a file to look through at a time
 FIRST_IMAGES = 100  # of which one must be there
 HELD_OUT = 0.1  # the share of "val" where the data has no splits of its own
@@ -86,6 +87,17 @@ class ImageFolder:
     """The records marked True."""
     return ImageFolder(self._root, self._text, self._spans[np.array(chosen, bool)])
 
+  def where(self, chosen: Callable[[str], bool], bad: bool = True) -> "ImageFolder":
+    """The records whose file's name is chosen; bad ones, too, where `bad` says so."""
+
+    def keeps(index):
+      try:
+        return chosen(self.row(index)["file_name"])
+      except BadRecord:
+        return bad
+
+    return self.select([keeps(i) for i in range(len(self))])
+
   def row(self, index: int) -> dict:
     """Parses one annotation of an image.
 
@@ -96,7 +108,8 @@ class ImageFolder:
     row = parse_object(self._text[start:stop])
     if not isinstance(row.get("file_name"), str):
       raise BadRecord("no file_name")
-    return {**row, "caption": captions(row["caption"])} if "caption" in row else row
+    said = next((name for name in ("caption", "text") if name in row), None)
+    return row if said is None else {**row, "caption": captions(row[said])}
 
   def __len__(self):
     return len(self._spans)
@@ -166,32 +179,38 @@ def folder(path: str, split: str) -> ImageFolder:
   Without such a file, subfolders are classes: `label` is a subfolder's name, and the caption the
   same in words. Images alone, without either, are records without a caption.
 
-  A subfolder with the split's name is that split. Without subfolders every tenth file, by a hash of
-  its name, is in "val" and the rest in "train".
+  A subfolder with the split's name is that split ("validation" is "val" too), and the file may stand
+  above it, with names from there, as Hugging Face's `imagefolder` has it, where captions may be called
+  `text`. Without subfolders every tenth file, by a hash of its name, is in "val" and the rest in
+  "train".
   """
   root = _existing_folder(path)
-  own = root / split if (root / split).is_dir() else root
-  source = _with_metadata(own)
-  if own != root:
-    return source
-  return _by_hash(source, split, f"{root} has no subfolder {split!r}; without one")
+  known = ("train", "val", "validation", "test")
+  there = [name for name in dict.fromkeys((split, *known)) if (root / name).is_dir()]
+  names = (split, "validation") if split == "val" else (split,)
+  own = next((name for name in names if name in there), None)
+  if own is None and there:
+    raise UserError(f"{root} has no subfolder {split!r}, only {', '.join(there)}")
+  if own is None:
+    why = f"{root} has no subfolder {split!r}; without one"
+    return _by_hash(_with_metadata(root), split, why)
+  if any((root / own / name).is_file() for name in METADATA) or not any(
+    (root / name).is_file() for name in METADATA
+  ):
+    return _with_metadata(root / own)
+  source = _with_metadata(root)
+  return source.where(lambda name: pathlib.PurePosixPath(name).parts[:1] == (own,))
 
 
 def _by_hash(source: ImageFolder, split: str, why: str) -> ImageFolder:
   if split not in ("train", "val"):
     raise UserError(f"{why} there are 'train' and 'val'")
 
-  def held(index):
-    try:
-      return held_out(source.row(index)["file_name"])
-    except BadRecord:
-      return False
-
-  return source.select([held(i) == (split == "val") for i in range(len(source))])
+  return source.where(lambda name: held_out(name) == (split == "val"), bad=split == "train")
 
 
 def _with_metadata(root: pathlib.Path) -> ImageFolder:
-  if (file := root / "metadata.jsonl").is_file():
+  if (file := root / METADATA[0]).is_file():
     text = MappedFile(file)
     breaks = [
       np.flatnonzero(np.frombuffer(text[first : first + CHUNK], np.uint8) == ord("\n")) + first + 1
@@ -203,7 +222,7 @@ def _with_metadata(root: pathlib.Path) -> ImageFolder:
       spans[0, 0] = len(codecs.BOM_UTF8)
     # Blank lines, and what is behind the last line's end.
     source = ImageFolder(root, text, spans[[bool(text[a:b].strip()) for a, b in spans.tolist()]])
-  elif (file := root / "metadata.csv").is_file():
+  elif (file := root / METADATA[1]).is_file():
     source = ImageFolder.of(root, _table(file))
   elif rows := _classes(root) or _images(root):
     return ImageFolder.of(root, rows)
