@@ -119,6 +119,7 @@ def test_berts_basic_splitting_can_be_left_out(bert):
     (dict(tokenizer_config=dict(chat_template=7)), "no text"),
     (dict(tokenizer_config=dict(chat_template=[{"name": "rag", "template": ""}])), "'default'"),
     (dict(added_tokens={"x": "y"}), "added_tokens.json"),
+    (dict(added_tokens={"\ud800": 14}), "added_tokens.json"),
     (dict(added_tokens={"x": 14, "y": 14}), "another meaning"),
     (dict(added_tokens="[" * 100_000), "not JSON"),
   ],
@@ -132,6 +133,9 @@ def test_what_would_change_ids_and_is_not_supported_is_refused(files, told, bert
 
 def test_what_changes_no_ids_is_taken(bert):
   harmless = dict(model_max_length=512, padding_side="left", clean_up_tokenization_spaces=True)
+  harmless |= dict(
+    extra_special_tokens={"image_token": "<img>"}, additional_special_tokens=["[MASK]"]
+  )
   harmless |= dict(never_split=["[MASK]"], tokenizer_class="BertTokenizerFast", name_or_path="x")
   written(bert, tokenizer_config=harmless)
   assert public.load(bert).tokens("a") == [2, 5, 3]
@@ -236,6 +240,8 @@ def changed(content, path, value):
   [
     (("post_processor", "special_tokens", "<s>", "ids"), [77], "'<s>' has the id 77"),
     (("post_processor", "special_tokens", "</s>", "ids"), [3], "'</s>' has the id 3"),
+    (("post_processor", "special_tokens"), {}, "its template has '<s>'"),
+    (("model", "vocab", "a"), 2**31, "absurd"),
     (("added_tokens", 2, "id"), 9, "'<|x|>' has the id 9"),
     (("model", "vocab", "a"), 4, "same id"),
     (("model", "vocab", "a"), -1, "tokenizer.json"),

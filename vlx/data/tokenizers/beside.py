@@ -126,7 +126,7 @@ def read(folder: pathlib.Path, known: Mapping[str, Any] = {}) -> Beside:
       if isinstance(more, Mapping):  # under names of their own, which templates know them by
         named = {name: _text(folder, key, token) for name, token in more.items()}
         names |= named
-        special |= named.values()
+        special |= set(named.values())
       elif isinstance(more, list):
         special |= {_text(folder, key, token) for token in more}
       elif more:
@@ -166,8 +166,9 @@ def _added(folder, config, special, known) -> dict[int, tokenizers.AddedToken]:
   if len(texts) < len(added):
     raise UserError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder has a token twice")
   for text, number in read_object(folder / "added_tokens.json").items():
-    if type(number) is not int or number < 0 or not text:
+    if type(number) is not int or number < 0:
       raise UserError(f"{folder / 'added_tokens.json'}: {text!r} has the id {number!r}")
+    _text(folder, "added_tokens.json", text)
     here = added.get(number)
     if texts.get(text, number) != number or here and here.content != text:
       raise UserError(f"{folder}: two files give {text!r}, or the id {number}, another meaning")
@@ -181,7 +182,7 @@ def _added(folder, config, special, known) -> dict[int, tokenizers.AddedToken]:
 def _text(folder, name, token: Any) -> str:
   """A token in a file of JSON: its text, or an object that has it."""
   text = token.get("content") if isinstance(token, Mapping) else token
-  if not isinstance(text, str) or not text:
+  if not isinstance(text, str) or not text or text != text.encode(errors="replace").decode():
     raise UserError(f"{folder}: {name} is {token!r}, no token")
   return text
 

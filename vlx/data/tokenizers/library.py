@@ -66,8 +66,9 @@ def check_ids(content: Mapping[str, Any], backend: tokenizers.Tokenizer, what: s
   the vocabulary, and whose merges are left out at random.
   """
   model = content["model"]
-  if not backend.get_vocab_size():
-    raise UserError(f"{what}: its vocabulary is empty")
+  numbers = backend.get_vocab().values()
+  if not numbers or max(numbers) >= 2**31:
+    raise UserError(f"{what}: its vocabulary is {'absurd' if numbers else 'empty'}")
   words = model.get("vocab")
   if isinstance(words, Mapping) and len(set(words.values())) < len(words):
     raise UserError(f"{what}: two words have the same id")
@@ -86,7 +87,11 @@ def _of_processor(processor: Mapping[str, Any] | None) -> Iterator[tuple[str, in
       for part in processor["processors"]:
         yield from _of_processor(part)
     case "TemplateProcessing":
-      for token in processor["special_tokens"].values():
+      tokens = processor["special_tokens"]
+      for token in tokens.values():
         yield from zip(token["tokens"], token["ids"], strict=True)
+      for piece in (*processor["single"], *processor["pair"]):
+        if (name := piece.get("SpecialToken", {}).get("id")) is not None and name not in tokens:
+          raise ValueError(f"its template has {name!r}, and it does not say what that is")
     case "BertProcessing" | "RobertaProcessing":
       yield from (tuple(processor[name]) for name in ("sep", "cls"))

@@ -101,9 +101,14 @@ class PublicTokenizer:
       apart = self._special_words.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)
       return self._backend.encode(apart, add_special_tokens=False)
 
+  def _around(self, *parts: tokenizers.Encoding) -> tokenizers.Encoding:
+    """A text, or two, with the special tokens around."""
+    with library.told("the tokenizer cannot put special tokens around a text"):
+      return self._backend.post_process(*parts)
+
   def tokens(self, text: str) -> list[int]:
     """All ids of a text, special ones and all."""
-    return self._backend.post_process(self._plain(text)).ids
+    return self._around(self._plain(text)).ids
 
   def encode(
     self, text: str, length: int, *, dropout: float = 0.0, rng: np.random.Generator | None = None
@@ -122,7 +127,7 @@ class PublicTokenizer:
       )
     found = self._plain(text)
     found.truncate(length - self._backend.num_special_tokens_to_add(False))
-    tokens = self._backend.post_process(found).ids
+    tokens = self._around(found).ids
     ids = np.zeros(length, np.int32)
     ids[: len(tokens)] = tokens
     return ids, np.arange(length) < len(tokens)
@@ -136,7 +141,7 @@ class PublicTokenizer:
     kept = shortened(*(list(found.ids) for found in plain), room)
     for found, ids in zip(plain, kept):
       found.truncate(len(ids))
-    both = self._backend.post_process(*plain)
+    both = self._around(*plain)
     ids, segments = np.zeros(length, np.int32), np.zeros(length, np.int32)
     ids[: len(both.ids)], segments[: len(both.ids)] = both.ids, both.type_ids
     return ids, np.arange(length) < len(both.ids), segments
@@ -148,7 +153,9 @@ class PublicTokenizer:
 
   def decode(self, ids: Iterable[int]) -> str:
     """The text of ids, without special tokens."""
-    return self._backend.decode([int(i) for i in ids if 0 <= int(i) < self.vocab_size])
+    known = [int(i) for i in ids if 0 <= int(i) < self.vocab_size]
+    with library.told("the tokenizer cannot make a text of ids"):
+      return self._backend.decode(known)
 
   def save(self, path: pathlib.Path) -> None:
     """The library's JSON beside what vlx knows of it."""

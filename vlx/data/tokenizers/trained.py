@@ -359,7 +359,9 @@ def _of_folder(path: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]
     raise UserError(f"the tokenizer in {path} cannot be read: {type(e).__name__}: {e}") from e
   if not isinstance(words, dict) or any(len(pair) != 2 for pair in pairs):
     raise UserError(f"the tokenizer in {path} does not merge pairs, as CLIP's does")
-  if len({repr(number) for number in words.values()}) < len(words):
+  if any(type(number) is not int for number in words.values()):
+    raise UserError(f"the tokenizer in {path} has words whose ids are no whole numbers")
+  if len(set(words.values())) < len(words):
     raise UserError(f"the tokenizer in {path} has two words with the same id")
   return words, pairs, added
 
