@@ -25,7 +25,7 @@ from vlx.core.system import System, Variables, flatten, names
 from vlx.data import tokenizers
 from vlx.data.tokenizers import public as public_tokenizers
 from vlx.data.tokenizers.trained import load_clip
-from vlx.pretrained import tables
+from vlx.pretrained import prefixes, tables
 from vlx.pretrained.formats import TensorFile
 from vlx.pretrained.formats.files import read_json
 from vlx.pretrained.formats.npz import open_npz
@@ -245,10 +245,8 @@ def _find(path: pathlib.Path) -> _Found:
     (weights,) = files
   config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
   if config.get("model_type") is None and (path / OPEN_CLIP).is_file():
-    file = _open(weights)
-    return _Found(
-      "clip", module("clip").from_open_clip(read_json(path / OPEN_CLIP), file.shapes), file
-    )
+    told = read_json(path / OPEN_CLIP)
+    return _fitting(weights, lambda shapes: ("clip", module("clip").from_open_clip(told, shapes)))
   if config.get("model_type") is None:
     return _of_file(weights)
   if config["model_type"] not in FAMILIES:
@@ -256,7 +254,7 @@ def _find(path: pathlib.Path) -> _Found:
       f"{path / 'config.json'}: the model type is {config['model_type']!r}; vlx knows {', '.join(FAMILIES)}"
     )
   family = config["model_type"]
-  return _Found(family, module(family).from_hugging_face(config), _open(weights))
+  return _fitting(weights, lambda shapes: (family, module(family).from_hugging_face(config)))
 
 
 def _open(path: pathlib.Path) -> TensorFile:
@@ -274,12 +272,23 @@ def _of_file(path: pathlib.Path) -> _Found:
 
     file = open_gguf(path)
     return _Found("llama", module("llama").from_gguf(file), file)
+  return _fitting(path, _by_names)
+
+
+def _fitting(path: pathlib.Path, layout_of: Callable) -> _Found:
+  """A file under the names that its family's table has (`prefixes.fitting`)."""
   file = _open(path)
+  if (found := prefixes.fitting(file, layout_of)) is None:
+    some = ", ".join(sorted(file.shapes)[:3])
+    raise UserError(f"{path} is of no family that vlx knows by its names ({some}, …)")
+  return _Found(*found)
+
+
+def _by_names(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, CheckpointMap] | None:
   for family in BARE:
-    if (layout := module(family).from_shapes(file.shapes)) is not None:
-      return _Found(family, layout, file)
-  some = ", ".join(sorted(file.shapes)[:3])
-  raise UserError(f"{path} is of no family that vlx knows by its names ({some}, …)")
+    if (layout := module(family).from_shapes(shapes)) is not None:
+      return family, layout
+  return None
 
 
 def _of_meta(folder: pathlib.Path) -> _Found:
@@ -289,12 +298,14 @@ def _of_meta(folder: pathlib.Path) -> _Found:
   llama = module("llama")
   layout = llama.from_meta(read_json(folder / "params.json"))
   return _Found(
-    "llama", layout, open_joined([open_torch(file) for file in files], llama.META_SHARD_AXES)
+    "llama",
+    layout,
+    open_joined([prefixes.bare(open_torch(file)) for file in files], llama.META_SHARD_AXES),
   )
 
 
 def _of_dvae(folder: pathlib.Path, halves: dict[str, pathlib.Path]) -> _Found:
-  file = open_parts({half: open_torch(path) for half, path in halves.items()})
+  file = open_parts({half: prefixes.bare(open_torch(path)) for half, path in halves.items()})
   layout = module("dvae").from_shapes(file.shapes)
   if layout is None:
     raise UserError(f"{folder}: encoder.pkl and decoder.pkl are not those of OpenAI's dVAE")
