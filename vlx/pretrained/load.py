@@ -237,6 +237,10 @@ def _find(path: pathlib.Path) -> _Found:
   weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
   if weights is None:
     files = sorted(f for f in path.iterdir() if f.suffix in (*OPENERS, ".gguf"))
+    if len(files) > 1 and all(file.suffix == ".gguf" for file in files):
+      from vlx.pretrained.formats.gguf import first_part
+
+      files = [part] if (part := first_part(files)) else files
     if len(files) != 1:
       raise UserError(
         f"{path} holds {'no' if not files else 'many'} files of weights, and none that is called"
