@@ -39,6 +39,7 @@ WHOLE_WORDS = r"[\p{L}\p{N}]+(?:['’][\p{L}\p{N}]+)*"
 PUBLISHED_MERGES = 49152 - 256 - 2  # the vocabulary file holds more than CLIP uses
 
 MAX_BYTES = 1 << 26  # of a vocabulary, unpacked
+LONGEST_WORD = 256  # bytes that are merged with dropout together: its time is their square
 CHARACTERS_PER_TOKEN = 100  # far above any text's mean: what is behind cannot reach the result
 
 
@@ -121,8 +122,10 @@ class Tokenizer:
         continue
       normal = self._backend.normalizer.normalize_str(part)
       for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(normal):
-        symbols = merged([*word[:-1], word[-1] + "</w>"], ranks, dropout, rng)
-        tokens += [ids[symbol] for symbol in symbols]
+        symbols = [*word[:-1], word[-1] + "</w>"]
+        for first in range(0, len(symbols), LONGEST_WORD):
+          part = merged(symbols[first : first + LONGEST_WORD], ranks, dropout, rng)
+          tokens += [ids[symbol] for symbol in part]
     return tokens
 
   @functools.cached_property
