@@ -112,8 +112,20 @@ def coco() -> ml_collections.ConfigDict:
 
 
 def coco_hard() -> ml_collections.ConfigDict:
+  """By the released code's rule (capgen.py, `RL_sumCost`): reward and entropy are summed over the
+  batch where the likelihood is its mean, so that at its batch each weighs so many times more.
+  """
   config = coco()
-  config.model.update(HARD)
+  batch = config.data.batch_size
+  config.model.update(
+    dict(
+      HARD,
+      reward="mean",
+      reward_scale=0.1 * batch,
+      entropy_weight=0.002 * batch,
+      expected_for="batch",
+    )
+  )
   return config
 
 

@@ -180,7 +180,8 @@ def finetune() -> ml_collections.ConfigDict:
   """A B/16 of `b16`, fine-tuned at 384 pixels (Table 4, §B.1.1): SGD with momentum, no weight decay,
   20,000 steps of 512, a new head that starts at zero, positions resampled.
 
-  The paper takes the best of four rates, 0.003, 0.01, 0.03 and 0.06.
+  The paper takes the best of four rates, 0.003, 0.01, 0.03 and 0.06. Crops, the squashed images of
+  evaluation and 500 steps of warmup are the released code's (vit_jax, input_pipeline.py, common.py).
   """
   config = paper("B/16")
   config.model.tower.update(dict(image_size=384, dropout=0.0))
@@ -190,7 +191,7 @@ def finetune() -> ml_collections.ConfigDict:
   config.data.preprocess = (
     'decode|random_resized_crop(384, 0.05)|flip_lr|normalize|keep("image", "label")'
   )
-  config.data.image_transform = "decode|resize_small(438)|central_crop(384)|normalize"
+  config.data.image_transform = "decode|resize(384)|normalize"
   config.steps = 20_000
   config.optim.update(
     dict(name="sgd", lr=0.01, b1=0.9, warmup_steps=500, weight_decay=0.0, clip_norm=1.0)

@@ -1,6 +1,7 @@
 """What pages say of results/*.json and experiments/results/*.json."""
 
 import ast
+import importlib
 import json
 import pathlib
 import pkgutil
@@ -8,6 +9,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from configs.clip import BASELINES
 from vlx.ablate import experiment as ablations
 from vlx.evaluate.report import page, sheets
 from vlx.evaluate.report.page import number
@@ -130,11 +132,11 @@ def draw_plots() -> None:
 
 def modules(room: str) -> list[str]:
   """The modules of a package that have a docstring of their own, by their dotted names."""
-  package = __import__(room, fromlist=["__path__"])
+  package = importlib.import_module(room)
   if not hasattr(package, "__path__"):
     return [room]
   names = [room, *(info.name for info in pkgutil.walk_packages(package.__path__, f"{room}."))]
-  found = {n: __import__(n, fromlist=["_"]) for n in names if not n.endswith("__main__")}
+  found = {n: importlib.import_module(n) for n in names if not n.endswith("__main__")}
   return [name for name, module in found.items() if module.__doc__]
 
 
@@ -152,4 +154,4 @@ NAMES = {
     ablation_provenance,
     modules,
   )
-} | {"ablation_table": ablations.table}
+} | {"ablation_table": ablations.table, "baselines": BASELINES}

@@ -119,6 +119,39 @@ def test_a_reader_that_goes_away_stops_no_command(tmp_path):
     assert "Error" not in done.stderr
 
 
+@pytest.mark.parametrize("number, said", ((15, "stopped by SIGTERM"), (2, "stopped")))
+def test_a_signal_before_there_is_anything_to_save_is_a_line(number, said):
+  script = (
+    "import os, time\nfrom vlx import cli\n"
+    f"def main():\n  os.kill(os.getpid(), {number})\n  time.sleep(60)\n"
+    "cli.run(main)\n"
+  )
+  done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+  assert (done.returncode, done.stderr.strip()) == (128 + number, said)
+
+
+def test_names_move_no_cursor_and_forge_no_line():
+  script = (
+    "import logging\nfrom vlx import cli\n"
+    "def main():\n"
+    "  logging.error('bad record a\\x1b[2Jb\\ninfo: all is well')\n"
+    "  print('caf\\xe9 \\ud800 \\x9b1m')\n"
+    "  raise cli.UserError('no\\x1b[2J')\n"
+    "cli.run(main)\n"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", script],
+    env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2
+  assert done.stdout == r"caf\xe9 \ud800 \x9b1m" + "\n"
+  log, error = done.stderr.splitlines()
+  assert log.endswith(r"bad record a\x1b[2Jb\ninfo: all is well")
+  assert error == r"error: no\x1b[2J"
+
+
 @pytest.mark.parametrize(
   "error, message",
   (

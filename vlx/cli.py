@@ -6,6 +6,7 @@ import logging as python_logging
 import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Callable
 
@@ -102,12 +103,17 @@ def run(main: Callable[[], None]) -> None:
       logging.get_absl_logger().setLevel("ERROR")
       # Of a checkpoint's many writes each would tell of a full disk; Orbax raises the first.
       python_logging.getLogger("asyncio").setLevel("CRITICAL")
+    logging.get_absl_handler().addFilter(_OneLine())
     if len(argv) > 1:
       fail(f"unexpected argument {argv[1]!r}; every option is a --flag=value (see --help)")
+    signal.signal(signal.SIGTERM, _terminate)
     try:
       main()
     except UserError as e:
       fail(e)
+    except KeyboardInterrupt:
+      print("stopped", file=sys.stderr)
+      sys.exit(128 + signal.SIGINT)
     except Exception as e:
       if (reason := _no_fault_of_vlx(e)) is None:
         raise
@@ -119,7 +125,14 @@ def run(main: Callable[[], None]) -> None:
   app.run(guarded, flags_parser=_parse_flags)
 
 
-# What the system may refuse whatever vlx does. The first are also known by tensorstore's words.
+def _terminate(number, frame):
+  """SIGTERM where nothing is to be saved: before a run's first step, in other commands."""
+  del frame
+  print("stopped by SIGTERM", file=sys.stderr)
+  sys.exit(128 + number)
+
+
+# What the system may refuse whatever vlx does. All but EACCES are also known by tensorstore's words.
 REFUSALS = {
   errno.ENOSPC: "the disk is full; make room, and the same command goes on from the last whole checkpoint",
   errno.EDQUOT: "the disk's quota is used up; the same command goes on from the last whole checkpoint",
@@ -141,25 +154,32 @@ def _no_fault_of_vlx(error: BaseException | None) -> str | None:
   return _no_fault_of_vlx(error.__cause__ or error.__context__)
 
 
-class _Unread:
-  """A standard stream that nobody may read any longer (`| head`, a closed terminal): what is written
-  then is dropped, and the command goes on.
+# Codes that move a terminal's cursor, or worse; names of files and tokens of a vocabulary may hold
+# them.
+CONTROLS = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if chr(c) not in "\t\n\r"}
+
+
+class _Stream:
+  """A standard stream that shows what is in names and texts, and obeys none of it; and that nobody
+  may read any longer (`| head`, a closed terminal): what is written then is dropped, and the command
+  goes on.
   """
 
   def __init__(self, stream):
     self._stream = stream
 
   def write(self, text: str) -> int:
-    self._attempt(lambda: self._stream.write(text))
+    self._attempt(lambda: self._stream.write(text.translate(CONTROLS)))
     return len(text)
 
   def flush(self) -> None:
-    self._attempt(self._stream.flush)
+    self._attempt(lambda: self._stream.flush())
 
   def _attempt(self, do: Callable[[], object]) -> None:
     try:
-      do()
-    except (BrokenPipeError, ValueError):  # of a pipe, of a closed file
+      if not self._stream.closed:
+        do()
+    except OSError:
       self._stream = open(os.devnull, "w")
 
   def __getattr__(self, name: str):
@@ -167,9 +187,20 @@ class _Unread:
 
 
 def _let_readers_go() -> None:
-  """Standard streams that are closed, or will be, stop no command."""
+  """Standard streams that are closed, or will be, or that cannot say a letter, stop no command."""
   for name in ("stdout", "stderr"):
-    setattr(sys, name, _Unread(getattr(sys, name) or open(os.devnull, "w")))
+    stream = getattr(sys, name) or open(os.devnull, "w")
+    stream.reconfigure(errors="backslashreplace")
+    setattr(sys, name, _Stream(stream))
+
+
+class _OneLine(python_logging.Filter):
+  """A message is one line, whatever names are in it."""
+
+  def filter(self, record: python_logging.LogRecord) -> bool:
+    message = record.getMessage().translate(CONTROLS)
+    record.msg, record.args = r"\n".join(message.splitlines()), ()
+    return True
 
 
 def folder(flag: str, value: str) -> pathlib.Path:

@@ -42,7 +42,7 @@ def test_arms_with_results_are_not_run_again(tmp_path, monkeypatch):
   record = experiments.run_arms(experiment, tmp_path)
   found = {(r["arm"], r["seed"]): r["measures"] for r in record["runs"]}
   assert found["cosine", 1] == {MEASURE: 10.0} and found["inner_product", 1] == {MEASURE: 11.0}
-  assert record["summary"]["inner_product"][MEASURE] == [6.0, np.std([1, 11], ddof=1)]
+  assert experiments.summary(record)["inner_product"][MEASURE] == [6.0, np.std([1, 11], ddof=1)]
   assert json.loads((tmp_path / "results.json").read_text()) == record
   assert len(trained) == 4
   experiments.run_arms(experiment, tmp_path)
@@ -57,8 +57,7 @@ def test_arms_with_results_are_not_run_again(tmp_path, monkeypatch):
 def record(**values):
   """Of arms with a value for each seed."""
   runs = [{"arm": a, "measures": {MEASURE: x}} for a, found in values.items() for x in found]
-  summary = {a: experiments.summarize([r for r in runs if r["arm"] == a]) for a in values}
-  return {"claim": "A claim.", "measures": [MEASURE], "summary": summary, "runs": runs}
+  return {"claim": "A claim.", "measures": [MEASURE], "runs": runs}
 
 
 def test_table_has_mean_and_standard_deviation(tmp_path):
@@ -68,7 +67,9 @@ def test_table_has_mean_and_standard_deviation(tmp_path):
   # As many digits as the spread needs.
   assert f"| {MEASURE} | 3.12 ± 0.03 |" in experiments.table(record(cosine=[3.1, 3.14]))
   experiments.plot(found, tmp_path / "seeds.png")
-  experiments.plot(found | {"runs": []}, tmp_path / "spread.png")
+  told = {"summary": experiments.summary(found), "runs": []}
+  assert experiments.table(found | told) == text
+  experiments.plot(found | told, tmp_path / "spread.png")
   assert all((tmp_path / name).stat().st_size > 1000 for name in ("seeds.png", "spread.png"))
 
 

@@ -12,8 +12,9 @@ from vlx.core import config as configs
 from vlx.core.errors import UserError
 from vlx.core.system import Trains, batch_shapes
 from vlx.inference.decoding import Search
-from vlx.models.language.llama import LanguageModel, LLaMA
+from vlx.models.language.llama import LanguageModel, LLaMA, LLaMAEncoder
 from vlx.models.pretraining.bert import BERT, BERTEncoder, MaskedLanguageModel
+from vlx.models.vision.vit import ViTEncoder
 
 SHAPE = jax.ShapeDtypeStruct
 TINY = dict(vocab_size=30, context_length=12, width=16, depth=2, num_heads=2, mlp_dim=16)
@@ -44,6 +45,11 @@ SYSTEMS = {
   "bert": (lambda: MaskedLanguageModel(BERT(**TINY)), {c.EmbedsText, c.EncodesText}),
   "bert alone": (lambda: BERTEncoder(BERT(**TINY)), {c.EmbedsText, c.EncodesText}),
   "llama": (lambda: LanguageModel(LLaMA(**TINY, num_groups=1, epsilon=1e-5)), {c.GeneratesText}),
+  "llama alone": (lambda: LLaMAEncoder(LLaMA(**TINY, num_groups=1, epsilon=1e-5)), {c.EncodesText}),
+  "vit alone": (
+    lambda: ViTEncoder(smoke("vit").tower),
+    {c.EmbedsImages, c.EncodesImages, c.ShowsAttention},
+  ),
 }
 
 
@@ -52,7 +58,7 @@ def test_what_a_system_can_do(name):
   make, expected = SYSTEMS[name]
   system = make()
   assert {getattr(c, found) for found in c.of(system)} == expected
-  assert c.has(system, Trains) == (name != "bert alone")
+  assert c.has(system, Trains) == (not name.endswith("alone"))
   variables = contract.shapes(system)
   if c.has(system, Trains):
     batch = batch_shapes(system.inputs(), 3)

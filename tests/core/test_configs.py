@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from vlx.compile.plan import Plan
-from vlx.core import capabilities, partition
+from vlx.core import capabilities, partition, trust
 from vlx.core import config as configs
 from vlx.core.config import load_config
 from vlx.core.errors import UserError
@@ -40,6 +40,7 @@ def test_variant_builds(path):
   config = resolved(load_config(path))
   run = Plan(config, pathlib.Path("nowhere"), tuple(jax.devices("cpu")))
   system, params = run.system, run.shapes["params"]
+  assert all(path.startswith("vlx.") for path in trust.import_paths(config.to_dict()))
   assert capabilities.has(system, Trains)
   assert run.players  # rules and schedule fit
   for name, i in flatten(partition.match(config.partition, params, "partition")).items():

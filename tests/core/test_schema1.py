@@ -13,7 +13,7 @@ import pytest
 
 import vlx
 from vlx.core import config as configs
-from vlx.core.files import read_json_lines
+from vlx.core.files import read_steps
 from vlx.train import loop
 from vlx.train.run import Run
 
@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 
 def test_it_goes_on_to_the_same_losses(folder):
-  before = read_json_lines(folder / "metrics.jsonl")
+  before = read_steps(folder / "metrics.jsonl")
   assert configs.read(folder).schema == 1 and [line["step"] for line in before] == [
     1,
     2,
@@ -37,7 +37,7 @@ def test_it_goes_on_to_the_same_losses(folder):
   ]
   run = Run(configs.read(folder).requested, folder)
   loop.train(run)
-  after = read_json_lines(folder / "metrics.jsonl")
+  after = read_steps(folder / "metrics.jsonl")
   assert [line["step"] for line in after] == [1, 2, 3, 4, 5, 6] and after[:4] == before[:4]
   for was, is_now in zip(before[4:], after[4:]):
     np.testing.assert_allclose(is_now["train/loss"], was["train/loss"], rtol=1e-5)

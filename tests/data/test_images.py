@@ -3,8 +3,6 @@ what they promise.
 """
 
 import io
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -66,19 +64,12 @@ def test_an_extreme_image_is_not_blown_up(size):
     run("decode|resize_small(2240)|central_crop(224)", data)
 
 
-def test_no_program_of_others_is_started(tmp_path):
-  """EPS would start Ghostscript."""
+def test_no_program_of_others_is_started():
+  """EPS would start Ghostscript: Pillow is not even to try it."""
   eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
-  script = (
-    "import io, subprocess, sys\n"
-    "from vlx.data.transforms import preprocess\n"
-    "subprocess.Popen = subprocess.check_call = lambda *a, **k: sys.exit('started')\n"
-    "ops = preprocess.parse('decode')\n"
-    f"try: ops.finish({{'image': {eps!r}}}, None)\n"
-    "except Exception as e: print(type(e).__name__)\n"
-  )
-  done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-  assert done.stdout.strip() == "BadRecord", done.stderr
+  assert Image.open(io.BytesIO(eps)).format == "EPS"
+  with pytest.raises(BadRecord, match="UnidentifiedImageError"):
+    run("decode", eps)
 
 
 @pytest.mark.parametrize("shape", ((40, 40), (20, 60), (60, 20), (10, 90)))

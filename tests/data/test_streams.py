@@ -10,7 +10,7 @@ import pytest
 
 from vlx.core import partition
 from vlx.core.errors import UserError
-from vlx.core.files import read_json_lines
+from vlx.core.files import read_steps
 from vlx.core.system import Aux, Term
 from vlx.data.streams import Streams
 from vlx.evaluate.data import Data
@@ -101,7 +101,7 @@ def config(system, mixture, **streams):
 def trained(config, folder):
   run = Run(config, folder)
   loop.train(run, on_evaluate=Evaluation.of(run))
-  return run, read_json_lines(folder / "metrics.jsonl")
+  return run, read_steps(folder / "metrics.jsonl")
 
 
 @pytest.mark.parametrize("start", (0, 37))

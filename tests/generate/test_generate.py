@@ -16,7 +16,7 @@ from PIL import Image
 import vlx
 from vlx.core import config as configs
 from vlx.core.errors import UserError
-from vlx.core.files import read_json_lines
+from vlx.core.files import read_steps
 from vlx.data.sources import open_source
 from vlx.evaluate.runner import Evaluation
 from vlx.generate import outputs
@@ -41,7 +41,7 @@ def test_the_loss_falls_below_the_entropy_of_single_words(captioner):
   share = np.array(list(counts.values())) / sum(counts.values())
   entropy = -(share * np.log(share)).sum()
   losses = [
-    line["train/nats_per_token"] for line in read_json_lines(captioner.workdir / "metrics.jsonl")
+    line["train/nats_per_token"] for line in read_steps(captioner.workdir / "metrics.jsonl")
   ]
   assert losses[0] > entropy > np.mean(losses[-5:])
 

@@ -14,7 +14,7 @@ from vlx.core.config import build, build_system, load_config
 from vlx.inference.decoding import Search
 from vlx.losses.sequence import token_log_likelihood
 from vlx.models.captioning.show_and_tell import ShowAndTell
-from vlx.models.captioning.show_attend_tell import Selection, ShowAttendTell
+from vlx.models.captioning.show_attend_tell import Selection, ShowAttendTell, Trace
 
 VOCABULARY, LENGTH = 9, 6
 CNN = dict(convolutions=(1, 1), width=4)  # 2 x 2 places of 8 features for images of 4 x 4
@@ -352,3 +352,35 @@ def test_parameters_of_the_published_sizes():
     v * m + lstm + attention + start + output,
     143_667_240 - dense,
   )
+
+
+def test_released_square_matrices_start_orthogonal():
+  """arctic-captions, norm_weight: all but the annotations' first (`ortho=False`)."""
+  section = dict(ATTEND, embed_dim=8, hidden_dim=8, attention_dim=8, annotation_layers=2)
+  params = contract.init(build(ShowAttendTell, section, "model"))["params"]
+  gates = np.split(np.asarray(params["lstm"]["input"]["kernel"]), 4, axis=1)
+  square = (*gates, *(params[n]["kernel"] for n in ("output_context", "annotation_keys_1")))
+  for kernel in square:
+    np.testing.assert_allclose(kernel @ kernel.T, np.eye(8), atol=1e-5)
+  for name in ("annotation_keys_0", "context_gates", "head"):
+    assert np.abs(params[name]["kernel"]).max() < 0.06  # of deviation 0.01
+
+
+def test_coco_hard_learns_where_to_look_as_the_released_code_does():
+  """capgen.py's `known_grads`, Σ over the batch beside the likelihood's mean: of each α that was
+  chosen 0.1 of the caption's mean reward above the baseline, of each entropy 0.002.
+  """
+  config = load_config("configs/show_attend_tell.py:coco_hard")
+  system, batch_size, length = build_system(config), config.data.batch_size, 5
+  rng = np.random.default_rng(0)
+  log_p, log_choice, entropy = jnp.asarray(rng.normal(size=(3, batch_size, length)), jnp.float32)
+  mask = jnp.ones((batch_size, length), bool)
+
+  def term(log_choice, entropy):
+    trace = Trace(jnp.zeros(()), log_choice, entropy)
+    return system._reinforce(log_p, trace, mask, jnp.float32(-0.3))[0].mean
+
+  by_choice, by_entropy = jax.grad(term, argnums=(0, 1))(log_choice, entropy)
+  released = -0.1 * (log_p.mean(axis=1, keepdims=True) + 0.3)
+  np.testing.assert_allclose(by_choice, jnp.broadcast_to(released, by_choice.shape), rtol=1e-5)
+  np.testing.assert_allclose(by_entropy, -0.002, rtol=1e-5)

@@ -140,7 +140,7 @@ def test_a_mistake_in_a_resnets_section_is_told():
 
 
 def test_sigmoid_loss_learns_a_bias_of_its_own():
-  clip = build(CLIP, {**SECTION, "loss_type": "sigmoid", "init_scale": 10.0}, "model")
+  clip = build(CLIP, {**SECTION, "loss_type": "sigmoid"}, "model")
   params = contract.shapes(clip)["params"]
   softmax = contract.shapes(build(CLIP, SECTION, "model"))["params"]
   assert set(params) - set(softmax) == {"logit_bias"}
@@ -164,5 +164,6 @@ def test_each_loss_starts_at_its_papers_temperature(loss_type, start):
   variables = jax.jit(clip.init)(jax.random.key(0))
   scale = lambda v: apply.infer(clip.network, v, method="scale")
   np.testing.assert_allclose(scale(variables), start, rtol=1e-5)
+  assert clip.init_scale == 1 / 0.07  # a run that was begun with this default goes on
   hot = {**variables, "params": {**variables["params"], "logit_scale": jnp.float32(5.0)}}
   np.testing.assert_allclose(scale(hot), 100.0 if loss_type == "softmax" else np.exp(5), rtol=1e-5)

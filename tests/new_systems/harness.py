@@ -10,7 +10,7 @@ import numpy as np
 
 from vlx.compile import program, topologies
 from vlx.core import checkpoint
-from vlx.core.files import read_json_lines
+from vlx.core.files import read_steps
 from vlx.core.system import flatten
 from vlx.evaluate.runner import Evaluation
 from vlx.train import loop
@@ -67,7 +67,7 @@ def losses(run):
   return np.array(
     [
       [v for k, v in sorted(line.items()) if k.startswith("train/") and k.endswith("loss")]
-      for line in read_json_lines(run.workdir / "metrics.jsonl")
+      for line in read_steps(run.workdir / "metrics.jsonl")
     ]
   )
 

@@ -37,7 +37,7 @@ def bert(system, variables, given):
 
 
 def bert_tower(system, variables, given):
-  pooled, tokens = system.network.apply(
+  pooled, tokens = system.tower.apply(
     {"params": variables["params"]}, given["text"], given["text_mask"], given["segments"]
   )
   return dict(pooler_output=pooled, last_hidden_state=tokens)
@@ -48,6 +48,22 @@ def clip(system, variables, given):
   return dict(
     image_embeds=unit(system.embed_image(variables, given["image"])),
     text_embeds=unit(system.embed_text(variables, given["text"], given["text_mask"])),
+  )
+
+
+def bert_words(system, variables, given):
+  return dict(logits=system.word_logits(variables, given["text"], given["text_mask"])[0])
+
+
+def llama_tower(system, variables, given):
+  states = system.encode_text(variables, given["text"], given["text_mask"])
+  return dict(last_hidden_state=states)
+
+
+def vit_tower(system, variables, given):
+  return dict(
+    last_hidden_state=system.encode_image(variables, given["image"]),
+    pooler_output=system.embed_image(variables, given["image"]),
   )
 
 
@@ -67,6 +83,9 @@ CASES = {
   "llama_tied": ("llama", "tied", llama),
   "clip": ("clip_hf", "greatest", clip),
   "vit": ("vit", "hf", vit),
+  "bert_words": ("headless", "bert_words", bert_words),
+  "llama_tower": ("headless", "llama", llama_tower),
+  "vit_tower": ("headless", "vit_pooler", vit_tower),
 }
 
 
@@ -74,7 +93,8 @@ def model(case):
   """(system, variables, inputs)"""
   file, name, _ = CASES[case]
   recorded = Recorded(file, name)
-  layout = module(file.removesuffix("_hf")).from_hugging_face(recorded.config)
+  family = recorded.config["model_type"] if file == "headless" else file.removesuffix("_hf")
+  layout = module(family).from_hugging_face(recorded.config, recorded.shapes)
   system, variables = layout.system, recorded.load_system(layout)
   if case == "bert_tower":  # a class of its own there
     system = BERTEncoder(system.tower)

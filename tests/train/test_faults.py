@@ -16,23 +16,28 @@ import pytest
 
 from vlx.core import checkpoint
 from vlx.core.errors import UserError
-from vlx.core.files import read_json_lines
+from vlx.core.files import read_steps
 from vlx.train.run import open_run
 
 
 def state(step):
+  rng = np.random.default_rng(step)  # equal numbers would be few bytes on the disk
   return {
     "step": jnp.int32(step),
-    "w": jnp.full((300, 7), step, jnp.float32),
-    "b": jnp.full(5, -step, jnp.float32),
+    "variables": {
+      "params": {
+        "w": jnp.asarray(rng.normal(size=(300, 7)), jnp.float32),
+        "b": jnp.asarray(rng.normal(size=5), jnp.bfloat16),
+      }
+    },
   }
 
 
 def damage(folder, rng):
-  """One file of a checkpoint cut short, with flipped bytes, emptied or gone; or the whole folder
-  emptied.
+  """One file of a checkpoint cut short, with flipped bytes or one flipped bit, emptied or gone; or
+  the whole folder emptied.
   """
-  kind = rng.integers(5)
+  kind = rng.integers(6)
   # By size: the names of the data files are random.
   files = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: (p.stat().st_size, p))
   path = files[rng.integers(len(files))]
@@ -47,6 +52,11 @@ def damage(folder, rng):
     path.write_bytes(b"")
   elif kind == 3:
     path.unlink()
+  elif kind == 4 and data:
+    path = files[-1]  # the arrays
+    data = bytearray(path.read_bytes())
+    data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+    path.write_bytes(data)
   else:
     shutil.rmtree(folder)
     folder.mkdir()
@@ -82,6 +92,75 @@ def test_a_damaged_checkpoint_is_never_taken_for_a_whole_one(tmp_path, count):
       jax.tree.map(np.testing.assert_array_equal, found, state(step))
     shutil.rmtree(folder)
   assert steps[1] > 0, steps
+
+
+@pytest.fixture
+def saved(tmp_path):
+  """A folder of two checkpoints, as of a run, and their shapes."""
+  with checkpoint.open_manager(tmp_path / "checkpoints", keep=2) as manager:
+    for step in (1, 2):
+      checkpoint.save(manager, step, state(step))
+  return tmp_path
+
+
+def turn_a_bit(step_folder):
+  """Of an array's data, by which a number becomes another."""
+  path = max(step_folder.rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+def rename(step_folder):
+  step_folder.rename(step_folder.parent / "100")
+
+
+def link(step_folder):
+  elsewhere = step_folder.parent.parent / "elsewhere"
+  step_folder.rename(elsewhere)
+  step_folder.symlink_to(elsewhere)
+
+
+def drop_an_array(step_folder):
+  path = step_folder / "default" / "_METADATA"
+  content = json.loads(path.read_text())
+  (key,) = (k for k in content["tree_metadata"] if "'b'" in k)
+  del content["tree_metadata"][key]
+  path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("damage", (turn_a_bit, rename, link, drop_an_array))
+def test_readers_of_a_run_take_the_checkpoint_before(saved, damage):
+  damage(saved / "checkpoints" / "2")
+  stored = checkpoint.RunVariables(saved)
+  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  found = stored.read(
+    {
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one)
+      for name, x in stored.shapes.items()
+      if name != "params/b" or damage is not drop_an_array
+    }
+  )
+  for name, x in found.items():
+    np.testing.assert_array_equal(x, state(1)["variables"]["params"][name.removeprefix("params/")])
+  with checkpoint.open_manager(saved / "checkpoints", read_only=True) as manager:
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), state(0))
+    if damage is not drop_an_array:  # of which another is wanted
+      step, found = checkpoint.restore_latest(manager, like)
+      assert step == 1
+      jax.tree.map(np.testing.assert_array_equal, found, state(1))
+
+
+def test_checkpoints_of_before_there_were_checksums_are_read(saved):
+  folder = saved / "older" / "checkpoints"
+  with checkpoint.open_manager(folder) as manager:
+    manager.save(3, args=checkpoint.ocp.args.PyTreeSave(state(3)))
+  with checkpoint.open_manager(folder, read_only=True) as manager:
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), state(0))
+    step, found = checkpoint.restore_latest(manager, like)
+  assert step == 3
+  jax.tree.map(np.testing.assert_array_equal, found, state(3))
 
 
 STEPS, KILLS = 800, 20
@@ -156,7 +235,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
   jax.tree.map(
     np.testing.assert_array_equal, final_state(tmp_path / "killed"), final_state(tmp_path / "whole")
   )
-  one, other = (read_json_lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed"))
+  one, other = (read_steps(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed"))
   assert [m["step"] for m in other] == [m["step"] for m in one]
   assert [m["train/loss"] for m in other] == [m["train/loss"] for m in one]
   ids = {}

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from vlx.core.files import read_json_lines
+from vlx.core.files import read_steps
 
 FLAGS = [
   "--config=configs/clip.py:smoke",
@@ -45,7 +45,7 @@ def start(processes, devices, workdir, **environment):
 
 
 def losses(workdir):
-  lines = read_json_lines(workdir / "metrics.jsonl")
+  lines = read_steps(workdir / "metrics.jsonl")
   assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
   return [line["train/loss"] for line in lines]
 

@@ -1,6 +1,8 @@
 """Whole runs of configs/clip.py:smoke: the same bits twice, resumed as uninterrupted, faults."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -13,14 +15,14 @@ from tests import contract
 from vlx.core import checkpoint
 from vlx.core import config as configs
 from vlx.core.errors import UserError
-from vlx.core.files import read_json_lines
+from vlx.core.files import read_steps
 from vlx.evaluate.runner import Evaluation
 from vlx.train import defaults, loop
 from vlx.train.run import Run, open_run
 
 
 def read_metrics(workdir):
-  return read_json_lines(workdir / "metrics.jsonl")
+  return read_steps(workdir / "metrics.jsonl")
 
 
 def config(**changes):
@@ -86,6 +88,58 @@ def test_the_same_config_gives_the_same_bits_twice(finished, tmp_path):
   assert_same_bits(state, last_state(finished)[1])
 
 
+def test_a_finished_run_started_again_logs_its_last_step_once(finished):
+  before = read_metrics(finished.workdir)
+  loop.train(Run(config(), finished.workdir), on_evaluate=Evaluation.of(finished))
+  after = read_metrics(finished.workdir)
+  assert [line["step"] for line in after] == list(range(1, 9))
+  assert after[-1].keys() == before[-1].keys()
+
+
+def test_damaged_lines_of_a_log_are_passed_over(finished, tmp_path, caplog):
+  shutil.copytree(finished.workdir, tmp_path / "run")
+  path = tmp_path / "run" / "metrics.jsonl"
+  lines = path.read_bytes().split(b"\n")
+  strange = (b"\xff\xfe", b"[1]", b'{"step": "x"}', b'{"loss": 1.0}', b'{"step": 3, "a": []}', b"{")
+  path.write_bytes(b"\n".join([*lines[:4], *strange, *lines[4:]]))
+  run = Run(config(), tmp_path / "run")
+  loop.train(run, on_evaluate=Evaluation.of(run))
+  assert "6 damaged lines" in caplog.text
+  assert [line["step"] for line in read_metrics(run.workdir)] == list(range(1, 9))
+
+
+def test_a_folder_that_is_removed_meanwhile_is_told(tmp_path, monkeypatch):
+  run = Run(config(**{"checkpoint.every": 2}), tmp_path / "run")
+  compiled = loop.compile_step
+
+  def removing(run):
+    shutil.rmtree(run.workdir)
+    return compiled(run)
+
+  monkeypatch.setattr(loop, "compile_step", removing)
+  with pytest.raises(UserError, match="was removed while it was trained in"):
+    loop.train(run)
+
+
+@pytest.mark.parametrize("kind", ("link", "folder", "pipe"))
+def test_a_runs_folder_leads_nowhere_else(finished, tmp_path, kind):
+  """Who got it from somebody else loses no file, shows none, and does not wait for ever."""
+  shutil.copytree(finished.workdir, tmp_path / "run")
+  (tmp_path / "secret.png").write_bytes(b"mine")
+  strange = tmp_path / "run" / "figures" / "strange.png"
+  match kind:
+    case "link":
+      strange.symlink_to(tmp_path / "secret.png")
+    case "folder":
+      shutil.rmtree(strange.parent)
+      strange.parent.symlink_to(tmp_path)
+    case "pipe":
+      os.mkfifo(strange)
+  with pytest.raises(UserError, match="leads out of the folder|neither a file nor a folder"):
+    loop.train(Run(config(), tmp_path / "run"))
+  assert (tmp_path / "secret.png").read_bytes() == b"mine"
+
+
 class Interrupted(Exception):
   pass
 
@@ -130,7 +184,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
     "write = loop.MetricsLog.write\n"
     "def stop_at_three(self, step, values):\n"
     "  write(self, step, values)\n"
-    "  if step == 3: os.kill(os.getpid(), signal.SIGTERM)\n"
+    "  if step == 3: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(2)]\n"
     "loop.MetricsLog.write = stop_at_three\n"
     f"loop.train(Run(config, pathlib.Path({str(tmp_path)!r})))\n"
   )

@@ -5,6 +5,7 @@ import struct
 from matplotlib import pyplot as plt
 from tensorboardX.proto import event_pb2
 
+from vlx.train import tensorboard
 from vlx.train.tensorboard import EventFile
 
 
@@ -32,13 +33,21 @@ def test_scalars_and_figures_are_events(tmp_path):
   assert image.summary.value[0].image.encoded_image_string.startswith(b"\x89PNG")
 
 
+def test_what_is_old_is_on_the_disk(tmp_path, monkeypatch):
+  file = EventFile(tmp_path / "tensorboard", 0, print)
+  file.scalar(1, "train/loss", 0.5)
+  assert not events(tmp_path / "tensorboard")  # each line of a log does not wait for the disk
+  monkeypatch.setattr(tensorboard, "FLUSH_EVERY", 0)
+  file.scalar(2, "train/loss", 0.5)
+  assert [e.step for e in events(tmp_path / "tensorboard")][-2:] == [1, 2]
+
+
 def test_what_cannot_be_written_is_said_once_and_stops_nothing(tmp_path):
   (tmp_path / "tensorboard").write_text("a file")
   said = []
   file = EventFile(tmp_path / "tensorboard", 0, said.append)
   for step in range(100):  # more than any queue holds
     file.scalar(step, "train/loss", 0.5)
-  file.flush()
   file.close()
   assert len(said) == 1 and "the run goes on without them" in said[0]
 

@@ -70,13 +70,12 @@ def run_arms(experiment: Experiment, folder: pathlib.Path) -> dict[str, Any]:
 
   Returns:
     `claim`, `config`, `measures`; `runs`, each with arm, seed, its measures and what
-    `vlx.evaluate.results` keeps beside them; `summary`, arm → measure → [mean, standard deviation].
+    `vlx.evaluate.results` keeps beside them.
   """
   record = {
     "claim": experiment.claim,
     "config": experiment.config,
     "measures": list(experiment.measures),
-    "summary": {},
     "runs": [],
   }
   for arm in experiment.arms:
@@ -90,30 +89,39 @@ def run_arms(experiment: Experiment, folder: pathlib.Path) -> dict[str, Any]:
       found = results.read(done)
       found["measures"] = {m: found["measures"][m] for m in experiment.measures}
       record["runs"].append({"arm": arm} | found)
-      record["summary"][arm] = summarize([r for r in record["runs"] if r["arm"] == arm])
       files.write(folder / "results.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
   return record
 
 
-def summarize(runs: list[dict[str, Any]]) -> dict[str, list[float]]:
-  """Measure → [mean, standard deviation] over the seeds of an arm."""
-  values = {m: [r["measures"][m] for r in runs] for m in runs[0]["measures"]}
-  return {m: [float(np.mean(v)), float(np.std(v, ddof=len(v) > 1))] for m, v in values.items()}
+def summary(record: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
+  """Arm → measure → [mean, standard deviation] over its seeds; as it is told, where the runs were
+  not kept.
+  """
+  if not record["runs"]:
+    return record["summary"]
+  found = {}
+  for arm in dict.fromkeys(run["arm"] for run in record["runs"]):
+    measures = [run["measures"] for run in record["runs"] if run["arm"] == arm]
+    values = {m: [of_run[m] for of_run in measures] for m in measures[0]}
+    found[arm] = {
+      m: [float(np.mean(v)), float(np.std(v, ddof=len(v) > 1))] for m, v in values.items()
+    }
+  return found
 
 
 def table(record: Mapping[str, Any]) -> str:
   """Markdown: a measure a row, an arm a column, mean ± standard deviation over seeds."""
-  summary = record["summary"]
-  lines = ["| | " + " | ".join(summary) + " |", "|---" * (len(summary) + 1) + "|"]
+  arms = summary(record)
+  lines = ["| | " + " | ".join(arms) + " |", "|---" * (len(arms) + 1) + "|"]
   for measure in _measured(record):
-    cells = [_with_spread(*arm[measure]) if measure in arm else "" for arm in summary.values()]
+    cells = [_with_spread(*arm[measure]) if measure in arm else "" for arm in arms.values()]
     lines.append(f"| {measure} | " + " | ".join(cells) + " |")
   return "\n".join(lines) + "\n"
 
 
 def _measured(record: Mapping[str, Any]) -> list[str]:
   """The measures that some arm has."""
-  arms = record["summary"].values()
+  arms = summary(record).values()
   return [m for m in record["measures"] if any(m in arm for arm in arms)]
 
 
@@ -130,7 +138,7 @@ def plot(record: Mapping[str, Any], path: pathlib.Path) -> None:
   """One panel per measure: the mean a line, each seed a dot, or a bar of the standard deviation
   where the seeds are not known one by one.
   """
-  measures, summary = _measured(record), record["summary"]
+  measures, arms = _measured(record), summary(record)
   columns = min(len(measures), PANELS)
   rows = -(-len(measures) // columns)
   figure, axes = plt.subplots(
@@ -139,7 +147,7 @@ def plot(record: Mapping[str, Any], path: pathlib.Path) -> None:
   for axis in axes.flat[len(measures) :]:
     axis.set_visible(False)
   for axis, measure in zip(axes.flat, measures):
-    for x, (arm, found) in enumerate(summary.items()):
+    for x, (arm, found) in enumerate(arms.items()):
       if measure not in found:
         continue
       mean, spread = found[measure]
@@ -147,8 +155,8 @@ def plot(record: Mapping[str, Any], path: pathlib.Path) -> None:
       axis.hlines(mean, x - 0.25, x + 0.25, color="#333333")
       axis.errorbar([x], [mean], [0 if seeds else spread], color="#4575b4", capsize=4)
       axis.plot([x] * len(seeds), seeds, "o", color="#4575b4", alpha=0.7)
-    axis.set_xticks(range(len(summary)), list(summary), fontsize=8)
+    axis.set_xticks(range(len(arms)), list(arms), fontsize=8)
     axis.set_title(measure, fontsize=8)
-    axis.set_xlim(-0.5, len(summary) - 0.5)
+    axis.set_xlim(-0.5, len(arms) - 0.5)
   figure.savefig(path, dpi=110)
   plt.close(figure)

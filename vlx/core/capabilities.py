@@ -1,5 +1,5 @@
-"""Capabilities: protocols that say what a system can do; the only thing that evaluators, commands and other systems
-ask of one.
+"""Capabilities: protocols that say what a system can do; the only thing that evaluators, commands
+and other systems ask of one.
 
 One verb, one shape, everywhere. All methods are deterministic pure functions; `v` are the system's
 variables. Images are f32 `[B, H, W, 3]` as the run's `data.image_transform` makes them, those that

@@ -1,17 +1,18 @@
 """Checkpoints: Orbax, asynchronous and atomic, kept by count and by best measure; and what is
 frozen, written once.
 
-A checkpoint holds what training moves. What it does not move lies in `frozen/` beside, once for a
-run, and once where several parts hold the same tensor. A reader of variables need not know which is
-which.
+A checkpoint holds what training moves, and checksums of it. What it does not move lies in `frozen/`
+beside, once for a run, and once where several parts hold the same tensor. A reader of variables
+need not know which is which.
 """
 
 import contextlib
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,10 +21,12 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from vlx.core import distributed, files, schema1
+from vlx.core.checksums import checksums
 from vlx.core.errors import UserError
 from vlx.core.system import Variables, flatten, names, unflatten
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
+CHECKSUMS = "checksums"  # beside the arrays, in the order of their names
 
 # Devices that hold the same array write a share of it each: of a small one, cutting it costs more
 # than writing it.
@@ -71,14 +74,25 @@ def open_manager(
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
   """Starts saving `state`; returns once its arrays are copied to the host."""
-  if step not in manager.all_steps():
-    manager.save(step, args=ocp.args.PyTreeSave(state))
+  if step in manager.all_steps():
+    return
+  flat = flatten(state)
+  sums, beside = checksums(flat), next(iter(flat.values())).sharding
+  if isinstance(beside, jax.sharding.NamedSharding):
+    beside = jax.sharding.NamedSharding(beside.mesh, jax.sharding.PartitionSpec())
+  flat[CHECKSUMS] = jax.make_array_from_callback(sums.shape, beside, sums.__getitem__)
+  manager.save(step, args=ocp.args.PyTreeSave(unflatten(flat)))
 
 
 def best_of(folder: pathlib.Path) -> dict[str, Any] | None:
-  """`step`, `measure` and `value` of the best checkpoint, None where none is marked."""
-  path = folder / "best.json"
-  return json.loads(path.read_text()) if path.is_file() else None
+  """`step`, `measure` and `value` of the best checkpoint, None where none is marked, or the mark is
+  damaged.
+  """
+  try:
+    best = json.loads((folder / "best.json").read_bytes())
+    return {"step": int(best["step"]), "measure": best["measure"], "value": float(best["value"])}
+  except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
+    return None
 
 
 def mark_best(folder: pathlib.Path, step: int, measure: str, value: float, *, higher: bool) -> None:
@@ -115,43 +129,56 @@ def restore_latest(
   """
   wanted = flatten(like)
 
-  def read(step):
+  def renamed(step):
+    """Name of today → where it stands."""
     saved = _saved(manager, step)
-    renamed = (
-      schema1.state_names(saved, wanted)
-      if schema1.is_state(saved)
-      else {n: n for n in {*saved, *wanted}}
-    )
-    _check(step, {n: saved[s] for n, s in renamed.items() if s in saved}, wanted)
-    found = _read(manager, step, {renamed[n]: s for n, s in wanted.items()})
-    return jax.tree.unflatten(jax.tree.structure(like), [found[renamed[n]] for n in wanted])
+    if schema1.is_state(saved):
+      return schema1.state_names(saved, wanted)
+    return {n: n for n in {*saved, *wanted}}
 
-  return _newest(manager, read, quarantine_corrupt)
+  def read(step, _):
+    saved, where = _saved(manager, step), renamed(step)
+    _check(step, {n: saved[s] for n, s in where.items() if s in saved}, wanted)
+    return _read(manager, step, {where[n]: s for n, s in wanted.items()})
+
+  if (newest := _newest(manager, read, _verified, quarantine_corrupt=quarantine_corrupt)) is None:
+    return None
+  step, found = newest
+  where = renamed(step)
+  return step, jax.tree.unflatten(
+    jax.tree.structure(like), [found.arrays[where[n]] for n in wanted]
+  )
 
 
 def _newest(
-  manager: ocp.CheckpointManager, read: Callable[[int], Any], quarantine_corrupt: bool = False
+  manager: ocp.CheckpointManager,
+  *looks: Callable[[int, Any], Any],
+  quarantine_corrupt: bool = False,
 ) -> tuple[int, Any] | None:
-  """(step, read(step)) of the newest checkpoint that all processes can read."""
+  """(step, found) of the newest checkpoint that all processes can read; None where there is none.
+
+  Each of the looks has the step and what the one before found, and raises where it is damaged.
+  """
   failures = {}
   for step in sorted(manager.all_steps(), reverse=True):
     found = failure = None
-    try:
-      found = read(step)
-    except UserError:
-      raise
-    except Exception as e:  # Orbax, tensorstore and the file system each have their own.
-      failure = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
-    # What one process cannot read, no process uses: all must go on from the same step.
-    if not multihost_utils.process_allgather(np.array(failure is None)).all():
-      failures[step] = failure or "another process cannot read it"
-      logging.warning(
-        "checkpoint %s cannot be read, trying the one before: %s", step, failures[step]
-      )
-      continue
-    if failures and quarantine_corrupt:
-      _quarantine(manager, failures)
-    return step, found
+    for look in looks:
+      try:
+        found = look(step, found)
+      except UserError:
+        raise
+      except Exception as e:  # Orbax, tensorstore and the file system each have their own.
+        reason = (str(e).splitlines() or [""])[0].partition(" [tensorstore_spec=")[0]
+        failure = f"{type(e).__name__}: {reason}"
+      # What one process cannot read, no process uses: all must go on from the same step.
+      if not multihost_utils.process_allgather(np.array(failure is None)).all():
+        failures[step] = failure or "another process cannot read it"
+        break
+    else:
+      if failures and quarantine_corrupt:
+        _quarantine(manager, failures)
+      return step, found
+    logging.warning("checkpoint %s cannot be read, trying the one before: %s", step, failures[step])
   if failures:
     named = ", ".join(f"{step} ({error})" for step, error in failures.items())
     raise UserError(f"none of the checkpoints in {manager.directory} can be read: {named}")
@@ -171,25 +198,76 @@ def _quarantine(manager: ocp.CheckpointManager, steps) -> None:
 
 def _saved(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
   """Name → shape and dtype of what a checkpoint holds; no array is read."""
-  return flatten(manager.item_metadata(step).tree)
+  saved = flatten(manager.item_metadata(step).tree)
+  return {name: x for name, x in saved.items() if name != CHECKSUMS}
 
 
-def _read(manager: ocp.CheckpointManager, step: int, wanted: Shapes) -> dict[str, jax.Array]:
-  """Some arrays of a checkpoint, by the names they have there, each read straight to its shards
-  and in its dtype.
-  """
+class DamagedError(Exception):
+  """A checkpoint that is not as it was written."""
+
+
+class _Read(NamedTuple):
+  """Some arrays of a checkpoint, by the names they have there, in the dtypes they have there."""
+
+  wanted: Shapes
+  arrays: dict[str, jax.Array]
+  sums: Mapping[str, np.ndarray]  # the checksums of all; none of those that older versions wrote
+
+
+def _read(manager: ocp.CheckpointManager, step: int, wanted: Shapes) -> _Read:
+  """Reads each array straight to its shards. Where there is a `step` among them it is read too."""
+  folder = manager.directory / str(step)
+  if os.path.islink(folder):
+    raise DamagedError("it is a link to somewhere else")
   tree = manager.item_metadata(step).tree
-  item = jax.tree.map(lambda name: wanted.get(name, ocp.PLACEHOLDER), names(tree))
+  saved = flatten(tree)
+  beside = _replicated(wanted)
+  own = lambda name, sharding: jax.ShapeDtypeStruct(
+    saved[name].shape, saved[name].dtype, sharding=sharding
+  )
+  asked = {n: own(n, s.sharding) for n, s in wanted.items() if n in saved}
+  asked |= {n: own(n, beside) for n in (CHECKSUMS, "step") if n in saved and n not in asked}
+  item = jax.tree.map(lambda name: asked.get(name, ocp.PLACEHOLDER), names(tree))
   # Not `manager.restore`: it waits for the other processes at its end, and one that fails never
   # comes.
   with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-    found = handler.restore(
-      manager.directory / str(step) / "default",
-      args=ocp.args.PyTreeRestore(
-        item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)
-      ),
+    found = flatten(
+      handler.restore(
+        folder / "default",
+        args=ocp.args.PyTreeRestore(
+          item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)
+        ),
+      )
     )
-  return {n: x for n, x in flatten(found).items() if n in wanted}
+  if "step" in asked and int(found["step"]) != step:
+    raise DamagedError(f"it is the one of step {int(found['step'])}")
+  arrays = sorted(saved.keys() - {CHECKSUMS})
+  sums = np.asarray(found[CHECKSUMS]) if CHECKSUMS in saved else np.zeros((0, 2))
+  if CHECKSUMS in saved and len(sums) != len(arrays):
+    raise DamagedError(f"it holds {len(arrays)} arrays, and had {len(sums)}")
+  return _Read(wanted, {n: found[n] for n in asked if n in wanted}, dict(zip(arrays, sums)))
+
+
+def _replicated(wanted: Shapes) -> jax.sharding.Sharding:
+  """A sharding for what is small, of the same devices."""
+  sharding = next(iter(wanted.values())).sharding
+  if isinstance(sharding, jax.sharding.NamedSharding):
+    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+  return sharding
+
+
+def _verified(step: int, found: _Read) -> _Read:
+  """The arrays in the dtypes that are wanted, once they are seen to be those that were saved; all
+  processes together.
+  """
+  del step
+  if found.sums:
+    now = dict(zip(sorted(found.arrays), checksums(found.arrays)))
+    if changed := [n for n, x in now.items() if (x != found.sums[n]).any()]:
+      raise DamagedError(f"{len(changed)} arrays are not those that were saved, e.g. {changed[0]}")
+  return found._replace(
+    arrays={n: x.astype(found.wanted[n].dtype) for n, x in found.arrays.items()}
+  )
 
 
 def _check(step: int, saved: Mapping[str, Any], wanted: Shapes) -> None:
@@ -237,13 +315,26 @@ def read_frozen(workdir: pathlib.Path, wanted: Shapes) -> dict[str, jax.Array]:
   """
   if not wanted:
     return {}
-  same = json.loads((workdir / "frozen" / "same.json").read_text())
+  same = _same(workdir)
   stored = {same.get(name, name): s for name, s in wanted.items()}
   with open_manager(workdir / "frozen", read_only=True) as manager:
-    found = _read(manager, 0, stored)
+    newest = _newest(manager, lambda step, _: _read(manager, step, stored), _verified)
+  found = newest[1].arrays if newest else {}
   if lacking := sorted({*stored} - {*found}):
     raise UserError(f"{workdir / 'frozen'} lacks {', '.join(lacking)}")
   return {name: found[same.get(name, name)] for name in wanted}
+
+
+def _same(workdir: pathlib.Path) -> dict[str, str]:
+  """Name → that of the equal array which is stored."""
+  path = workdir / "frozen" / "same.json"
+  try:
+    same = json.loads(path.read_bytes())
+    if isinstance(same, dict) and all(isinstance(name, str) for name in same.values()):
+      return same
+  except (OSError, ValueError, RecursionError):
+    pass
+  raise UserError(f"{path} is missing or damaged")
 
 
 class RunVariables:
@@ -265,8 +356,8 @@ class RunVariables:
     folder = workdir / "checkpoints"
     if folder.is_dir():
       with open_manager(folder, read_only=True) as manager:
-        if (last := manager.latest_step()) is not None:
-          self.shapes = self._shapes(manager, last)
+        if newest := _newest(manager, lambda step, _: self._shapes(manager, step)):
+          self.shapes = newest[1]
           return
     raise UserError(f"{workdir} holds no checkpoint yet")
 
@@ -281,7 +372,7 @@ class RunVariables:
     saved = _saved(manager, step)
     found = {n: saved[s] for n, s in self._where(manager, step).items()}
     if has_frozen(self._workdir):
-      same = json.loads((self._workdir / "frozen" / "same.json").read_text())
+      same = _same(self._workdir)
       with open_manager(self._workdir / "frozen", read_only=True) as frozen:
         stored = _saved(frozen, 0)
       found |= stored | {name: stored[s] for name, s in same.items()}
@@ -291,14 +382,15 @@ class RunVariables:
     """Some of the variables, each straight to its sharding and dtype."""
     with open_manager(self._workdir / "checkpoints", read_only=True) as manager:
 
-      def of_step(step):
+      def read(step, _):
         where = self._where(manager, step)
-        moving = {n: s for n, s in wanted.items() if n in where}
-        found = _read(manager, step, {where[n]: s for n, s in moving.items()})
-        return {n: found[where[n]] for n in moving}
+        return _read(manager, step, {where[n]: s for n, s in wanted.items() if n in where})
 
-      newest = _newest(manager, of_step)
-    found: dict[str, jax.Array] = newest[1] if newest else {}
+      newest = _newest(manager, read, _verified)
+      found = {}
+      if newest:
+        where = self._where(manager, newest[0])
+        found = {n: newest[1].arrays[where[n]] for n in wanted if n in where}
     return {
       **found,
       **read_frozen(self._workdir, {n: s for n, s in wanted.items() if n not in found}),

@@ -37,9 +37,9 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     raise UserError(
       "give --coordinator, --num_processes and --process_id together, or none of them"
     )
-  host, _, port = (coordinator or "").rpartition(":")
   # Else the coordinator listens on every interface, whatever address the others are given.
-  local = f"{host}:{port}" if host in ("127.0.0.1", "localhost", "[::1]") else None
+  host = (coordinator or "").rpartition(":")[0]
+  local = coordinator if host in ("127.0.0.1", "localhost", "[::1]") else None
   try:
     jax.distributed.initialize(
       *given,

@@ -1,11 +1,14 @@
 """Files that are whole or not there, whenever the process is killed."""
 
 import json
+import logging
 import os
 import pathlib
 import re
 import tempfile
 from typing import Any
+
+from vlx.core.errors import UserError
 
 
 def write(path: pathlib.Path, content: str | bytes) -> None:
@@ -38,17 +41,38 @@ def cache_dir() -> pathlib.Path:
   return pathlib.Path(os.environ.get("VLX_CACHE", "~/.cache/vlx")).expanduser()
 
 
-def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The lines of a file of JSON objects; one that was cut off is left out, and there are none
-  where it is not.
+def read_steps(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The lines of a run's metrics.jsonl, JSON objects of numbers with a `step`; none where it is not.
+
+  Damaged lines, as a run that is killed may leave one, are counted and passed over.
   """
-  lines = []
-  for line in path.read_text().splitlines() if path.exists() else []:
+  found, damaged = [], 0
+  for line in path.read_bytes().split(b"\n") if path.is_file() else []:
     try:
-      lines.append(json.loads(line))
-    except ValueError:
-      pass
-  return lines
+      values = json.loads(line)
+      numbers = all(type(x) in (int, float) for x in values.values())
+      if not numbers or type(values["step"]) is not int:
+        raise ValueError("not numbers")
+      found.append(values)
+    except (ValueError, AttributeError, KeyError, RecursionError):
+      damaged += bool(line.strip())
+  if damaged:
+    logging.warning("%s: %d damaged lines are passed over", path, damaged)
+  return found
+
+
+def refuse_strange(folder: pathlib.Path) -> None:
+  """For a folder that is to be written to, and that somebody may have sent.
+
+  Raises:
+    UserError: where a link leads out of it, or there is something else than files and folders.
+  """
+  root = folder.resolve()
+  for path in folder.rglob("*"):
+    if path.is_symlink() and not path.resolve().is_relative_to(root):
+      raise UserError(f"{path} is a link that leads out of the folder; put what it names there")
+    if not (path.is_file() or path.is_dir()):
+      raise UserError(f"{path} is neither a file nor a folder; remove it")
 
 
 def safe_name(text: str, longest: int = 60) -> str:

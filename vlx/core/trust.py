@@ -15,7 +15,6 @@ from vlx.core.errors import UserError
 
 _trusted = {"vlx"}
 
-PATH = r"[A-Za-z_]\w*(?:\.\w+)+"
 NAMES = ("system", "type", "kind")  # keys whose value is one
 OPS = ("preprocess", "image_transform", "ops")  # keys whose value is a string of ops
 
@@ -51,12 +50,14 @@ def import_paths(content: Any, key: str = "") -> Iterator[str]:
     for value in content:
       yield from import_paths(value, key)
   elif isinstance(content, str):
-    if key in NAMES and re.fullmatch(PATH, content):
-      yield content
+    # Whatever `importlib` may take for a path: its names need not be Python's.
+    if key in NAMES:
+      named = [content]
     elif key == "source":
-      for spec in re.split(r"[;*]", content.removeprefix("mix:")):
-        kind = spec.partition(":")[0]
-        if ":" in spec and re.fullmatch(PATH, kind):
-          yield kind
+      specs = re.split(r"[;*]", content.removeprefix("mix:"))
+      named = [spec.partition(":")[0] for spec in specs if ":" in spec]
     elif key in OPS:
-      yield from re.findall(rf"(?:^|\|)\s*({PATH})", content)
+      named = [call.partition("(")[0].strip() for call in content.split("|")]
+    else:
+      named = []
+    yield from (name for name in named if "." in name)

@@ -5,6 +5,7 @@ processes: each builds the rows that are its own. So there is no iterator to sav
 """
 
 import collections
+import errno
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -23,7 +24,15 @@ from vlx.data.transforms.preprocess import Preprocess
 
 HostBatch = dict[str, np.ndarray]
 RETRY_AFTER = (0.1, 1.0, 5.0)  # seconds
-PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+# What a disk or a network says for a while.
+PASSING = {
+  getattr(errno, name)
+  for name in (
+    *("EIO", "EAGAIN", "EINTR", "EBUSY", "ESTALE", "ETIMEDOUT", "ECONNRESET", "ECONNREFUSED"),
+    *("ECONNABORTED", "ENETDOWN", "ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH", "EREMOTEIO"),
+  )
+  if hasattr(errno, name)
+}
 
 
 class ByStep(Protocol):
@@ -106,9 +115,9 @@ class Examples:
     for pause in RETRY_AFTER:
       try:
         return self._source[index]
-      except PERMANENT:
-        raise
-      except OSError:
+      except OSError as e:
+        if e.errno not in PASSING:
+          raise
         time.sleep(pause)
     return self._source[index]
 

@@ -59,8 +59,10 @@ def check_text(text: str) -> None:
   """Raises `BadRecord` for a text that no tokenizer should be given."""
   if len(text) > MAX_TEXT:
     raise BadRecord(f"a text of {len(text)} characters; {MAX_TEXT} are the most")
-  if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-    raise BadRecord("a text that is not UTF-8")
+  try:
+    text.encode()
+  except UnicodeEncodeError as e:  # half a surrogate pair
+    raise BadRecord("a text that is not UTF-8") from e
 
 
 def captions(value: Any) -> str | tuple[str, ...]:

@@ -14,7 +14,7 @@ from absl import flags
 import vlx
 from vlx import cli
 from vlx.core import config as configs
-from vlx.core import distributed, trust
+from vlx.core import distributed, files, trust
 from vlx.core.errors import UserError
 from vlx.evaluate import runner
 from vlx.evaluate.measure import measure_on
@@ -56,6 +56,7 @@ def evaluate_run(workdir: pathlib.Path) -> None:
   if CONFIG.value is not None:
     trust.trust_named(CONFIG.value.to_dict())
   config = configs.read(workdir).resolved
+  files.refuse_strange(workdir)
   if CONFIG.value is not None:
     config = with_evaluators(config, CONFIG.value, workdir)
   model = vlx.load(workdir)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from vlx.core import distributed, files
+from vlx.core.errors import UserError
 from vlx.core.provenance import provenance
 
 
@@ -26,6 +27,16 @@ def write(path: pathlib.Path, measures: Mapping[str, float], **facts: Any) -> No
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-  """results.json; one written before 0.2.0 has `measures` alone."""
-  found = json.loads(path.read_text())
-  return found if "measures" in found else {"measures": found}
+  """results.json; one written before 0.2.0 has `measures` alone.
+
+  Raises:
+    UserError: for a damaged one.
+  """
+  try:
+    found = json.loads(path.read_bytes())
+    found = found if "measures" in found else {"measures": found}
+    if all(type(x) in (int, float) for x in found["measures"].values()):
+      return found
+  except (ValueError, TypeError, AttributeError, RecursionError):
+    pass
+  raise UserError(f"{path} is damaged; remove it, and evaluate again")

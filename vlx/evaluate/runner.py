@@ -138,7 +138,7 @@ class Evaluation:
 
   def write_results(self, measures: Mapping[str, float]) -> None:
     """results.json of the run's folder."""
-    steps = files.read_json_lines(self.workdir / "metrics.jsonl")
+    steps = files.read_steps(self.workdir / "metrics.jsonl")
     results.write(
       self.workdir / "results.json",
       measures,
@@ -165,7 +165,7 @@ class Evaluation:
       self.model.system,
       directions=lambda key: direction(self.evaluators, key),
     )
-    if distributed.is_first() and (self.workdir / "results.json").exists():
+    if distributed.is_first() and (self.workdir / "results.json").is_file():
       print(
         f"{self.workdir}/report.html: what was trained, the figures, images to look at", flush=True
       )

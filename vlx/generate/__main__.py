@@ -14,7 +14,7 @@ from absl import flags
 
 import vlx
 from vlx import cli
-from vlx.core import capabilities
+from vlx.core import capabilities, files
 from vlx.core.capabilities import CaptionsImages, GeneratesImages, GeneratesText
 from vlx.core.errors import UserError
 from vlx.generate import outputs
@@ -125,8 +125,9 @@ def write_images(model):
     images, cosines = outputs.ranked(images, prompt, RERANK.value, model.mesh)
     print("cosines, best first:", " ".join(f"{c:.3f}" for c in cosines))
   title = prompt + (", best first" if RERANK.value else "")
-  name = f"{prompt}_{SEED.value}" if SEED.value else prompt or f"samples_{SEED.value}"
-  print(outputs.save(outputs.images_sheet(images, title), _path(name)))
+  # What tells two sheets apart: one may be to be laid beside another.
+  told = (prompt or "samples", SAMPLER.value, RERANK.value and "ranked", str(SEED.value or ""))
+  print(outputs.save(outputs.images_sheet(images, title), _path("_".join(filter(None, told)))))
 
 
 def _path(name: str) -> pathlib.Path:
@@ -134,6 +135,8 @@ def _path(name: str) -> pathlib.Path:
   if OUTPUT.value:
     return pathlib.Path(OUTPUT.value).expanduser()
   folder = pathlib.Path(WORKDIR.value or ".").expanduser()
+  if WORKDIR.value:
+    files.refuse_strange(folder)
   return folder / "generated" / f"{outputs.file_name(name)}.png"
 
 

@@ -84,7 +84,7 @@ def sampler_fields(text: str) -> dict:
 def file_name(text: str) -> str:
   """A file name for any prompt; where letters and digits do not tell it, by a hash of it."""
   name = files.safe_name(text)
-  told = name != "unnamed" and len(text) <= 60
+  told = name != "unnamed" and len(text) <= 60 and all(c.isascii() or c.isalnum() for c in text)
   return name if told else f"{name}_{hashlib.sha1(text.encode()).hexdigest()[:8]}"
 
 

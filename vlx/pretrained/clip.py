@@ -121,8 +121,14 @@ def _resnet_rows(tower: ModifiedResNet) -> list[Row]:
   return rows + dense(f"{public}.c_proj", "image_projection")
 
 
-def from_hugging_face(config: Mapping) -> CheckpointMap:
-  """Reads a `config.json` with the model type "clip"; its sections leave out what is B/32's."""
+def from_hugging_face(
+  config: Mapping, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> CheckpointMap:
+  """Reads a `config.json` with the model type "clip"; its sections leave out what is B/32's.
+
+  All such files have the same tensors: `shapes` is not used.
+  """
+  del shapes
   config = dict(config)
   for part in ("vision_config", "text_config"):
     # The first files have their sections under both names; where they differ, this one counts.

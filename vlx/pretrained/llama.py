@@ -1,5 +1,5 @@
-"""LLaMA's public files: Hugging Face's `LlamaForCausalLM`, Meta's `consolidated.*.pth`, llama.cpp's
-GGUF.
+"""LLaMA's public files: Hugging Face's `LlamaForCausalLM` and `LlamaModel`, Meta's
+`consolidated.*.pth`, llama.cpp's GGUF.
 
 The network rotates the pairs of features (i, i + head_dim/2), as Hugging Face does; in the files of
 Meta and llama.cpp the two of a pair stand side by side, and the patterns of queries and keys set
@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlx.core.errors import UserError
-from vlx.models.language.llama import SIZES, LanguageModel, LLaMA
+from vlx.models.language.llama import SIZES, LanguageModel, LLaMA, LLaMAEncoder
 from vlx.pretrained import fields
 from vlx.pretrained.formats import TensorFile
 from vlx.pretrained.tables import CheckpointMap, Row
+
+# The names of a `LlamaModel` by themselves, and in a `LlamaForCausalLM`.
+ALIASES = ((r"^(?=(embed_tokens|layers|norm)\.)", "model."),)
 
 # A tied model's file may hold the tensor twice.
 TIED_COPIES = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -31,7 +34,9 @@ _BLOCK = "params/blocks"
 
 
 def rows(num_heads: int, num_groups: int, tie_embeddings: bool = False) -> list[Row]:
-  """Rows for files of `save_pretrained`."""
+  """Rows for files of `save_pretrained`; those of a model with a tied head are a `LlamaModel`'s
+  too.
+  """
   queries, keys = (("(h e) d -> d h e", {"h": heads}) for heads in (num_heads, num_groups))
   out = ("d (h e) -> h e d", {"h": num_heads})
   layer = "model.layers.{layer}"
@@ -99,8 +104,17 @@ def gguf_rows(num_heads: int, num_groups: int, tie_embeddings: bool) -> list[Row
   return table if tie_embeddings else [*table, Row("output.weight", "params/head/kernel", _DENSE)]
 
 
-def from_hugging_face(config: Mapping[str, Any]) -> CheckpointMap:
+def from_hugging_face(
+  config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> CheckpointMap:
   """Reads a `config.json` with the model type `llama`.
+
+  A `LlamaModel` is a language model where the config says that the head is tied to the words, else
+  layers without a head, for no file says what a head would be.
+
+  Args:
+    config: what lies in it.
+    shapes: of the tensors in the file beside it; without, the config's architecture counts.
 
   Raises:
     UserError: for a missing or absurd field, and for what LLaMA 1 and 2 do not have.
@@ -136,16 +150,29 @@ def from_hugging_face(config: Mapping[str, Any]) -> CheckpointMap:
     rope_theta=fields.positive(rope or config, "rope_theta", 10000.0),
     tie_embeddings=tied,
   )
+  if not tied and _is_headless(config, shapes):
+    return CheckpointMap(LLaMAEncoder(decoder), rows(heads, groups, True), ALIASES)
   return CheckpointMap(
-    LanguageModel(decoder), rows(heads, groups, tied), copies=TIED_COPIES if tied else {}
+    LanguageModel(decoder), rows(heads, groups, tied), ALIASES, TIED_COPIES if tied else {}
   )
 
 
-def to_hugging_face(system: LanguageModel) -> tuple[dict[str, Any], CheckpointMap]:
-  """The `config.json` and the table that `LlamaForCausalLM.from_pretrained` takes."""
+def _is_headless(config, shapes) -> bool:
+  """Whether a file is a `LlamaModel`'s; one that names itself otherwise has lost its head."""
+  if shapes is not None and "lm_head.weight" in shapes:
+    return False
+  return config.get("architectures") == ["LlamaModel"] or (
+    shapes is not None and "embed_tokens.weight" in shapes
+  )
+
+
+def to_hugging_face(system: LanguageModel | LLaMAEncoder) -> tuple[dict[str, Any], CheckpointMap]:
+  """The `config.json` and the table that `LlamaForCausalLM.from_pretrained`, or `LlamaModel`'s,
+  takes.
+  """
   decoder = system.decoder
   config = dict(
-    architectures=["LlamaForCausalLM"],
+    architectures=["LlamaModel" if isinstance(system, LLaMAEncoder) else "LlamaForCausalLM"],
     model_type="llama",
     vocab_size=decoder.vocab_size,
     hidden_size=decoder.width,

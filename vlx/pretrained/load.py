@@ -2,8 +2,9 @@
 
 A folder of Hugging Face's (`config.json` beside safetensors or torch's files, in one or many), of
 open_clip's, of Meta's (`params.json` beside `consolidated.*.pth`), of OpenAI's dVAE (`encoder.pkl`
-and `decoder.pkl`), or of vlx (a run, or what `vlx.convert` wrote); a single file of safetensors,
-torch, numpy or llama.cpp; or the name of a repository on Hugging Face's hub.
+and `decoder.pkl`), of Google's BERT (`bert_config.json` beside TensorFlow's `bert_model.ckpt.index`),
+or of vlx (a run, or what `vlx.convert` wrote); a single file of safetensors, torch, numpy,
+TensorFlow or llama.cpp; or the name of a repository on Hugging Face's hub.
 """
 
 import importlib
@@ -31,6 +32,7 @@ from vlx.pretrained.formats.files import read_json
 from vlx.pretrained.formats.npz import open_npz
 from vlx.pretrained.formats.safetensors import open_safetensors
 from vlx.pretrained.formats.shards import open_index, open_joined, open_parts
+from vlx.pretrained.formats.tf_bundle import open_tf_bundle
 from vlx.pretrained.formats.torch_files import open_torch
 from vlx.pretrained.hub import download
 from vlx.pretrained.tables import CheckpointMap
@@ -43,8 +45,8 @@ FAMILIES = {
     "vlx.models.pretraining.bert.BERTEncoder",
   ),
   "clip": ("vlx.models.contrastive.clip.CLIP",),
-  "llama": ("vlx.models.language.llama.LanguageModel",),
-  "vit": ("vlx.models.vision.vit.ViT",),
+  "llama": ("vlx.models.language.llama.LanguageModel", "vlx.models.language.llama.LLaMAEncoder"),
+  "vit": ("vlx.models.vision.vit.ViT", "vlx.models.vision.vit.ViTEncoder"),
 }
 DVAE_HALVES = ("encoder", "decoder")  # of OpenAI's, files of their own
 # Those whose files also come bare, and are known by their names and shapes.
@@ -65,6 +67,8 @@ WEIGHTS = (
   "open_clip_pytorch_model.bin",
 )
 OPEN_CLIP = "open_clip_config.json"
+GOOGLE_BERT = "bert_config.json"
+TF_INDEX = ".index"  # TensorFlow users call a checkpoint by its name without it
 CLIP_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 
 
@@ -88,6 +92,7 @@ class Checkpoint(NamedTuple):
   read: Callable[[Mapping[str, jax.ShapeDtypeStruct]], dict[str, jax.Array]]
   tokenizer: Callable[[], Any]
   image_transform: str
+  absent: str = ""  # what it lacks to be a model: `shapes` are then not all of the system's
 
 
 class _Found(NamedTuple):
@@ -96,6 +101,7 @@ class _Found(NamedTuple):
   family: str
   layout: CheckpointMap
   file: TensorFile
+  absent: str = ""
 
 
 def open_checkpoint(path_or_name: str | pathlib.Path) -> Checkpoint:
@@ -112,8 +118,10 @@ def open_checkpoint(path_or_name: str | pathlib.Path) -> Checkpoint:
   path = locate(path_or_name)
   if is_vlx(path):
     return _open_vlx(path)
-  family, layout, file = _find(path)
+  family, layout, file, absent = _find(path)
   shapes = variable_shapes(layout.system)
+  if absent:
+    shapes = {"params": {k: x for k, x in shapes["params"].items() if k != "encoder"}, "state": {}}
 
   def read(wanted):
     return tables.read(
@@ -136,9 +144,8 @@ def open_checkpoint(path_or_name: str | pathlib.Path) -> Checkpoint:
       else _tokenizer(path, family)
     )
 
-  return Checkpoint(
-    layout.system, flatten(shapes), read, tokenizer, _preprocess(path, family, layout.system)
-  )
+  image_transform = _preprocess(path, family, layout.system)
+  return Checkpoint(layout.system, flatten(shapes), read, tokenizer, image_transform, absent)
 
 
 def load(
@@ -162,6 +169,8 @@ def load(
     UserError: as `open_checkpoint`; with a line for each tensor that does not fit.
   """
   found = open_checkpoint(path_or_name)
+  if found.absent:
+    raise UserError(f"{path_or_name} {found.absent}")
   shapes = variable_shapes(found.system)
   if mesh is None:
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -196,10 +205,10 @@ def locate(path_or_name: str | pathlib.Path) -> pathlib.Path:
   path = pathlib.Path(name).expanduser()
   if path.exists():
     return path
+  if (index := path.with_name(path.name + TF_INDEX)).is_file():
+    return index
   # A mistyped path is no repository of somebody called "runs".
-  if not name.startswith("hub:") and (
-    name.startswith("runs/") or path.parts[:1] and pathlib.Path(path.parts[0]).is_dir()
-  ):
+  if not name.startswith("hub:") and len(path.parts) == 2 and path.parent.is_dir():
     raise UserError(f"there is no file or folder {name}; to ask the hub for it, name hub:{name}")
   return download(name.removeprefix("hub:"))
 
@@ -235,6 +244,8 @@ def _find(path: pathlib.Path) -> _Found:
   if all(file.is_file() for file in halves.values()):
     return _of_dvae(path, halves)
   weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+  if weights is None and (path / GOOGLE_BERT).is_file():
+    return _of_google_bert(path)
   if weights is None:
     files = sorted(f for f in path.iterdir() if f.suffix in (*OPENERS, ".gguf"))
     if len(files) > 1 and all(file.suffix == ".gguf" for file in files):
@@ -250,7 +261,8 @@ def _find(path: pathlib.Path) -> _Found:
   config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
   if config.get("model_type") is None and (path / OPEN_CLIP).is_file():
     told = read_json(path / OPEN_CLIP)
-    return _fitting(weights, lambda shapes: ("clip", module("clip").from_open_clip(told, shapes)))
+    layout_of = lambda shapes: ("clip", module("clip").from_open_clip(told, shapes))
+    return _fitting(weights, _open(weights), layout_of)
   if config.get("model_type") is None:
     return _of_file(weights)
   if config["model_type"] not in FAMILIES:
@@ -258,7 +270,11 @@ def _find(path: pathlib.Path) -> _Found:
       f"{path / 'config.json'}: the model type is {config['model_type']!r}; vlx knows {', '.join(FAMILIES)}"
     )
   family = config["model_type"]
-  return _fitting(weights, lambda shapes: (family, module(family).from_hugging_face(config)))
+  return _fitting(
+    weights,
+    _open(weights),
+    lambda shapes: (family, module(family).from_hugging_face(config, shapes)),
+  )
 
 
 def _open(path: pathlib.Path) -> TensorFile:
@@ -270,18 +286,25 @@ def _open(path: pathlib.Path) -> TensorFile:
 
 
 def _of_file(path: pathlib.Path) -> _Found:
-  """A file that has nothing beside it to say what it is."""
+  """A file that has nothing beside it to say what it is, or is one of many."""
+  if path.suffix == TF_INDEX:
+    return _of_google_bert(path)
   if path.suffix == ".gguf":
     from vlx.pretrained.formats.gguf import open_gguf
 
     file = open_gguf(path)
     return _Found("llama", module("llama").from_gguf(file), file)
-  return _fitting(path, _by_names)
-
-
-def _fitting(path: pathlib.Path, layout_of: Callable) -> _Found:
-  """A file under the names that its family's table has (`prefixes.fitting`)."""
   file = _open(path)
+  arctic = module("arctic")
+  if arctic.is_arctic(file.shapes):
+    options = arctic.read_options(path)
+    layout = arctic.layout_of(options, file.shapes)
+    return _Found("arctic", layout, arctic.adapted(file, options), arctic.ABSENT)
+  return _fitting(path, file, _by_names)
+
+
+def _fitting(path: pathlib.Path, file: TensorFile, layout_of: Callable) -> _Found:
+  """A file under the names that its family's table has (`prefixes.fitting`)."""
   if (found := prefixes.fitting(file, layout_of)) is None:
     some = ", ".join(sorted(file.shapes)[:3])
     raise UserError(f"{path} is of no family that vlx knows by its names ({some}, …)")
@@ -308,6 +331,18 @@ def _of_meta(folder: pathlib.Path) -> _Found:
   )
 
 
+def _of_google_bert(path: pathlib.Path) -> _Found:
+  """Google's BERT by its folder, or by the index of one of several checkpoints in it."""
+  folder = path if path.is_dir() else path.parent
+  indexes = sorted(path.glob(f"*{TF_INDEX}")) if path.is_dir() else [path]
+  if len(indexes) != 1:
+    count = f"{len(indexes)} checkpoints" if indexes else "no checkpoint"
+    raise UserError(f"{folder} holds {count} of TensorFlow's; name NAME{TF_INDEX} of one")
+  bert, file = module("bert"), open_tf_bundle(indexes[0])
+  file = file._replace(shapes={n: x for n, x in file.shapes.items() if not bert.of_training(n)})
+  return _Found("bert", bert.from_google(read_json(folder / GOOGLE_BERT), file.shapes), file)
+
+
 def _of_dvae(folder: pathlib.Path, halves: dict[str, pathlib.Path]) -> _Found:
   file = open_parts({half: prefixes.bare(open_torch(path)) for half, path in halves.items()})
   layout = module("dvae").from_shapes(file.shapes)
@@ -318,6 +353,8 @@ def _of_dvae(folder: pathlib.Path, halves: dict[str, pathlib.Path]) -> _Found:
 
 def _tokenizer(path: pathlib.Path, family: str) -> Any:
   """The tokenizer of the files beside the weights; CLIP's text is mended by rules of its own first."""
+  if path.suffix == TF_INDEX:
+    return public_tokenizers.load(path.parent)
   if family != "clip":
     return public_tokenizers.load(path) if path.is_dir() else None
   folder = path if path.is_dir() else path.parent

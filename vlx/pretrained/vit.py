@@ -1,5 +1,5 @@
-"""Names of ViT's public files: Hugging Face's `ViTForImageClassification`, timm's `vit_*`,
-vit_jax's npz.
+"""Names of ViT's public files: Hugging Face's `ViTForImageClassification` and `ViTModel`, timm's
+`vit_*` (DINO's and MAE's are named so too), vit_jax's npz.
 
 One network, three dialects of its constants: Hugging Face (erf GELU, ε = 1e-12, cubic resampling of
 positions), timm (erf GELU, ε = 1e-6), and the paper's own code (tanh GELU, ε = 1e-6, linear
@@ -9,7 +9,7 @@ resampling).
 import math
 from collections.abc import Mapping
 
-from vlx.models.vision.vit import VisionTransformer, ViT
+from vlx.models.vision.vit import VisionTransformer, ViT, ViTEncoder
 from vlx.pretrained import fields, preprocessor
 from vlx.pretrained.tables import CheckpointMap, Row, renamed
 from vlx.pretrained.torch_rows import convolution, dense, layer_norm, transformer_block
@@ -35,13 +35,19 @@ def num_heads(width: int) -> int:
 
 
 def hugging_face_rows(num_heads: int) -> list[Row]:
-  embeddings = "vit.embeddings"
+  """Rows for `ViTForImageClassification`."""
+  return [*encoder_rows(num_heads, "vit."), *dense("classifier", "head")]
+
+
+def encoder_rows(num_heads: int, public: str = "", *, pooler: bool = False) -> list[Row]:
+  """Rows for `ViTModel`; `public` stands before its names."""
+  embeddings = f"{public}embeddings"
   return [
     Row(f"{embeddings}.cls_token", "params/tower/cls"),
     Row(f"{embeddings}.position_embeddings", "params/tower/position_embedding"),
     *convolution(f"{embeddings}.patch_embeddings.projection", "tower/patch_embedding", bias=True),
     *transformer_block(
-      "vit.encoder.layer.{layer}",
+      f"{public}encoder.layer.{{layer}}",
       _BLOCKS,
       num_heads,
       norms=("layernorm_before", "layernorm_after"),
@@ -49,12 +55,12 @@ def hugging_face_rows(num_heads: int) -> list[Row]:
       out="attention.output.dense",
       mlp=("intermediate.dense", "output.dense"),
     ),
-    *layer_norm("vit.layernorm", "tower/final_norm"),
-    *dense("classifier", "head"),
+    *layer_norm(f"{public}layernorm", "tower/final_norm"),
+    *(dense(f"{public}pooler.dense", "pre_logits") if pooler else ()),
   ]
 
 
-def timm_rows(num_heads: int) -> list[Row]:
+def timm_rows(num_heads: int, *, head: bool = True) -> list[Row]:
   return [
     Row("cls_token", "params/tower/cls"),
     Row("pos_embed", "params/tower/position_embedding"),
@@ -69,7 +75,7 @@ def timm_rows(num_heads: int) -> list[Row]:
       mlp=("mlp.fc1", "mlp.fc2"),
     ),
     *layer_norm("norm", "tower/final_norm"),
-    *dense("head", "head"),
+    *(dense("head", "head") if head else ()),
   ]
 
 
@@ -96,8 +102,16 @@ def npz_rows(*, cls: bool = True, pre_logits: bool = False, scanned: bool = Fals
   return rows
 
 
-def from_hugging_face(config: Mapping) -> CheckpointMap:
-  """Reads a `config.json` with the model type "vit"."""
+def from_hugging_face(
+  config: Mapping, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> CheckpointMap:
+  """Reads a `config.json` with the model type "vit".
+
+  Args:
+    config: what lies in it.
+    shapes: of the tensors in the file beside it, whose names say whether there is a classifier, or
+      else a pooler; with a classifier where None.
+  """
   fields.must_be(config, "num_channels", 3)
   fields.must_be(config, "qkv_bias", True)
   width, heads = (
@@ -121,21 +135,43 @@ def from_hugging_face(config: Mapping) -> CheckpointMap:
     activation=fields.one_of(config, "hidden_act", fields.ACTIVATIONS),
     layer_norm_epsilon=fields.positive(config, "layer_norm_eps"),
   )
+  if shapes is not None and not any(name.startswith("classifier.") for name in shapes):
+    fields.must_be(config, "pooler_act", "tanh")
+    pooler = [shapes[n] for n in shapes if n.removeprefix("vit.") == "pooler.dense.weight"]
+    return encoder_layout(ViTEncoder(tower, pooler[0][0] if pooler else 0))
   # A classifier of two is Hugging Face's default, which its files leave out.
   classes = len(config.get("id2label") or ()) or fields.positive_int(config, "num_labels", 2)
   return CheckpointMap(ViT(tower, classes), hugging_face_rows(heads))
 
 
-def to_hugging_face(system: ViT) -> tuple[dict, CheckpointMap]:
-  """(config.json, CheckpointMap) of `ViTForImageClassification`."""
+def encoder_layout(system: ViTEncoder) -> CheckpointMap:
+  """The table of a `ViTModel`; files that were cut out of a classifier's kept its names."""
+  table = encoder_rows(system.tower.num_heads, pooler=bool(system.representation_size))
+  return CheckpointMap(system, table, ((r"^vit\.", ""),))
+
+
+def to_hugging_face(system: ViT | ViTEncoder) -> tuple[dict, CheckpointMap]:
+  """(config.json, CheckpointMap) of `ViTForImageClassification`, or of `ViTModel`: without a pooler
+  it loads with `add_pooling_layer=False`.
+  """
   tower, what = system.tower, "Hugging Face's ViT"
   fields.exportable(
     what, tower, pool="cls", stem=(), patch_bias=True, pre_norm=False, cls_position=True
   )
-  fields.exportable(what, system, representation_size=0)
-  labels = {i: f"LABEL_{i}" for i in range(system.num_classes)}
+  headless = isinstance(system, ViTEncoder)
+  if headless:
+    pooler = system.representation_size
+    own = dict(architectures=["ViTModel"], **({"pooler_output_size": pooler} if pooler else {}))
+  else:
+    fields.exportable(what, system, representation_size=0)
+    labels = {i: f"LABEL_{i}" for i in range(system.num_classes)}
+    own = dict(
+      architectures=["ViTForImageClassification"],
+      id2label={str(i): label for i, label in labels.items()},
+      label2id={v: i for i, v in labels.items()},
+    )
   config = dict(
-    architectures=["ViTForImageClassification"],
+    **own,
     model_type="vit",
     num_channels=3,
     qkv_bias=True,
@@ -147,9 +183,9 @@ def to_hugging_face(system: ViT) -> tuple[dict, CheckpointMap]:
     patch_size=tower.patch_size,
     hidden_act=fields.public_activation(tower.activation),
     layer_norm_eps=tower.layer_norm_epsilon,
-    id2label={str(i): label for i, label in labels.items()},
-    label2id={v: i for i, v in labels.items()},
   )
+  if headless:
+    return config, encoder_layout(system)
   return config, CheckpointMap(system, hugging_face_rows(tower.num_heads))
 
 
@@ -157,7 +193,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CheckpointMap | None:
   """The system of timm's `vit_*`, or of vit_jax's and big_vision's npz, by their names; None for what is
   neither.
   """
-  if {"cls_token", "pos_embed", "blocks.0.attn.qkv.weight", "head.weight"} <= shapes.keys():
+  if {"cls_token", "pos_embed", "blocks.0.attn.qkv.weight", "norm.weight"} <= shapes.keys():
     return _timm(shapes)
   found = {renamed(name, NPZ_ALIASES): shape for name, shape in shapes.items()}
   if {"embedding/kernel", "Transformer/encoder_norm/scale", "head/kernel"} <= found.keys():
@@ -177,7 +213,10 @@ def _timm(shapes) -> CheckpointMap:
     activation="gelu",
     layer_norm_epsilon=1e-6,
   )
-  return CheckpointMap(ViT(tower, shapes["head.weight"][0]), timm_rows(tower.num_heads))
+  if not any(name.startswith("head.") for name in shapes):
+    return CheckpointMap(ViTEncoder(tower), timm_rows(tower.num_heads, head=False))
+  classes, _ = fields.shape(shapes, "head.weight", 2)
+  return CheckpointMap(ViT(tower, classes), timm_rows(tower.num_heads))
 
 
 def _npz(shapes) -> CheckpointMap:

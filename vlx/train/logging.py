@@ -34,9 +34,16 @@ class MetricsLog:
   def __init__(self, workdir: pathlib.Path, start: int, stop: int, examples_per_step: int):
     self._writes = distributed.is_first()
     path = workdir / "metrics.jsonl"
+    self._line: dict[str, float] = {}
+    self._begins: int | None = None  # where in the file this line begins, once it is there
     if self._writes:
-      kept = [line for line in files.read_json_lines(path) if line["step"] <= start]
-      files.write(path, "".join(json.dumps(line) + "\n" for line in kept))
+      kept = [line for line in files.read_steps(path) if line["step"] <= start]
+      before = [line for line in kept if line["step"] < start]
+      text = "".join(json.dumps(line) + "\n" for line in before)
+      if len(before) < len(kept):  # the line of `start` may get more
+        self._line, self._begins = kept[len(before)], len(text)
+        text += json.dumps(self._line) + "\n"
+      files.write(path, text)
     self._file = open(path if self._writes else os.devnull, "a", encoding="utf-8")
     self._bar = tqdm.tqdm(
       total=stop,
@@ -47,8 +54,6 @@ class MetricsLog:
     )
     self._board = EventFile(workdir / "tensorboard" if self._writes else None, start, self.say)
     self._examples = examples_per_step
-    self._line: dict[str, float] = {}
-    self._begins: int | None = None  # where in the file this line begins, once it is there
     self._since, self._time, self._waited, self._warned = start, time.monotonic(), 0.0, False
     self._told = time.monotonic()
 
@@ -87,7 +92,6 @@ class MetricsLog:
     self._begins = self._file.seek(0, os.SEEK_END)
     self._file.write(json.dumps(self._line) + "\n")
     self._file.flush()
-    self._board.flush()
 
   def waited(self, seconds: float) -> None:
     """Counts time in which the devices waited for data."""

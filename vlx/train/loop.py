@@ -14,7 +14,7 @@ import filelock
 import jax
 from jax.experimental import multihost_utils
 
-from vlx.core import checkpoint, distributed, partition
+from vlx.core import checkpoint, distributed, files, partition
 from vlx.core.errors import UserError
 from vlx.core.system import Variables
 from vlx.data import batches
@@ -101,6 +101,7 @@ def _alone_in(workdir):
     yield
     return
   workdir.mkdir(parents=True, exist_ok=True)
+  files.refuse_strange(workdir)
   try:
     with filelock.FileLock(workdir / ".lock", timeout=0):
       yield
@@ -207,6 +208,8 @@ class _Loop:
       if pending and (evaluating or saving):
         pending = self._finish(pending, state)
       if saving:
+        if not (self._run.workdir / "config.json").is_file():
+          raise UserError(f"{self._run.workdir} was removed while it was trained in")
         self._log.flush()
         checkpoint.save(self._manager, step, state)
       if evaluating:

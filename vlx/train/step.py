@@ -59,13 +59,14 @@ def players(
 def begin(system: Trains, optim: ConfigDict, *, steps: int = 1000, seed: int = 0):
   """(state, what is frozen, jitted step) of a system by itself: without data, folder and mesh.
 
+  What learns is initialized at random; `train_step(state, frozen, batch) -> (state, metrics)` gives
+  its state away.
+
   Args:
     system: to train.
     optim: the config's section.
     steps: that the schedule of the learning rate is made for.
     seed: of the first parameters and of each step's randomness.
-
-  What learns is initialized at random; `train_step(state, frozen, batch) -> (state, metrics)` gives its state away.
   """
   variables = jax.jit(lambda rng: systems.init(system, rng))(jax.random.key(seed))
   learning = optimizers.learning(optim, variables["params"], system)

@@ -15,6 +15,8 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 
+FLUSH_EVERY = 30  # seconds; each waits for the disk
+
 events, summaries = cast(Any, event_pb2), cast(Any, summary_pb2)  # made when they are imported
 
 
@@ -30,6 +32,7 @@ class EventFile:
 
   def __init__(self, folder: pathlib.Path | None, purge_step: int, say: Callable[[str], None]):
     self._folder, self._say, self._writer = folder, say, None
+    self._flushed = time.monotonic()
     start = events.SessionLog(status=events.SessionLog.START)
     self._write(session_log=start, step=purge_step)
 
@@ -44,9 +47,6 @@ class EventFile:
     value = summaries.Summary.Value(tag=name, image=image)
     self._write(summary=summaries.Summary(value=[value]), step=step)
 
-  def flush(self) -> None:
-    self._attempt(lambda writer: writer.flush())
-
   def close(self) -> None:
     self._attempt(lambda writer: writer.close())
     self._folder = None
@@ -54,6 +54,9 @@ class EventFile:
   def _write(self, **fields: Any) -> None:
     event = events.Event(wall_time=time.time(), **fields)
     self._attempt(lambda writer: writer.write_event(event))
+    if time.monotonic() - self._flushed > FLUSH_EVERY:
+      self._flushed = time.monotonic()
+      self._attempt(lambda writer: writer.flush())
 
   def _attempt(self, do: Callable[[EventsWriter], Any]) -> None:
     if self._folder is None:

@@ -6,7 +6,7 @@ import pytest
 import vlx
 from tests.new_systems import harness
 from tests.new_systems.gan.config import get_config
-from vlx.core.files import read_json_lines
+from vlx.core.files import read_steps
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def run(tmp_path_factory):
 
 
 def test_each_player_learns_by_its_own_rate(run):
-  line = read_json_lines(run.workdir / "metrics.jsonl")[-1]
+  line = read_steps(run.workdir / "metrics.jsonl")[-1]
   assert (line["train/discriminator/lr"], line["train/generator/lr"]) == (
     pytest.approx(2e-3),
     pytest.approx(1e-3),

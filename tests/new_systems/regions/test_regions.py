@@ -8,7 +8,7 @@ import vlx
 from tests.new_systems import harness
 from tests.new_systems.regions.config import get_config
 from vlx.core.errors import UserError
-from vlx.core.files import read_json_lines
+from vlx.core.files import read_steps
 from vlx.train import loop
 from vlx.train.run import Run
 
@@ -19,7 +19,7 @@ def run(tmp_path_factory):
 
 
 def test_each_objective_is_logged_and_the_loss_is_their_sum(run):
-  for line in read_json_lines(run.workdir / "metrics.jsonl"):
+  for line in read_steps(run.workdir / "metrics.jsonl"):
     parts = [line[f"train/{name}"] for name in ("words", "classes", "features", "match")]
     assert line["train/loss"] == pytest.approx(sum(parts), rel=1e-5)
 
@@ -29,7 +29,7 @@ def test_its_own_evaluator_ran_on_the_way_and_at_the_end(run):
   assert results.keys() == {"matching/val/right"} and 0 <= results["matching/val/right"] <= 100
   measured = [
     line["step"]
-    for line in read_json_lines(run.workdir / "metrics.jsonl")
+    for line in read_steps(run.workdir / "metrics.jsonl")
     if "matching/val/right" in line
   ]
   assert measured == [2, 4]

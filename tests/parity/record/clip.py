@@ -74,6 +74,9 @@ OPEN_CLIP = {
 }
 
 
+RESNETS = ("rn50", "rn101", "rn50x4", "rn50x16", "rn50x64")
+
+
 def texts(eos: int, words: int, length: int):
   """Ids with their end of text in some place and anything behind it, and the mask of what is
   before.
@@ -186,7 +189,7 @@ if __name__ == "__main__":
     write_names("clip_vit_b32_hf", public_names(CLIPModel(CLIPConfig())))
     for file, name in (
       ("clip_vit_b32_openai", "ViT-B-32-quickgelu"),
-      ("clip_rn50_openai", "RN50-quickgelu"),
+      *((f"clip_{n}_openai", f"{n.upper().replace('X', 'x')}-quickgelu") for n in RESNETS),
     ):
       config = get_model_config(name)
       shapes = {key: x.shape for key, x in CLIP(**config).state_dict().items()}

@@ -6,6 +6,7 @@ for Generating Image Descriptions", 2015), which captioning papers report on: `d
 """
 
 import codecs
+import collections
 import csv
 import hashlib
 import io
@@ -14,14 +15,16 @@ import mmap
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from vlx.core.errors import UserError
 from vlx.data.records import BadRecord, captions, parse_object, read_file, readable_texts, strings
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+IMAGES = (
+  *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+  *(".avif", ".jp2", ".ppm", ".pgm"),
+)
 CHUNK = 2**24  # bytes of a file to look through at a time
 FIRST_IMAGES = 100  # of which one must be there
 HELD_OUT = 0.1  # the share of "val" where the data has no splits of its own
@@ -113,27 +116,41 @@ class ImageFolder:
 
   def joined(self) -> "ImageFolder":
     """The records of one file as one, with all its captions: tables have a line for each caption."""
-    rows: dict[str, dict] = {}
-    lines: list[Any] = []
-    for index in range(len(self)):
-      try:
-        row = self.row(index)
-      except BadRecord:
-        lines.append(index)
-        continue
-      first = rows.setdefault(row["file_name"], row)
-      if first is row:
-        lines.append(row)
-      elif "caption" in row and "caption" in first:
-        both = [*strings(first["caption"]), *strings(row["caption"])]
-        first["caption"] = tuple(dict.fromkeys(both))
-    if len(lines) == len(self):
+    # A number for each line: a million names would take more memory than all else.
+    hashes = np.fromiter((self._hash(index) for index in range(len(self))), np.int64, len(self))
+    _, firsts, group, sizes = np.unique(
+      hashes, return_index=True, return_inverse=True, return_counts=True
+    )
+    if len(sizes) == len(self):
       return self
-    text = lambda line: self._text[slice(*self._spans[line].tolist())]
+    lines, ends = np.argsort(group, kind="stable"), np.cumsum(sizes)
     return ImageFolder.of_texts(
       self._root,
-      (text(line) if isinstance(line, int) else json.dumps(line).encode() for line in lines),
+      (
+        text
+        for g in np.argsort(firsts)
+        for text in self._of_files(lines[ends[g] - sizes[g] : ends[g]].tolist())
+      ),
     )
+
+  def _hash(self, index: int) -> int:
+    try:
+      return hash(self.row(index)["file_name"])
+    except BadRecord:  # which is joined with none
+      return hash(("bad", index))
+
+  def _of_files(self, indices: Sequence[int]) -> Iterator[bytes]:
+    """Records of the lines of a file, or of several whose names have one hash."""
+    if len(indices) == 1:
+      yield bytes(self._text[slice(*self._spans[indices[0]].tolist())])
+      return
+    by_file = collections.defaultdict(list)
+    for row in map(self.row, indices):
+      by_file[row["file_name"]].append(row)
+    for rows in by_file.values():
+      captions = [text for row in rows if "caption" in row for text in strings(row["caption"])]
+      joined = {"caption": tuple(dict.fromkeys(captions))} if captions else {}
+      yield json.dumps({**rows[0], **joined}).encode()
 
 
 def _existing_folder(path: str) -> pathlib.Path:

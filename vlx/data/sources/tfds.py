@@ -18,6 +18,8 @@ class TfdsSource:
   def __init__(self, name: str, split: str):
     import tensorflow_datasets as tfds
 
+    import vlx.data.datasets.emoji_builder  # noqa: F401  # registers it
+
     tfds.disable_progress_bar()
     try:
       builder = tfds.builder(name, file_format="array_record")

@@ -14,9 +14,13 @@ from vlx.data.transforms.ops import Op, image_op, op
 
 # A decoded image of this size takes 192 MB. A file of a few kB can claim far more.
 MAX_PIXELS = 2**26
-# Pillow reads more, some by programs of others (EPS by Ghostscript).
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-Image.init()  # else it knows some of them from their first use on
+Image.init()  # else Pillow knows some formats from their first use on
+# It reads more, some by programs of others (EPS by Ghostscript), and not all of these everywhere.
+FORMATS = tuple(
+  name
+  for name in ("PNG", "JPEG", "JPEG2000", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+  if name in Image.OPEN
+)
 
 
 @op

@@ -16,7 +16,7 @@ def choose(field: str = "caption") -> Op:
     texts = example.get(field, ())
     if isinstance(texts, str):
       return example
-    texts = [text for text in texts if clean(text)]
+    texts = [text for text in texts if _says_something(text)]
     if not texts:
       raise BadRecord(f"{field} is empty")
     if not is_random(rng):
@@ -45,11 +45,13 @@ def tokenize(
   A record whose text is empty is a bad one. `dropout` is BPE's, of merges.
   """
 
+  nothing = len(tokenizer.tokens(""))
+
   def apply(example, rng):
     text = _text(example, field)
-    if not tokenizer.tokens_of(text):
-      raise BadRecord(f"{field} {text!r} has no word that the tokenizer knows")
     ids, mask = tokenizer.encode(text, length, dropout=dropout, rng=rng)
+    if mask.sum() <= nothing:
+      raise BadRecord(f"{field} {text!r} has no word that the tokenizer knows")
     return {**example, into: ids, f"{into}_mask": mask}
 
   return apply
@@ -185,6 +187,12 @@ def expand_images(ids: list[int], marker: list[int], image_id: int, count: int) 
     out += [image_id] * count if here else [ids[i]]
     i += len(marker) if here else 1
   return out
+
+
+def _says_something(text: str) -> bool:
+  """Whether cleaning leaves anything; it is slow, and letters outside of codes stay."""
+  coded = "&" in text or "\x1b" in text
+  return bool(clean(text)) if coded else any(map(str.isalnum, text)) or bool(clean(text))
 
 
 def _text(example, field: str) -> str:

@@ -4,6 +4,8 @@ extractor.
 
 import numpy as np
 
+NEIGHBOURS = 3  # of Kynkäänniemi et al., 2019, §3; a set has more images
+
 
 def fid(x: np.ndarray, y: np.ndarray) -> float:
   """Fréchet distance of the Gaussians with the features' means and covariances (Heusel et al.,
@@ -44,7 +46,9 @@ def kid(x: np.ndarray, y: np.ndarray) -> float:
   return float(within(x) + within(y) - 2 * kernel(x, y).mean())
 
 
-def precision_recall(real: np.ndarray, made: np.ndarray, k: int = 3) -> tuple[float, float]:
+def precision_recall(
+  real: np.ndarray, made: np.ndarray, k: int = NEIGHBOURS
+) -> tuple[float, float]:
   """(share of `made` that lies among the real, share of `real` that lies among the made).
 
   Among: no further from some image than that one's k-th neighbour in its own set (Kynkäänniemi et

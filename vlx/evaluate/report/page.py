@@ -44,14 +44,14 @@ def write(
   path = workdir / "report.html"
   if not distributed.is_first():
     return path
-  metrics = files.read_json_lines(workdir / "metrics.jsonl")
+  metrics = files.read_steps(workdir / "metrics.jsonl")
   measures = {
     k: v
     for line in metrics
     for k, v in line.items()
     if k.count("/") >= 2 and not k.startswith("train/")
   }
-  if (finished := workdir / "results.json").exists():
+  if (finished := workdir / "results.json").is_file():
     measures = read(finished)["measures"]
   parts = [
     f"<h1>{html.escape(workdir.name)}: {html.escape(config.system.rpartition('.')[2])}</h1>",

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vlx.core.capabilities import GeneratesImages, Reconstructs, has
+from vlx.core.errors import UserError
 from vlx.evaluate import reference_models
 from vlx.evaluate.data import Data
 from vlx.evaluate.metrics import images as metrics
@@ -44,6 +45,10 @@ class Fidelity:
     measures = {}
     for split in self.splits:
       prompts = prompts_of(model, data, split, self.count, self.image_transform)
+      if len(prompts.records) <= metrics.NEIGHBOURS:
+        raise UserError(
+          f"{len(prompts.records)} images of {split}; fidelity takes more than {metrics.NEIGHBOURS}"
+        )
       real = reference.features(prompts.records)
       sets = {"samples": sample_prompts(model, prompts, 1, self.sampler)}
       if has(model.system, Reconstructs):

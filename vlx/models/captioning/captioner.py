@@ -1,4 +1,6 @@
-"""The parts that captioners share: any vision tower before them, the likelihood of a caption, decoding."""
+"""The parts that captioners share: any vision tower before them, the likelihood of a caption,
+decoding.
+"""
 
 import math
 from collections.abc import Mapping
@@ -35,9 +37,10 @@ def encode(
 class Captioner:
   """A system around a subclass's `network`, a Linen module of (image, text, …) with an `encoder`.
 
-  A subclass is a frozen dataclass with the fields `encoder`, `text_length`, `start_id` and `end_id`. Its network has
-  the methods `start`, image → (what is the same at every step, state before the first word), and `next`,
-  (that, state, tokens) → (logits, state). Batch statistics, if any, are in `state`.
+  A subclass is a frozen dataclass with the fields `encoder`, `text_length`, `start_id` and `end_id`.
+  Its network has the methods `start`, image → (what is the same at every step, state before the
+  first word), and `next`, (that, state, tokens) → (logits, state). Batch statistics, if any, are in
+  `state`.
   """
 
   def inputs(self):

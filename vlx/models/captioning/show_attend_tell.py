@@ -10,8 +10,9 @@ Of the released code (kelvinxu/arctic-captions) where it differs from the paper,
 tanh in the output layer, further layers of the initial state and of the annotations, a zero in
 place of the first word's embedding, the penalty's average, the reward of a caption as its mean per
 word, one sample for a whole batch of whether to take the expectation. From that code alone: λ_r = 0.1
-and λ_e = 0.002, where attention's output bias is left out, for the softmax does not see it.
-`attention="bilinear"` scores by hᵀ W a.
+and λ_e = 0.002, which it does not divide by the batch as it does the likelihood (here all are means
+over captions; configs/show_attend_tell.py:coco_hard says them times 64). Attention's output bias is
+left out, for the softmax does not see it. `attention="bilinear"` scores by hᵀ W a.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ from vlx.losses.sequence import token_log_likelihood
 from vlx.models.captioning.captioner import Captioner, Encoder, encode
 from vlx.models.layers import apply
 from vlx.models.layers.linear import flat_dot_general
-from vlx.models.layers.recurrent import LSTM, LSTMState, scan_time
+from vlx.models.layers.recurrent import LSTM, LSTMState, per_gate, scan_time
 
 
 class Annotations(NamedTuple):
@@ -52,6 +53,12 @@ class Trace(NamedTuple):
   weights: Float[Array, "batch length places"]  # α
   log_choice: Float[Array, "batch length"]  # log α of the sampled location, 0 for the expectation
   entropy: Float[Array, "batch length"]  # of α
+
+
+def norm_weight(rng, shape, dtype=jnp.float32):
+  """The released code's: orthogonal where it is square, else normal of deviation 0.01."""
+  init = nn.initializers
+  return (init.orthogonal() if shape[0] == shape[1] else init.normal(0.01))(rng, shape, dtype)
 
 
 @jax.checkpoint  # its tanh, places x features at each word, is cheaper to make again than to keep
@@ -77,25 +84,28 @@ class ShowAttendTellNetwork(nn.Module):
 
   def setup(self):
     normal = nn.initializers.normal
-    if self.initialization == "released":  # arctic-captions, norm_weight
-      kernel_init, score_init = normal(0.01), normal(0.01)
+    if self.initialization == "released":
+      kernel_init, input_init = norm_weight, per_gate(norm_weight)
+      key_init = score_init = normal(0.01)
     # as large going out as coming in: attention differs from cell to cell from the first step on
     else:
-      kernel_init, score_init = nn.initializers.lecun_normal(), normal(self.attention_dim**-0.5)
-    dense = lambda width, **kwargs: nn.Dense(
+      kernel_init = input_init = key_init = nn.initializers.lecun_normal()
+      score_init = normal(self.attention_dim**-0.5)
+    dense = lambda width, kernel_init=kernel_init, **kwargs: nn.Dense(
       width, kernel_init=kernel_init, dot_general=flat_dot_general, **kwargs
     )
     self.word_embedding = nn.Embed(self.vocab_size, self.embed_dim, embedding_init=score_init)
-    self.lstm = LSTM(self.hidden_dim, kernel_init=kernel_init)
+    self.lstm = LSTM(self.hidden_dim, kernel_init=input_init)
     self.context_gates = dense(4 * self.hidden_dim, use_bias=False)
     self.init_hidden = [dense(self.attention_dim) for _ in range(self.init_layers - 1)]
     self.init_state, self.init_memory = dense(self.hidden_dim), dense(self.hidden_dim)
     if self.attention == "mlp":
-      self.annotation_keys = [dense(self.attention_dim) for _ in range(self.annotation_layers)]
+      further = [dense(self.attention_dim) for _ in range(self.annotation_layers - 1)]
+      self.annotation_keys = [dense(self.attention_dim, key_init), *further]
       self.query = dense(self.attention_dim, use_bias=False)
       self.score = self.param("score", score_init, (self.attention_dim,))
     else:
-      self.annotation_keys = [dense(self.hidden_dim, use_bias=False)]
+      self.annotation_keys = [dense(self.hidden_dim, key_init, use_bias=False)]
     if self.context_gate:
       self.gate = dense(1)
     self.output_hidden, self.output_context = dense(self.embed_dim), dense(self.embed_dim)

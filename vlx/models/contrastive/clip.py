@@ -28,7 +28,6 @@ from vlx.models.vision.vit import VisionTransformer
 from vlx.ops.masks import Causal, KeyPadding, UpTo
 
 MAX_SCALE = 100.0  # §2.5: "clipped to prevent scaling the logits by more than 100"
-START_SCALE = {"softmax": 1 / 0.07, "sigmoid": 10.0}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -253,8 +252,9 @@ class CLIP:
   embed_dim: int
   loss_type: str = "softmax"  # or "sigmoid" (SigLIP)
   similarity_type: str = "cosine"  # or "inner_product", "negative_l2"
-  init_scale: float | None = None  # of the temperature; None: 1 / 0.07 (§2.5), SigLIP's 10
-  init_bias: float = -10.0  # SigLIP's alone
+  init_scale: float = 1 / 0.07  # §2.5; of the softmax loss alone
+  sigmoid_init_scale: float = 10.0  # SigLIP's, of the sigmoid loss alone
+  init_bias: float = -10.0  # the same
 
   def __post_init__(self):
     if self.loss_type not in ("softmax", "sigmoid"):
@@ -266,15 +266,15 @@ class CLIP:
 
   @property
   def network(self) -> CLIPNetwork:
-    bias = self.init_bias if self.loss_type == "sigmoid" else None
+    sigmoid = self.loss_type == "sigmoid"
     return CLIPNetwork(
       image=self.image,
       text=self.text,
       embed_dim=self.embed_dim,
-      init_scale=self.init_scale or START_SCALE[self.loss_type],
+      init_scale=self.sigmoid_init_scale if sigmoid else self.init_scale,
       # SigLIP's has no bound (big_vision, trainers/proj/image_text/siglip.py).
-      max_scale=MAX_SCALE if self.loss_type == "softmax" else math.inf,
-      init_bias=bias,
+      max_scale=math.inf if sigmoid else MAX_SCALE,
+      init_bias=self.init_bias if sigmoid else None,
     )
 
   @property

@@ -256,6 +256,10 @@ class LLaMA(nn.Module):
       cache = cache.advance(jnp.ones((batch, length), bool) if text_mask is None else text_mask)
     return x, cache
 
+  def states(self, text: Int[Array, "batch length"]) -> Float[Array, "batch length width"]:
+    """What the head would see of each token."""
+    return self.decode(self.embed(text))[0]
+
   def logits(self, x: Float[Array, "*axes width"]) -> Float[Array, "*axes vocab"]:
     """Logits of the next token, f32."""
     x = self.token_embedding.attend(x) if self.tie_embeddings else self.head(x)
@@ -270,6 +274,33 @@ class LLaMA(nn.Module):
     """Logits of the token after each, and the cache with the texts in it; see `decode`."""
     x, cache = self.decode(self.embed(text), text_mask, cache)
     return self.logits(x), cache
+
+
+@dataclasses.dataclass(frozen=True)
+class LLaMAEncoder:
+  """The layers without a head, as public files of `LlamaModel` have them; it has no loss of its
+  own.
+  """
+
+  decoder: LLaMA
+
+  @property
+  def vocab_size(self) -> int:
+    return self.decoder.vocab_size
+
+  @property
+  def text_length(self) -> int:
+    return self.decoder.context_length
+
+  def init(self, rng):
+    return apply.init(self.decoder, rng, text_inputs(self.text_length), "text", method="states")
+
+  def encode_text(
+    self, variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
+  ) -> Float[Array, "batch length width"]:
+    """The normed output of the last layer. Real tokens are a prefix, and see none behind them."""
+    del text_mask
+    return apply.infer(self.decoder, variables, text, method="states")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,11 +12,17 @@ from vlx.core.system import Frozen, Variables, batch_shapes
 
 
 def init(
-  network: nn.Module, rng: jax.Array, inputs: Mapping[str, jax.ShapeDtypeStruct], *names: str
+  network: nn.Module,
+  rng: jax.Array,
+  inputs: Mapping[str, jax.ShapeDtypeStruct],
+  *names: str,
+  method: Any = None,
 ) -> Variables:
-  """Fresh variables of a network that is called with the inputs of these names."""
+  """Fresh variables of a network that is called with the inputs of these names, or of what its
+  `method` uses.
+  """
   shapes = batch_shapes(inputs, 1)
-  variables = network.lazy_init(rng, *(shapes[name] for name in names))
+  variables = network.lazy_init(rng, *(shapes[name] for name in names), method=method)
   return {
     "params": variables["params"],
     "state": {k: v for k, v in variables.items() if k != "params"},

@@ -45,6 +45,8 @@ def published_size(name: str) -> dict:
 class BERT(nn.Module):
   """The encoder: words → (pooled `[B, width]`, tokens `[B, T, width]`).
 
+  Without a pooler, as many public files are, what is pooled is the first token as it stands.
+
   For callers that make the collection `intermediates` mutable: the output of the embeddings as
   `embeddings`, that of the layers as `encoder/blocks/hidden`, `[depth, B, T, width]`.
   """
@@ -56,6 +58,7 @@ class BERT(nn.Module):
   num_heads: int
   mlp_dim: int
   num_segments: int = 2
+  has_pooler: bool = True
   activation: str = "gelu"
   layer_norm_epsilon: float = 1e-12
   dropout: float = 0.0  # 0.1 in pretraining
@@ -84,7 +87,8 @@ class BERT(nn.Module):
       dtype=self.dtype,
       norm="post",
     )
-    self.pooler = nn.Dense(self.width, kernel_init=_normal, dtype=self.dtype)
+    if self.has_pooler:
+      self.pooler = nn.Dense(self.width, kernel_init=_normal, dtype=self.dtype)
 
   def words(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length vocab"]:
     """Products with the words' embeddings: a decoder tied to them."""
@@ -118,7 +122,7 @@ class BERT(nn.Module):
     self.sow("intermediates", "embeddings", x)
     x = self.embedding_dropout(x, deterministic=not train)
     x = self.encoder(x, Full() if text_mask is None else KeyPadding(text_mask), train=train)
-    return jnp.tanh(self.pooler(x[:, 0])), x
+    return jnp.tanh(self.pooler(x[:, 0])) if self.has_pooler else x[:, 0], x
 
 
 class MaskedWordHead(nn.Module):
@@ -140,15 +144,18 @@ class BERTPretraining(nn.Module):
   logits in f32.
 
   Class 0 of the second says that the second sentence follows the first (as in the released code).
+  Without `next_sentence` there is no second head, and None is its output.
   """
 
   tower: BERT
+  next_sentence: bool = True
 
   def setup(self):
     tower = self.tower
     self.word_head = MaskedWordHead(tower.activation, tower.layer_norm_epsilon, tower.dtype)
     self.word_bias = self.param("word_bias", nn.initializers.zeros, (tower.vocab_size,))
-    self.next_sentence_head = nn.Dense(2, kernel_init=_normal, dtype=tower.dtype)
+    if self.next_sentence:
+      self.next_sentence_head = nn.Dense(2, kernel_init=_normal, dtype=tower.dtype)
 
   def __call__(
     self,
@@ -157,9 +164,11 @@ class BERTPretraining(nn.Module):
     segments: Int[Array, "batch length"] | None = None,
     *,
     train: bool = False,
-  ) -> tuple[Float[Array, "batch length vocab"], Float[Array, "batch 2"]]:
+  ) -> tuple[Float[Array, "batch length vocab"], Float[Array, "batch 2"] | None]:
     pooled, tokens = self.tower(text, text_mask, segments, train=train)
     words = self.tower.words(self.word_head(tokens)).astype(jnp.float32) + self.word_bias
+    if not self.next_sentence:
+      return words, None
     return words, self.next_sentence_head(pooled).astype(jnp.float32)
 
 
@@ -232,24 +241,27 @@ class MaskedLanguageModel(_Encodes):
     mask_id: of [MASK].
     unmasked_ids: of words that are never hidden: [CLS], [SEP].
     train_length: tokens of a text in training; 0: as many as the encoder takes.
+    next_sentence: whether that is learned; without it, batches hold no `label`.
   """
 
   tower: BERT
   mask_id: int = 103
   unmasked_ids: tuple[int, ...] = (101, 102)
   train_length: int = 0
+  next_sentence: bool = True
 
   @property
   def network(self) -> nn.Module:
-    return BERTPretraining(self.tower)
+    return BERTPretraining(self.tower, self.next_sentence)
 
   @property
   def text_length(self) -> int:
     return self.train_length or self.tower.context_length
 
   def inputs(self):
-    scalar, text = jax.ShapeDtypeStruct((), jnp.int32), text_inputs(self.text_length)
-    return {**text, "segments": text["text"], "label": scalar}
+    text = text_inputs(self.text_length)
+    label = {"label": jax.ShapeDtypeStruct((), jnp.int32)} if self.next_sentence else {}
+    return {**text, "segments": text["text"], **label}
 
   def init(self, rng):
     return apply.init(self.network, rng, self.inputs(), "text")
@@ -277,16 +289,13 @@ class MaskedLanguageModel(_Encodes):
       train=train,
       frozen=frozen,
     )
-    each = optax.softmax_cross_entropy_with_integer_labels(sentence, batch["label"])
-    terms = {
-      "words": cross_entropy(words, text, chosen),
-      "next_sentence": Term(each.sum(), len(each)),
-    }
-    count = jnp.maximum(chosen.sum(), 1)
-    metrics = {
-      "words_accuracy": (chosen & (words.argmax(-1) == text)).sum() / count,
-      "next_sentence_accuracy": (sentence.argmax(-1) == batch["label"]).mean(),
-    }
+    terms = {"words": cross_entropy(words, text, chosen)}
+    right = (chosen & (words.argmax(-1) == text)).sum()
+    metrics = {"words_accuracy": right / jnp.maximum(chosen.sum(), 1)}
+    if self.next_sentence:
+      each = optax.softmax_cross_entropy_with_integer_labels(sentence, batch["label"])
+      terms["next_sentence"] = Term(each.sum(), len(each))
+      metrics["next_sentence_accuracy"] = (sentence.argmax(-1) == batch["label"]).mean()
     return terms, Aux(metrics=metrics, state=state)
 
   def accumulates(self):
@@ -298,6 +307,6 @@ class MaskedLanguageModel(_Encodes):
     text: Int[Array, "batch length"],
     text_mask: Bool[Array, "batch length"] | None = None,
     segments: Int[Array, "batch length"] | None = None,
-  ) -> tuple[Float[Array, "batch length vocab"], Float[Array, "batch 2"]]:
-    """Logits of the words and of the next sentence."""
+  ) -> tuple[Float[Array, "batch length vocab"], Float[Array, "batch 2"] | None]:
+    """Logits of the words and of the next sentence, None without that head."""
     return apply.infer(self.network, variables, text, text_mask, segments)

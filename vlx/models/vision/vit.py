@@ -19,10 +19,12 @@ import jax.numpy as jnp
 from einops import rearrange, reduce
 from jaxtyping import Array, Float
 
+from vlx.core.system import image_input
+from vlx.models.layers import apply
 from vlx.models.layers.convolution import Downsample
 from vlx.models.layers.position import resample_positions
 from vlx.models.layers.transformer import Transformer
-from vlx.models.vision.classifier import Classifier, subnetwork
+from vlx.models.vision.classifier import Classifier, encode_places, subnetwork
 from vlx.models.vision.resnet import ResNetTower
 
 # Table 1 (B, L, H); Ti and S from the appendix's successor, Steiner et al., 2021, Table 2.
@@ -188,6 +190,20 @@ def attention_rollout(
   return rollout
 
 
+class Representation(nn.Module):
+  """The tower's pooled output, after a Dense + tanh where `representation_size` is given."""
+
+  tower: VisionTransformer
+  representation_size: int
+
+  @nn.compact
+  def __call__(self, image: Float[Array, "batch height width 3"]) -> Float[Array, "batch features"]:
+    x = self.tower(image)[0]
+    if self.representation_size:
+      x = jnp.tanh(nn.Dense(self.representation_size, name="pre_logits")(x))
+    return x
+
+
 class ViTNetwork(nn.Module):
   """Tower and head: a Dense, after a Dense + tanh where `representation_size` is given."""
 
@@ -226,6 +242,43 @@ class ViT(Classifier):
   @property
   def network(self) -> nn.Module:
     return ViTNetwork(self.tower, self.num_classes, self.representation_size, self.head_bias)
+
+  def attention_maps(self, variables, inputs) -> Float[Array, "batch rows columns"]:
+    """Rollout of the tower's attention, of `image`."""
+    return self.tower.attention_map(subnetwork(variables, "tower"), inputs["image"])
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTEncoder:
+  """The tower alone, as public files without a classifier have it; it has no loss of its own.
+
+  `representation_size` is that of the layer before the absent head, Hugging Face's pooler; 0: none.
+  """
+
+  tower: VisionTransformer
+  representation_size: int = 0
+
+  @property
+  def network(self) -> nn.Module:
+    return Representation(self.tower, self.representation_size)
+
+  def inputs(self):
+    return {"image": image_input(self.tower.image_size)}
+
+  def init(self, rng):
+    return apply.init(self.network, rng, self.inputs(), "image")
+
+  def embed_image(
+    self, variables, image: Float[Array, "batch height width 3"]
+  ) -> Float[Array, "batch features"]:
+    """What a head would see: the normed class token, through the pooler where there is one."""
+    return apply.infer(self.network, variables, image)
+
+  def encode_image(
+    self, variables, image: Float[Array, "batch height width 3"], *, layer: int = -1
+  ) -> Float[Array, "batch places features"]:
+    """The tower's tokens, after the last norm or of another layer."""
+    return encode_places(self.tower, variables, "tower", image, layer)
 
   def attention_maps(self, variables, inputs) -> Float[Array, "batch rows columns"]:
     """Rollout of the tower's attention, of `image`."""
