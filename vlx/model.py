@@ -291,6 +291,8 @@ class Model:
       raise UserError(
         "this model has no chat template: continue a text instead (complete, --nochat)"
       )
+    if capabilities.has(self.system, SeesImages) and IMAGE in message:
+      raise UserError(f"{IMAGE} in a message would stand for an image; give the image beside it")
     history = history or Chat([], [], None)
     content = f"{IMAGE}\n{message}" if image is not None else message
     messages = [*history.messages, {"role": "user", "content": content}]

@@ -12,6 +12,7 @@ import pytest
 import tokenizers
 
 from vlx.core.errors import UserError
+from vlx.data.tokenizers import pieces
 from vlx.data.tokenizers import public as public_tokenizers
 
 PARITY = pathlib.Path(__file__).parents[1] / "parity"
@@ -48,8 +49,8 @@ def test_sentence_pieces_are_those_of_sentencepiece(llama_like):
 
 
 def test_sentence_pieces_in_gguf_are_the_same(llama_like):
-  pieces = list(public_tokenizers._sentence_pieces((llama_like / "tokenizer.model").read_bytes()))
-  tokenizer = public_tokenizers.from_gguf(gguf_of(pieces))
+  model = pieces.parse((llama_like / "tokenizer.model").read_bytes())
+  tokenizer = public_tokenizers.from_gguf(gguf_of(model.pieces))
   assert tokenizer.stop_ids == (2,)
   assert [tokenizer.tokens(text) for text in RECORDED["texts"]] == RECORDED["ids"]
 

@@ -163,6 +163,9 @@ def test_clip_ids_from_a_folder(clip, files, tmp_path):
   [
     ("{}", "cannot be read: KeyError"),
     ('{"model": {"vocab": {"a": 0}, "merges": []}}', "no <|startoftext|>"),
+    ('{"model": {"vocab": {"a": []}, "merges": []}}', "no whole numbers"),
+    ('{"model": {"vocab": {"a": 0, "b": 0}, "merges": []}}', "two words with the same id"),
+    ("[" * 100_000, "cannot be read: RecursionError"),
     ('{"model": {"vocab": {"a": 0}, "merges": ["a b c"]}}', "does not merge pairs"),
     (
       '{"model": {"vocab": {"<|startoftext|>": 0, "<|endoftext|>": 1}, "merges": ["a b"]}}',
@@ -249,3 +252,12 @@ def test_without_dropout_merging_is_the_same_and_with_it_texts_come_back_in_more
   assert len(counts) > 3
   letters, mask = trained.encode(text, 40, dropout=1.0, rng=np.random.default_rng(0))
   assert mask.sum() == 2 + sum(map(str.isalpha, text)) + 1  # start, end; the comma
+
+
+def test_a_word_without_end_is_merged_in_parts(trained, monkeypatch):
+  """With dropout, merging takes the square of a word's length."""
+  lengths, merged = [], tokenizers.merged
+  count = lambda symbols, *rest: lengths.append(len(symbols)) or merged(symbols, *rest)
+  monkeypatch.setattr(tokenizers, "merged", count)
+  ids = trained._dropped("hat" * 1000, 0.1, np.random.default_rng(0))
+  assert max(lengths) <= 256 and trained.decode(ids) == "hat" * 1000

@@ -23,8 +23,10 @@ with safe_open(pathlib.Path(__file__).parent / "smollm2.safetensors", "numpy") a
 
 def test_tokens_and_chat_template():
   tokenizer = public_tokenizers.from_gguf(open_gguf(smollm2()).metadata)
-  assert [tokenizer.tokens(t) for t in RECORDED["texts"]] == RECORDED["text_ids"]
-  assert [tokenizer.tokens(t) for t in RECORDED["prompts"]] == RECORDED["prompt_ids"]
+  assert [tokenizer.rendered_ids(t) for t in RECORDED["texts"]] == RECORDED["text_ids"]
+  assert [tokenizer.rendered_ids(t) for t in RECORDED["prompts"]] == RECORDED["prompt_ids"]
+  for text, ids in zip(RECORDED["texts"], RECORDED["text_ids"], strict=True):
+    assert (tokenizer.tokens(text) == ids) == ("<|" not in text)
   assert tokenizer.render(RECORDED["chat"]) == RECORDED["prompts"][-1]
   assert tokenizer.chat(RECORDED["chat"]) == RECORDED["prompt_ids"][-1]
   assert tokenizer.stop_ids == (0, 2)

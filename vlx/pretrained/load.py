@@ -26,7 +26,7 @@ from vlx.core.system import System, Variables, flatten, names
 from vlx.data import tokenizers
 from vlx.data.tokenizers import public as public_tokenizers
 from vlx.data.tokenizers.trained import load_clip
-from vlx.pretrained import tables
+from vlx.pretrained import prefixes, tables
 from vlx.pretrained.formats import TensorFile
 from vlx.pretrained.formats.files import read_json
 from vlx.pretrained.formats.npz import open_npz
@@ -248,6 +248,10 @@ def _find(path: pathlib.Path) -> _Found:
     return _of_google_bert(path)
   if weights is None:
     files = sorted(f for f in path.iterdir() if f.suffix in (*OPENERS, ".gguf"))
+    if len(files) > 1 and all(file.suffix == ".gguf" for file in files):
+      from vlx.pretrained.formats.gguf import first_part
+
+      files = [part] if (part := first_part(files)) else files
     if len(files) != 1:
       raise UserError(
         f"{path} holds {'no' if not files else 'many'} files of weights, and none that is called"
@@ -256,10 +260,9 @@ def _find(path: pathlib.Path) -> _Found:
     (weights,) = files
   config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
   if config.get("model_type") is None and (path / OPEN_CLIP).is_file():
-    file = _open(weights)
-    return _Found(
-      "clip", module("clip").from_open_clip(read_json(path / OPEN_CLIP), file.shapes), file
-    )
+    told = read_json(path / OPEN_CLIP)
+    layout_of = lambda shapes: ("clip", module("clip").from_open_clip(told, shapes))
+    return _fitting(weights, _open(weights), layout_of)
   if config.get("model_type") is None:
     return _of_file(weights)
   if config["model_type"] not in FAMILIES:
@@ -267,8 +270,11 @@ def _find(path: pathlib.Path) -> _Found:
       f"{path / 'config.json'}: the model type is {config['model_type']!r}; vlx knows {', '.join(FAMILIES)}"
     )
   family = config["model_type"]
-  file = _open(weights)
-  return _Found(family, module(family).from_hugging_face(config, file.shapes), file)
+  return _fitting(
+    weights,
+    _open(weights),
+    lambda shapes: (family, module(family).from_hugging_face(config, shapes)),
+  )
 
 
 def _open(path: pathlib.Path) -> TensorFile:
@@ -294,11 +300,22 @@ def _of_file(path: pathlib.Path) -> _Found:
     options = arctic.read_options(path)
     layout = arctic.layout_of(options, file.shapes)
     return _Found("arctic", layout, arctic.adapted(file, options), arctic.ABSENT)
+  return _fitting(path, file, _by_names)
+
+
+def _fitting(path: pathlib.Path, file: TensorFile, layout_of: Callable) -> _Found:
+  """A file under the names that its family's table has (`prefixes.fitting`)."""
+  if (found := prefixes.fitting(file, layout_of)) is None:
+    some = ", ".join(sorted(file.shapes)[:3])
+    raise UserError(f"{path} is of no family that vlx knows by its names ({some}, …)")
+  return _Found(*found)
+
+
+def _by_names(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, CheckpointMap] | None:
   for family in BARE:
-    if (layout := module(family).from_shapes(file.shapes)) is not None:
-      return _Found(family, layout, file)
-  some = ", ".join(sorted(file.shapes)[:3])
-  raise UserError(f"{path} is of no family that vlx knows by its names ({some}, …)")
+    if (layout := module(family).from_shapes(shapes)) is not None:
+      return family, layout
+  return None
 
 
 def _of_meta(folder: pathlib.Path) -> _Found:
@@ -308,7 +325,9 @@ def _of_meta(folder: pathlib.Path) -> _Found:
   llama = module("llama")
   layout = llama.from_meta(read_json(folder / "params.json"))
   return _Found(
-    "llama", layout, open_joined([open_torch(file) for file in files], llama.META_SHARD_AXES)
+    "llama",
+    layout,
+    open_joined([prefixes.bare(open_torch(file)) for file in files], llama.META_SHARD_AXES),
   )
 
 
@@ -325,7 +344,7 @@ def _of_google_bert(path: pathlib.Path) -> _Found:
 
 
 def _of_dvae(folder: pathlib.Path, halves: dict[str, pathlib.Path]) -> _Found:
-  file = open_parts({half: open_torch(path) for half, path in halves.items()})
+  file = open_parts({half: prefixes.bare(open_torch(path)) for half, path in halves.items()})
   layout = module("dvae").from_shapes(file.shapes)
   if layout is None:
     raise UserError(f"{folder}: encoder.pkl and decoder.pkl are not those of OpenAI's dVAE")

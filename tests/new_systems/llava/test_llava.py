@@ -81,6 +81,8 @@ def test_it_talks_about_an_image_in_several_turns(stages):
   assert np.abs(logits[0] - logits[1]).max() > 1e-4
   with pytest.raises(UserError, match="no room|to come"):
     model.chat("what ? " * 60, red)
+  with pytest.raises(UserError, match="<image> in a message"):
+    model.chat("what is an <image> ?", red)
 
 
 @pytest.mark.slow

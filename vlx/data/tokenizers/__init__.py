@@ -11,7 +11,7 @@ import numpy as np
 
 from vlx.core.config import import_path, nearest
 from vlx.core.errors import UserError
-from vlx.data.tokenizers import public, trained
+from vlx.data.tokenizers import library, public, trained
 
 # Ids and which of them are real: i32 and bool, `[length]`.
 Encoded = tuple[np.ndarray, np.ndarray]
@@ -61,11 +61,17 @@ class Tokenizer(Protocol):
 
 
 def load(path: pathlib.Path) -> Tokenizer:
-  """A tokenizer that `Tokenizer.save` wrote."""
-  content = json.loads(path.read_text("utf-8"))
-  return (
-    public.from_saved(content) if "backend" in content else trained.from_json(json.dumps(content))
-  )
+  """A tokenizer that `Tokenizer.save` wrote.
+
+  Raises:
+    UserError: where the file is damaged, or none of vlx's.
+  """
+  what = f"{path} is no tokenizer of vlx's, or damaged"
+  with library.told(what):
+    content = json.loads(path.read_text("utf-8"))
+    return (
+      public.from_saved(content, what) if "backend" in content else trained.from_json(content, what)
+    )
 
 
 def make(section: Mapping[str, Any], texts: Callable[[], Iterable[str]]) -> Tokenizer:

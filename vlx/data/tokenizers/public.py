@@ -2,56 +2,38 @@
 
 Read are `tokenizer.json`, SentencePiece's `tokenizer.model` (BPE, as LLaMA's), BERT's `vocab.txt`,
 and what GGUF files have in their metadata. All become tokenizers of the library `tokenizers`.
+
+A text is text: no letters of it become a special token. Those come from the post-processor, which
+puts them around a text, and from a chat template, outside of what messages say.
 """
 
-import datetime
+import contextlib
 import functools
 import json
 import pathlib
-import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import (
-  Regex,
-  decoders,
-  implementations,
-  models,
-  normalizers,
-  pre_tokenizers,
-  processors,
-)
+from tokenizers import normalizers
 
 from vlx.core import files
 from vlx.core.errors import UserError
+from vlx.data.tokenizers import beside as beside_files
+from vlx.data.tokenizers import builders, library, pieces, templates
+from vlx.data.tokenizers.beside import Beside, mark_special
 from vlx.data.tokenizers.trained import shortened
 
 Messages = Sequence[Mapping[str, str]]  # {"role": "user", "content": "…"}
 
-# Kinds of pieces, in SentencePiece's files (sentencepiece_model.proto) and in GGUF's.
-_CONTROL, _USER_DEFINED = 3, 4
-
-# llama.cpp's names for how words are split before BPE (its `convert_hf_to_gguf.py`).
-_LLAMA_3_WORDS = (
-  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-  r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
-_WORDS = {
-  "gpt-2": _BYTES,
-  "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _BYTES]),
-  "llama-bpe": pre_tokenizers.Sequence(
-    [
-      pre_tokenizers.Split(Regex(_LLAMA_3_WORDS), behavior="isolated"),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]
-  ),
-}
-
 # What ends a turn in the models that GGUF files hold; their metadata name only one such token.
 _ENDS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
+
+# In what a message says, it parts the letters of a special token. It is no character of any text
+# (Unicode, §23.7).
+_APART = "\ufdd0"
 
 
 class PublicTokenizer:
@@ -75,26 +57,58 @@ class PublicTokenizer:
       backend: of the library.
       stop_ids: see above.
       template: Jinja's source of the chat template.
-      words: `bos_token` and `eos_token`, for the template.
+      words: `bos_token`, `eos_token` and others, for the template.
     """
     backend.no_padding()
     backend.no_truncation()
+    self.stop_ids = tuple(sorted(set(stop_ids)))
+    stops = [backend.id_to_token(i) for i in self.stop_ids if 0 <= i < 2**32]
+    mark_special(backend, [word for word in stops if word is not None])
+    backend.encode_special_tokens = True  # as the text that they are
     self._backend = backend
     token = lambda *names: next((i for i in map(backend.token_to_id, names) if i is not None), None)
-    self.start_id = token(words.get("bos_token", "[CLS]"), "[CLS]")
-    self.end_id = token(words.get("eos_token", "[SEP]"), "[SEP]")
-    self.stop_ids = tuple(sorted(set(stop_ids)))
+    start, end = (words.get(name, "") for name in ("cls_token", "sep_token"))
+    self.start_id = token(words.get("bos_token", start), start, "[CLS]")
+    self.end_id = token(words.get("eos_token", end), end, "[SEP]")
     self.has_chat = template is not None
     self._template, self._words = template, dict(words)
+    unknown = getattr(backend.model, "unk_token", None)
+    special = {
+      number: token.content
+      for number, token in backend.get_added_tokens_decoder().items()
+      if token.special and token.content != unknown
+    }
+    self._special = frozenset(special)
+    # the longest first, for one may begin as another does
+    words = sorted((w for w in special.values() if len(w) > 1), key=len, reverse=True)
+    self._special_words = re.compile("|".join(map(re.escape, words)) or "(?!)", re.IGNORECASE)
 
   @functools.cached_property
   def vocab_size(self) -> int:
     """The size that a model's vocabulary must have: one more than the largest id."""
     return 1 + max(self._backend.get_vocab().values())
 
+  def _plain(self, text: str) -> tokenizers.Encoding:
+    """A text without special tokens around it.
+
+    Where a special token stands among the words of the vocabulary, a whole word of the text may be
+    it: its letters are parted by a space.
+    """
+    with library.told("the tokenizer cannot read a text"):
+      found = self._backend.encode(text, add_special_tokens=False)
+      if self._special.isdisjoint(found.ids):
+        return found
+      apart = self._special_words.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)
+      return self._backend.encode(apart, add_special_tokens=False)
+
+  def _around(self, *parts: tokenizers.Encoding) -> tokenizers.Encoding:
+    """A text, or two, with the special tokens around."""
+    with library.told("the tokenizer cannot put special tokens around a text"):
+      return self._backend.post_process(*parts)
+
   def tokens(self, text: str) -> list[int]:
     """All ids of a text, special ones and all."""
-    return self._backend.encode(text).ids
+    return self._around(self._plain(text)).ids
 
   def encode(
     self, text: str, length: int, *, dropout: float = 0.0, rng: np.random.Generator | None = None
@@ -111,9 +125,9 @@ class PublicTokenizer:
       raise UserError(
         "tokenize(…, dropout=…) is for the BPE that a run trains, not for a public tokenizer"
       )
-    found = self._backend.encode(text, add_special_tokens=False)
+    found = self._plain(text)
     found.truncate(length - self._backend.num_special_tokens_to_add(False))
-    tokens = self._backend.post_process(found).ids
+    tokens = self._around(found).ids
     ids = np.zeros(length, np.int32)
     ids[: len(tokens)] = tokens
     return ids, np.arange(length) < len(tokens)
@@ -122,12 +136,12 @@ class PublicTokenizer:
     self, first: str, second: str, length: int
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(ids, mask, segments), `[length]` each, with the special tokens that the model knows pairs by."""
-    plain = [self._backend.encode(text, add_special_tokens=False) for text in (first, second)]
+    plain = [self._plain(text) for text in (first, second)]
     room = length - self._backend.num_special_tokens_to_add(True)
     kept = shortened(*(list(found.ids) for found in plain), room)
     for found, ids in zip(plain, kept):
       found.truncate(len(ids))
-    both = self._backend.post_process(*plain)
+    both = self._around(*plain)
     ids, segments = np.zeros(length, np.int32), np.zeros(length, np.int32)
     ids[: len(both.ids)], segments[: len(both.ids)] = both.ids, both.type_ids
     return ids, np.arange(length) < len(both.ids), segments
@@ -139,7 +153,9 @@ class PublicTokenizer:
 
   def decode(self, ids: Iterable[int]) -> str:
     """The text of ids, without special tokens."""
-    return self._backend.decode([int(i) for i in ids if 0 <= int(i) < self.vocab_size])
+    known = [int(i) for i in ids if 0 <= int(i) < self.vocab_size]
+    with library.told("the tokenizer cannot make a text of ids"):
+      return self._backend.decode(known)
 
   def save(self, path: pathlib.Path) -> None:
     """The library's JSON beside what vlx knows of it."""
@@ -159,47 +175,64 @@ class PublicTokenizer:
 
     Raises:
       UserError: where the template does not render: it is a stranger's program, and runs in a
-        sandbox.
+        sandbox, for a short time.
     """
     return self.chat_ids(messages, answering=True)
 
   def chat_ids(self, messages: Messages, *, answering: bool) -> list[int]:
-    """Ids of a conversation; where `answering`, up to where the assistant's answer begins."""
-    return self._backend.encode(
-      self.render(messages, answering=answering), add_special_tokens=False
-    ).ids
+    """Ids of a conversation; where `answering`, up to where the assistant's answer begins.
+
+    Special tokens are those that the template writes; what messages say has none.
+    """
+    said = [{**message, "content": self._marked(message["content"])} for message in messages]
+    return self.rendered_ids(self._rendered(said, answering))
+
+  def rendered_ids(self, text: str) -> list[int]:
+    """Ids of what a template wrote: here the letters of a special token are one."""
+    with library.told("the tokenizer cannot read a conversation"):
+      return self._of_templates.encode(text, add_special_tokens=False).ids
 
   def tokens_of(self, text: str) -> list[int]:
     """Ids of a text inside of another, without special tokens."""
-    return self._backend.encode(text, add_special_tokens=False).ids
+    return self._plain(text).ids
 
   def render(self, messages: Messages, *, answering: bool = True) -> str:
     """The text of `chat_ids`."""
-    import jinja2.sandbox  # here, for few models chat
+    return self._rendered(messages, answering)
 
-    def refuse(message):
-      raise jinja2.TemplateError(message)
+  def _rendered(self, messages: Messages, answering: bool) -> str:
+    values = dict(messages=messages, tools=None, documents=None, add_generation_prompt=answering)
+    return templates.render(self._template, {**self._words, **values})
 
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-      trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda x, indent=None: json.dumps(
-      x, ensure_ascii=False, indent=indent
-    )
-    environment.globals |= dict(
-      raise_exception=refuse, strftime_now=lambda form: datetime.datetime.now().strftime(form)
-    )
-    try:
-      return environment.from_string(self._template).render(
-        messages=messages, add_generation_prompt=answering, **self._words
-      )
-    except Exception as e:  # whatever a template may do
-      raise UserError(f"the model's chat template does not render: {type(e).__name__}: {e}") from e
+  def _marked(self, said: str) -> str:
+    """What a message says, its special tokens parted by what `_of_templates` takes away again."""
+    if not isinstance(said, str):
+      raise UserError(f"a message says {said!r}, which is no text")
+    return self._special_words.sub(lambda m: m[0][0] + _APART + m[0][1:], said.replace(_APART, ""))
+
+  @functools.cached_property
+  def _of_templates(self) -> tokenizers.Tokenizer:
+    """The backend that reads special tokens."""
+    content = json.loads(self._backend.to_str())
+    for token in content["added_tokens"]:
+      if token["special"]:  # else they were searched for when the mark is gone
+        token["normalized"] = False
+    backend = library.from_json(content, "the tokenizer")
+    rules = [backend.normalizer] if backend.normalizer is not None else []
+    # Where they stand among the words of the vocabulary, they must stay apart.
+    plain = set()
+    for i in self._special:
+      with contextlib.suppress(Exception):  # their letters are no words that it has
+        word = self._backend.id_to_token(i)
+        plain.update(self._backend.encode(word, add_special_tokens=False).ids)
+    between = "" if self._special.isdisjoint(plain) else " "
+    backend.normalizer = normalizers.Sequence([normalizers.Replace(_APART, between), *rules])
+    return backend
 
 
-def from_saved(content: Mapping[str, Any]) -> PublicTokenizer:
-  """Reads a folder that `PublicTokenizer.save` wrote."""
-  backend = tokenizers.Tokenizer.from_str(json.dumps(content["backend"]))
+def from_saved(content: Mapping[str, Any], what: str) -> PublicTokenizer:
+  """What `PublicTokenizer.save` wrote; `what` begins the line where it is damaged."""
+  backend = library.from_json(content["backend"], what)
   return PublicTokenizer(backend, content["stop_ids"], content["template"], content["words"])
 
 
@@ -215,7 +248,8 @@ def load(path: str | pathlib.Path) -> PublicTokenizer | None:
   """The tokenizer of a folder, or of one file of it; None where a folder has none.
 
   Raises:
-    UserError: for a file that cannot be read, that is damaged or of a kind that vlx does not know.
+    UserError: for a file that cannot be read, that is damaged or of a kind that vlx does not know,
+      and for an option beside it that would change ids and that vlx does not support.
   """
   path = pathlib.Path(path)
   folder = path if path.is_dir() else path.parent
@@ -225,37 +259,49 @@ def load(path: str | pathlib.Path) -> PublicTokenizer | None:
     if path.is_dir():
       return None
     raise UserError(f"no file {path}")
-  config = _json(folder / "tokenizer_config.json")
+  beside = beside_files.read(folder)
   try:
-    match file.suffix:
-      case ".json":
-        backend = tokenizers.Tokenizer.from_file(str(file))
-      case ".model":
-        pieces = list(_sentence_pieces(file.read_bytes()))
-        backend = _by_pieces(pieces)
-        if config.get("add_bos_token", True):
-          _start_with(backend, next(i for i, p in enumerate(pieces) if p.text == "<s>"))
-      case ".txt":
-        backend = _word_pieces(file, config)
-      case suffix:
-        raise UserError(f"{file}: no tokenizer that vlx knows ends in {suffix!r}")
-  except OSError as e:
-    raise UserError(f"cannot read {file}: {e.strerror}") from e
-  except UserError:
-    raise
-  except Exception as e:  # the library raises nothing more special
-    raise UserError(f"{file} is no tokenizer that vlx can read: {e}") from e
+    with library.told(f"{file} is no tokenizer that vlx can read"):
+      template = templates.find(beside)
+      match file.suffix:
+        case ".json":
+          backend = _whole(file, beside, template is not None)
+        case ".model":
+          backend = builders.by_pieces(file, beside, template is not None)
+        case ".txt":
+          backend = builders.by_words(file, beside, template is not None)
+        case suffix:
+          raise UserError(f"{file}: no tokenizer that vlx knows ends in {suffix!r}")
+      words = dict(beside.names)
+      if file.suffix == ".model":
+        words = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"} | words
+      end = backend.token_to_id(words.get("eos_token", ""))
+      stops = beside.stop_ids | ({end} if end is not None else set())
+      return PublicTokenizer(backend, stops, template, words)
+  except UserError as e:
+    if str(folder) in str(e):
+      raise
+    raise UserError(f"{file}: {e}") from e
 
-  words = {
-    name: _content(config.get(name)) for name in ("bos_token", "eos_token") if config.get(name)
-  }
-  if file.suffix == ".model":
-    words = {"bos_token": "<s>", "eos_token": "</s>"} | words
-  stops = _json(folder / "generation_config.json").get("eos_token_id", [])
-  stops = {i for i in (stops if isinstance(stops, list) else [stops]) if type(i) is int}
-  if (end := backend.token_to_id(words.get("eos_token", ""))) is not None:
-    stops.add(end)
-  return PublicTokenizer(backend, stops, _template(folder, config), words)
+
+def _whole(file: pathlib.Path, beside: Beside, chats: bool) -> tokenizers.Tokenizer:
+  """A `tokenizer.json`, with what was added beside it; BERT's options beside it count, as they do for
+  transformers.
+  """
+  backend = library.from_json(json.loads(file.read_bytes()), f"{file} is no tokenizer")
+  rules = backend.normalizer
+  if isinstance(rules, normalizers.BertNormalizer):
+    backend.normalizer = normalizers.BertNormalizer(
+      rules.clean_text,
+      beside.option("tokenize_chinese_chars", rules.handle_chinese_chars),
+      beside.option("strip_accents", rules.strip_accents),
+      beside.option("do_lower_case", rules.lowercase),
+    )
+  beside.extended(backend.get_vocab())
+  held = {token.content for token in backend.get_added_tokens_decoder().values()}
+  missing = {i: token for i, token in beside.added.items() if token.content not in held}
+  beside._replace(added=missing).add_to(backend, chats)
+  return backend
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> PublicTokenizer | None:
@@ -271,187 +317,41 @@ def from_gguf(metadata: Mapping[str, Any]) -> PublicTokenizer | None:
   }
   if "model" not in told:
     return None
-  try:
+  with library.told("the GGUF file's tokenizer is damaged"):
     tokens, kinds = told["tokens"], told.get("token_type", [1] * len(told["tokens"]))
     match told["model"]:
       case "llama":
-        pieces = [Piece(*piece) for piece in zip(tokens, told["scores"], kinds, strict=True)]
-        backend = _by_pieces(pieces, told.get("add_space_prefix", True))
+        model = [pieces.Piece(*piece) for piece in zip(tokens, told["scores"], kinds, strict=True)]
+        backend = pieces.by_pieces(model, told.get("add_space_prefix", True))
       case "gpt2":
-        backend = _by_merges(tokens, kinds, told["merges"], told.get("pre"))
+        backend = builders.by_merges(tokens, kinds, told["merges"], told.get("pre"))
       case other:
         raise UserError(f"a GGUF tokenizer of the kind {other!r}; vlx reads 'llama' and 'gpt2'")
-    start = told.get("bos_token_id")
-    if told.get("add_bos_token", told["model"] == "llama"):
-      _start_with(backend, start)
-    ends = [told[name] for name in ("eos_token_id", "eot_token_id") if name in told]
     words = {
       name: tokens[told[key]]
-      for name, key in (("bos_token", "bos_token_id"), ("eos_token", "eos_token_id"))
+      for name, key in (
+        ("bos_token", "bos_token_id"),
+        ("eos_token", "eos_token_id"),
+        ("unk_token", "unknown_token_id"),
+        ("pad_token", "padding_token_id"),
+      )
       if key in told
     }
-  except UserError:
-    raise
-  except Exception as e:
-    raise UserError(f"the GGUF file's tokenizer is damaged: {type(e).__name__}: {e}") from e
-  ends += [i for i in map(backend.token_to_id, _ENDS) if i is not None]
-  return PublicTokenizer(backend, ends, metadata.get("tokenizer.chat_template"), words)
-
-
-class Piece(NamedTuple):
-  """A word of SentencePiece's vocabulary."""
-
-  text: str
-  score: float
-  kind: int  # 1 normal, 2 unknown, 3 control, 4 user defined, 6 byte
-
-
-def _by_pieces(pieces: Sequence[Piece], space_first: bool = True) -> tokenizers.Tokenizer:
-  """SentencePiece's BPE: of two neighbours that make a word, those of the highest score are joined
-  first.
-
-  `tokenizers` wants pairs in the order of joining: every way to cut a word in two, by the word's
-  score.
-  """
-  ids = {piece.text: i for i, piece in enumerate(pieces)}
-  pairs = [
-    (-piece.score, ids[piece.text[:i]], ids[piece.text[i:]], piece.text[:i], piece.text[i:])
-    for piece in pieces
-    if piece.kind == 1
-    for i in range(1, len(piece.text))
-    if piece.text[:i] in ids and piece.text[i:] in ids
-  ]
-  merges = [pair[3:] for pair in sorted(pairs)]
-  unknown = next(piece.text for piece in pieces if piece.kind == 2)
-  backend = tokenizers.Tokenizer(
-    models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
-  )
-  prefix = [normalizers.Prepend("▁")] if space_first else []
-  backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
-  strip = [decoders.Strip(" ", 1, 0)] if space_first else []
-  backend.decoder = decoders.Sequence(
-    [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-  )
-  _add_special(backend, [piece.text for piece in pieces], [piece.kind for piece in pieces])
-  return backend
-
-
-def _by_merges(tokens, kinds, merges, words) -> tokenizers.Tokenizer:
-  """GPT-2's byte-level BPE."""
-  if words not in _WORDS:
-    raise UserError(
-      f"a GGUF tokenizer that splits words by {words!r}; vlx knows {', '.join(_WORDS)}"
+    start = told.get("add_bos_token", told["model"] == "llama")
+    end = told.get("add_eos_token", False)
+    builders.between(
+      backend,
+      words.get("bos_token", "<s>") if start else None,
+      words.get("eos_token", "</s>") if end else None,
     )
-  backend = tokenizers.Tokenizer(
-    models.BPE(
-      {token: i for i, token in enumerate(tokens)},
-      [tuple(merge.split(" ")) for merge in merges],
-      ignore_merges=words == "llama-bpe",
-    )
-  )
-  backend.pre_tokenizer, backend.decoder = _WORDS[words], decoders.ByteLevel()
-  _add_special(backend, tokens, kinds)
-  return backend
+    mark_special(backend, words.values())
+    ends = [told[name] for name in ("eos_token_id", "eot_token_id") if name in told]
+    ends += [i for i in map(backend.token_to_id, _ENDS) if i is not None]
+    return PublicTokenizer(backend, ends, _template_of(metadata), words)
 
 
-def _add_special(
-  backend: tokenizers.Tokenizer, tokens: Sequence[str], kinds: Sequence[int]
-) -> None:
-  """Tokens that a text is searched for before it is split."""
-  added = lambda kind: [
-    tokenizers.AddedToken(t, normalized=False, special=kind == _CONTROL)
-    for t, k in zip(tokens, kinds, strict=True)
-    if k == kind
-  ]
-  backend.add_special_tokens(added(_CONTROL))
-  backend.add_tokens(added(_USER_DEFINED))
-
-
-def _start_with(backend: tokenizers.Tokenizer, start: int) -> None:
-  word = backend.id_to_token(start)
-  backend.post_processor = processors.TemplateProcessing(
-    single=[word, "$A"], special_tokens=[(word, start)]
-  )
-
-
-def _word_pieces(file: pathlib.Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
-  """BERT's; of a vocabulary without capitals where nothing says so, in lower case."""
-  vocabulary = {word: i for i, word in enumerate(file.read_text("utf-8").splitlines())}
-  if missing := [w for w in ("[UNK]", "[CLS]", "[SEP]") if w not in vocabulary]:
-    raise UserError(f"{file} is no vocabulary of BERT: it has no {', '.join(missing)}")
-  cased = any(word != word.lower() for word in vocabulary if not word.startswith("["))
-  return implementations.BertWordPieceTokenizer(
-    vocabulary, lowercase=bool(config.get("do_lower_case", not cased))
-  )._tokenizer
-
-
-def _sentence_pieces(data: bytes) -> Iterator[Piece]:
-  """Parses a `tokenizer.model`, SentencePiece's ModelProto: the pieces, and then how they were
-  trained.
-  """
-  kind = None
-  for field, value in _protobuf(data):
-    if field == 1:
-      piece = {1: b"", 2: b"\0" * 4, 3: 1} | dict(_protobuf(value))
-      yield Piece(piece[1].decode(), *struct.unpack("<f", piece[2]), piece[3])
-    elif field == 2:
-      kind = dict(_protobuf(value)).get(3, 1)
-  if kind is None:
-    raise ValueError("it ends too early")
-  if kind != 2:
-    raise ValueError(f"a SentencePiece model of type {kind}; vlx reads BPE (2) only")
-
-
-def _protobuf(data: bytes) -> Iterator[tuple[int, Any]]:
-  """(field number, value) of a message: a whole number, or the bytes of anything else."""
-  at = 0
-
-  def varint() -> int:
-    nonlocal at
-    value = shift = 0
-    while True:
-      byte = data[at]
-      at += 1
-      value |= (byte & 127) << shift
-      shift += 7
-      if byte < 128:
-        return value
-
-  while at < len(data):
-    key = varint()
-    if key & 7 == 0:
-      yield key >> 3, varint()
-      continue
-    size = {1: 8, 5: 4}[key & 7] if key & 7 != 2 else varint()
-    if at + size > len(data):
-      raise ValueError("it ends too early")
-    yield key >> 3, data[at : at + size]
-    at += size
-
-
-def _json(file: pathlib.Path) -> dict[str, Any]:
-  """The object in a JSON file, {} where it is not there."""
-  if not file.is_file():
-    return {}
-  try:
-    found = json.loads(file.read_text("utf-8"))
-  except ValueError as e:
-    raise UserError(f"{file} is not JSON: {e}") from e
-  if not isinstance(found, dict):
-    raise UserError(f"{file} holds no JSON object")
-  return found
-
-
-def _content(token: Any) -> str:
-  """A special token in a `tokenizer_config.json`: its text, or an object that has it."""
-  return token["content"] if isinstance(token, dict) else token
-
-
-def _template(folder: pathlib.Path, config: Mapping[str, Any]) -> str | None:
-  """Beside the configuration, or in it: as a text, or as several under names."""
-  if (file := folder / "chat_template.jinja").is_file():
-    return file.read_text("utf-8")
-  found = config.get("chat_template")
-  if isinstance(found, list):
-    found = {t["name"]: t["template"] for t in found}.get("default")
+def _template_of(metadata: Mapping[str, Any]) -> str | None:
+  found = metadata.get("tokenizer.chat_template")
+  if found is not None and not isinstance(found, str):
+    raise UserError("the GGUF file's chat template is no text")
   return found

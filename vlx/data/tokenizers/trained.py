@@ -4,7 +4,9 @@ papers.
 BPE is trained on a run's own captions, or has CLIP's published vocabulary.
 Text is mended (ftfy), unescaped twice, lower-cased, its white space folded; words are split by
 CLIP's pattern, written as bytes, and merged; the last symbol of a word carries "</w>". An encoded
-text is start, tokens, end (openai/CLIP, simple_tokenizer.py and clip.py).
+text is start, tokens, end (openai/CLIP, simple_tokenizer.py and clip.py). There a text in which
+"<|endoftext|>" is written has that token, at which CLIP takes its feature; here a text is text, and
+its letters make no special token.
 
 Words are lower-case, without punctuation, kept when they were seen often enough; any other is
 "<unk>" (Vinyals et al., "Show and Tell", 2015, §4.3.1: seen at least five times).
@@ -16,7 +18,10 @@ import gzip
 import html
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import ftfy
 import numpy as np
@@ -25,6 +30,7 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
 from vlx.core import files
 from vlx.core.errors import UserError
+from vlx.data.tokenizers import beside, library
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 UNKNOWN = "<unk>"
@@ -32,6 +38,8 @@ WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 WHOLE_WORDS = r"[\p{L}\p{N}]+(?:['’][\p{L}\p{N}]+)*"
 PUBLISHED_MERGES = 49152 - 256 - 2  # the vocabulary file holds more than CLIP uses
 
+MAX_BYTES = 1 << 26  # of a vocabulary, unpacked
+LONGEST_WORD = 256  # bytes that are merged with dropout together: its time is their square
 CHARACTERS_PER_TOKEN = 100  # far above any text's mean: what is behind cannot reach the result
 
 
@@ -46,10 +54,16 @@ class Tokenizer:
   """Text → fixed-length ids and their mask, and back."""
 
   def __init__(self, backend: tokenizers.Tokenizer):
+    backend.encode_special_tokens = True  # as the text that they are
     self._backend = backend
     self.start_id = backend.token_to_id(START)
     self.end_id = backend.token_to_id(END)
     self.unknown_id = backend.token_to_id(UNKNOWN)
+    self._added = {
+      number: token.content
+      for number, token in backend.get_added_tokens_decoder().items()
+      if token.content not in (START, END)
+    }
     # Captions come again every epoch, and cleaning one costs more than cropping an image.
     self._tokens = functools.lru_cache(maxsize=2**16)(
       lambda text: backend.encode(clean(text), add_special_tokens=False).ids
@@ -63,7 +77,12 @@ class Tokenizer:
 
   @property
   def vocab_size(self) -> int:
-    return self._backend.get_vocab_size()
+    """One more than the largest id."""
+    return self._largest + 1
+
+  @functools.cached_property
+  def _largest(self) -> int:
+    return max(self._backend.get_vocab().values())
 
   def tokens_of(self, text: str) -> list[int]:
     """Ids of a text inside of another, without start and end."""
@@ -96,13 +115,23 @@ class Tokenizer:
 
   def _dropped(self, text: str, dropout: float, rng: np.random.Generator) -> list[int]:
     ids, ranks = self._vocabulary
-    normal = self._backend.normalizer.normalize_str(clean(text))
-    words = [word for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(normal)]
-    return [
-      ids[symbol]
-      for word in words
-      for symbol in merged([*word[:-1], word[-1] + "</w>"], ranks, dropout, rng)
-    ]
+    tokens = []
+    for part in self._between_added.split(clean(text)):
+      if part in self._added.values():
+        tokens.append(self._backend.token_to_id(part))
+        continue
+      normal = self._backend.normalizer.normalize_str(part)
+      for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(normal):
+        symbols = [*word[:-1], word[-1] + "</w>"]
+        for first in range(0, len(symbols), LONGEST_WORD):
+          part = merged(symbols[first : first + LONGEST_WORD], ranks, dropout, rng)
+          tokens += [ids[symbol] for symbol in part]
+    return tokens
+
+  @functools.cached_property
+  def _between_added(self) -> re.Pattern[str]:
+    words = sorted(self._added.values(), key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, words)) or '(?!)'})")
 
   def encode_pair(
     self, first: str, second: str, length: int
@@ -125,11 +154,16 @@ class Tokenizer:
     ids = [int(i) for i in ids]
     if self.end_id in ids:
       ids = ids[: ids.index(self.end_id)]
-    tokens = (self._backend.id_to_token(i) or "" for i in ids if i != self.start_id)
     byte_of = {symbol: byte for byte, symbol in _byte_symbols().items()}
     byte_of[" "] = ord(" ")
-    text = "".join(tokens).replace("</w>", " ")
-    return bytes(byte_of[c] for c in text).decode(errors="replace").strip()
+    said = b""
+    for i in ids:
+      if i in self._added:
+        said += self._added[i].encode() + b" "
+      elif i != self.start_id and 0 <= i < self.vocab_size:
+        token = self._backend.id_to_token(i) or ""  # not every id need have a word
+        said += bytes(byte_of[c] for c in token.replace("</w>", " "))
+    return said.decode(errors="replace").strip()
 
   def save(self, path: pathlib.Path) -> None:
     files.write(path, self._backend.to_str(pretty=True))
@@ -142,7 +176,8 @@ class WordTokenizer(Tokenizer):
     ids = [int(i) for i in ids]
     if self.end_id in ids:
       ids = ids[: ids.index(self.end_id)]
-    words = (self._backend.id_to_token(i) for i in ids if i != self.start_id)
+    known = (i for i in ids if i != self.start_id and 0 <= i < self.vocab_size)
+    words = (self._backend.id_to_token(i) for i in known)
     return " ".join(word for word in words if word is not None)
 
 
@@ -249,15 +284,19 @@ def _word_rules(model: models.WordLevel) -> tokenizers.Tokenizer:
   return backend
 
 
-def from_json(text: str) -> Tokenizer:
-  """A tokenizer that `Tokenizer.save` wrote."""
-  backend = tokenizers.Tokenizer.from_str(text)
+def from_json(content: Mapping[str, Any], what: str) -> Tokenizer:
+  """A tokenizer that `Tokenizer.save` wrote; `what` begins the line where it is damaged."""
+  backend = library.from_json(content, what)
+  if backend.token_to_id(START) is None or backend.token_to_id(END) is None:
+    raise UserError(f"{what}: it has no {START} and {END}")
   return (WordTokenizer if isinstance(backend.model, models.WordLevel) else Tokenizer)(backend)
 
 
 def load_clip(path: str | pathlib.Path) -> Tokenizer:
   """CLIP's own: from `bpe_simple_vocab_16e6.txt.gz`, 49,408 tokens, or from a Hugging Face folder
   of a CLIP.
+
+  A folder's added tokens (those of Textual Inversion, say) are words of a text.
 
   The folder holds `vocab.json` and `merges.txt`, or a `tokenizer.json`, of which the vocabulary is
   taken; the rules are those of OpenAI's code, which mends texts first.
@@ -266,22 +305,29 @@ def load_clip(path: str | pathlib.Path) -> Tokenizer:
     UserError: where the file or folder is not there or holds no such vocabulary.
   """
   path = pathlib.Path(path).expanduser()
-  vocabulary, merges = _of_folder(path) if path.is_dir() else _of_gzip(path)
+  around = None
+  if path.is_dir():
+    vocabulary, merges, added = _of_folder(path)
+    around = beside.read(path, added)
+    vocabulary = around.extended(vocabulary)
+  else:
+    vocabulary, merges = _of_gzip(path)
   if not {START, END} <= vocabulary.keys():
     raise UserError(f"{path} is not a vocabulary of CLIP: it has no {START} and {END}")
-  try:
+  with library.told(f"the vocabulary and the merges of {path} do not belong together"):
     bpe = models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>")
-  except Exception as e:  # The library raises nothing narrower.
-    raise UserError(f"the vocabulary and the merges of {path} do not belong together: {e}") from e
   backend = _with_clip_rules(bpe)
   backend.add_special_tokens([START, END])
+  if around:
+    around.add_to(backend)
   return Tokenizer(backend)
 
 
 def _of_gzip(path: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
   try:
-    lines = gzip.decompress(path.read_bytes()).decode().split("\n")
-  except OSError as e:
+    with gzip.open(path) as f:
+      lines = f.read(MAX_BYTES).decode().split("\n")
+  except (OSError, EOFError, ValueError, zlib.error) as e:
     raise UserError(f"cannot read CLIP's vocabulary {path}: {e}") from e
   merges = [tuple(line.split()) for line in lines[1 : PUBLISHED_MERGES + 1]]
   if any(len(m) != 2 for m in merges) or len(merges) != PUBLISHED_MERGES:
@@ -291,27 +337,36 @@ def _of_gzip(path: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]]]
   return {t: i for i, t in enumerate(tokens)}, merges
 
 
-def _of_folder(path: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _of_folder(path: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]], dict[str, Any]]:
+  """Vocabulary, merges, and the added tokens by their ids, where the file of the first has them."""
   vocabulary, merges, whole = path / "vocab.json", path / "merges.txt", path / "tokenizer.json"
+  added = {}
   try:
     if vocabulary.is_file() and merges.is_file():
-      lines = merges.read_text("utf-8").splitlines()
-      found = (
-        json.loads(vocabulary.read_text("utf-8")),
-        [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")],
-      )
+      # Not `splitlines`: a merge may be of other characters that end lines.
+      lines = merges.read_text("utf-8").split("\n")
+      words = json.loads(vocabulary.read_text("utf-8"))
+      pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     elif whole.is_file():
-      model = json.loads(whole.read_text("utf-8"))["model"]
+      content = json.loads(whole.read_text("utf-8"))
       # Older files have the two of a merge in one string.
-      pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
-      found = model["vocab"], [tuple(pair) for pair in pairs]
+      words, pairs = content["model"]["vocab"], content["model"]["merges"]
+      pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in pairs]
+      added = {str(token["id"]): token for token in content.get("added_tokens") or ()}
     else:
       raise UserError(f"{path} has neither vocab.json with merges.txt nor tokenizer.json")
-  except (KeyError, TypeError, ValueError) as e:
+    pairs = [tuple(pair) for pair in pairs]
+  except OSError as e:
+    raise UserError(f"cannot read the tokenizer in {path}: {e.strerror}") from e
+  except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
     raise UserError(f"the tokenizer in {path} cannot be read: {type(e).__name__}: {e}") from e
-  if not isinstance(found[0], dict) or any(len(m) != 2 for m in found[1]):
+  if not isinstance(words, dict) or any(len(pair) != 2 for pair in pairs):
     raise UserError(f"the tokenizer in {path} does not merge pairs, as CLIP's does")
-  return found
+  if any(type(number) is not int for number in words.values()):
+    raise UserError(f"the tokenizer in {path} has words whose ids are no whole numbers")
+  if len(set(words.values())) < len(words):
+    raise UserError(f"the tokenizer in {path} has two words with the same id")
+  return words, pairs, added
 
 
 def _byte_symbols() -> dict[int, str]:

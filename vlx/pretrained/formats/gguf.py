@@ -5,6 +5,8 @@ fault here.
 """
 
 import pathlib
+import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -25,14 +27,79 @@ def _check_places(reader, size: int) -> None:
     raise ValueError(f"it has {size} bytes, and its tensors end at {end}")
 
 
-def open_gguf(path: str) -> TensorFile:
+# llama.cpp's names of the parts of a model (its `llama_split_path`), which are counted from 1 here
+# and from 0 in their metadata.
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+
+
+def open_gguf(path: str | pathlib.Path) -> TensorFile:
   """Tensors under llama.cpp's names in torch's order of axes; `fetch` gives them in f32, whatever
   they are.
 
+  Of a model that is split the path may be of any part: all are read, and must lie beside it.
+
   Raises:
-    UserError: for a file that cannot be read or that is damaged; by `fetch`, for an unknown
-      quantisation.
+    UserError: for a file that cannot be read or that is damaged, and where parts are missing or do
+      not belong together; by `fetch`, for an unknown quantisation.
   """
+  path = pathlib.Path(path)
+  file = _open_one(path)
+  number, count = _place(path, file)
+  if count == 1:
+    return file
+  names = part_names(path, count)
+  if missing := [name for name in names if not (path.parent / name).is_file()]:
+    raise UserError(
+      f"{path} is part {number} of {count} of a model; beside it there is no {', '.join(missing)}"
+    )
+  parts = [_open_one(path.parent / name) for name in names]
+  for i, (name, part) in enumerate(zip(names, parts), 1):
+    if _place(path.parent / name, part) != (i, count):
+      raise UserError(f"{path.parent / name} is not part {i} of {count}, as its name says")
+  holders = {name: part for part in parts for name in part.shapes}
+  total = parts[0].metadata.get("split.tensors.count", len(holders))
+  if len(holders) != total or len(holders) < sum(len(part.shapes) for part in parts):
+    raise UserError(f"the parts of {path} do not hold {total} tensors, each once")
+  return TensorFile(
+    {name: part.shapes[name] for name, part in holders.items()},
+    lambda name: holders[name].fetch(name),
+    parts[0].metadata,
+  )
+
+
+def part_names(path: pathlib.Path, count: int) -> list[str]:
+  """The files of all parts of a model, of which a path is one.
+
+  Raises:
+    UserError: for a path that has no such name.
+  """
+  if (match := _PART.fullmatch(path.name)) is None or int(match[3]) != count:
+    raise UserError(
+      f"{path} is one of {count} parts of a model: they must be called NAME-00001-of-{count:05}.gguf"
+      " and so on, as they were, or be joined (llama-gguf-split --merge)"
+    )
+  return [f"{match[1]}-{i:05}-of-{count:05}.gguf" for i in range(1, count + 1)]
+
+
+def first_part(files: Sequence[pathlib.Path]) -> pathlib.Path | None:
+  """The first of files that are the parts of one model by their names; None where they are not."""
+  matches = [_PART.fullmatch(file.name) for file in files]
+  if not all(matches) or len({(match[1], match[3]) for match in matches}) != 1:
+    return None
+  return min(files)
+
+
+def _place(path: pathlib.Path, file: TensorFile) -> tuple[int, int]:
+  """(which part it is, from 1, of how many)."""
+  number, count = (file.metadata.get(f"split.{name}", i) for name, i in (("no", 0), ("count", 1)))
+  count = count or 1  # of a model that was joined again
+  if not (type(number) is type(count) is int and 0 <= number < count < 100_000):
+    raise UserError(f"{path} says that it is part {number!r} of {count!r}")
+  return number + 1, count
+
+
+def _open_one(path: pathlib.Path) -> TensorFile:
+  """A file, as it stands."""
   import gguf  # here, for it is slow to import and seldom needed
 
   class Reader(gguf.GGUFReader):

@@ -93,8 +93,7 @@ class _Tensor(NamedTuple):
 def open_torch(path: pathlib.Path) -> TensorFile:
   """The tensors of a state dict, or of a module that TorchScript wrote.
 
-  The weights may lie under one of `WEIGHTS`; in other nested dicts names are joined by dots. The
-  "module." that data parallel training puts before every name is dropped.
+  The weights may lie under one of `WEIGHTS`; in other nested dicts names are joined by dots.
 
   Raises:
     UserError: for a file of another kind, a damaged one, one that holds more than tensors, numbers
@@ -161,10 +160,7 @@ def _weights(value: Any) -> dict[str, _Tensor]:
     if inner is None:
       break
     value = inner
-  tensors = dict(_named(value))
-  if tensors and all(name.startswith("module.") for name in tensors):
-    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-  return tensors
+  return dict(_named(value))
 
 
 def _named(
