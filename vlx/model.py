@@ -249,6 +249,9 @@ class Model:
     """A prompt as the system takes it: one example, without a batch axis."""
     wanted = self.system.sample_inputs()
     if "text" not in wanted:
+      if prompt:
+        name = type(self.system).__name__
+        raise UserError(f"{name} samples images without a prompt; leave it out")
       return {}
     if not prompt.strip():
       raise UserError("the prompt is empty")

@@ -269,7 +269,7 @@ def test_the_loss_of_a_split_is_exact_whatever_the_batch_and_its_padding(dalle):
     contract.measures(HeldOutLoss(("combo",), 'tokenize("caption", 12)', batch_size=n), model, data)
     for n in (64, 200)
   )
-  assert one.keys() == {"combo/text", "combo/image"}
+  assert one.keys() == {"combo/text", "combo/image", "combo/loss"}
   for name in one:
     np.testing.assert_allclose(one[name], other[name], rtol=1e-5)
   # By the loss of whole batches, weighed by their counts.
@@ -283,3 +283,5 @@ def test_the_loss_of_a_split_is_exact_whatever_the_batch_and_its_padding(dalle):
   )(model.variables, batch)
   np.testing.assert_allclose(one["combo/text"], terms["text"].mean, rtol=1e-5)
   np.testing.assert_allclose(one["combo/image"], terms["image"].mean, rtol=1e-5)
+  total = sum(term.weight * term.mean for term in terms.values())
+  np.testing.assert_allclose(one["combo/loss"], total, rtol=1e-5)

@@ -104,7 +104,7 @@ def test_evaluators_measure_and_draw(runs):
   }
   assert (runs["vqvae"] / "figures" / "reconstruction_combo.png").is_file()
   results = json.loads((runs["dalle"] / "results.json").read_text())["measures"]
-  assert results.keys() == {"loss/combo/image", "loss/combo/text"}
+  assert results.keys() == {"loss/combo/image", "loss/combo/text", "loss/combo/loss"}
   assert (runs["dalle"] / "figures" / "generation_combo.png").is_file()
   # A decoder that has learned nothing gives 32 codes about the same chance.
   assert abs(results["loss/combo/image"] - np.log(32)) < 0.5
@@ -173,7 +173,7 @@ def test_the_command_says_what_a_run_can_do(runs):
     f"--workdir={runs['dalle']}", "--prompt=a red: apple?", "--num=2", "--sampler=temperature=0.5"
   )
   assert done.returncode == 0, done.stderr
-  path = runs["dalle"] / "generated" / "a_red_apple.png"
+  path = runs["dalle"] / "generated" / "a_red_apple_temperature_0_5.png"
   assert done.stdout.strip() == str(path) and path.is_file()
 
 

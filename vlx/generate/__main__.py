@@ -112,11 +112,11 @@ def write_captions(model):
 
 
 def write_images(model):
-  inputs, name = model.system.sample_inputs(), type(model.system).__name__
-  if "text" in inputs and PROMPT.value is None:
+  if "text" in model.system.sample_inputs() and PROMPT.value is None:
     raise UserError('give --prompt="…"')
-  if "text" not in inputs and PROMPT.value is not None:
-    raise UserError(f"{name} samples images without a prompt; leave --prompt out")
+  for flag in (TEMPERATURE, TOP_K, TOP_P, PENALTY):
+    if flag.present:
+      raise UserError(f"--{flag.name} is of texts; images have --sampler={flag.name}={flag.value}")
   prompt = PROMPT.value or ""
   images = model.generate_images(
     prompt, NUM.value, seed=SEED.value, image=IMAGE.value, **outputs.sampler_fields(SAMPLER.value)
@@ -127,7 +127,7 @@ def write_images(model):
   title = prompt + (", best first" if RERANK.value else "")
   # What tells two sheets apart: one may be to be laid beside another.
   told = (prompt or "samples", SAMPLER.value, RERANK.value and "ranked", str(SEED.value or ""))
-  print(outputs.save(outputs.images_sheet(images, title), _path("_".join(filter(None, told)))))
+  print(outputs.save(outputs.images_sheet(images, title), _path(" ".join(filter(None, told)))))
 
 
 def _path(name: str) -> pathlib.Path:

@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
   )
 
   config.optim = dict(
-    name="adamw",
+    name="adamw",  # or "sgd", "rmsprop"
     lr=placeholder(float),
     schedule="cosine",
     warmup_steps=0,

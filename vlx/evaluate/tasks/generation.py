@@ -57,7 +57,8 @@ class Generation:
     for split in self.splits:
       prompts = prompts_of(model, data, split, self.prompts, self.image_transform)
       images = sample_prompts(model, prompts, self.samples, self.sampler)
-      title = f"{split}: the real image, and samples of its caption"
+      of = " of its caption" if "text" in prompts.names else ""
+      title = f"{split}: the real image, and samples{of}"
       figures[f"generation_{split}"] = rows_sheet(prompts, images, self.rows, title)
       if self.clip or self.classifiers:
         found, sheet = self._score(model, data, split, prompts, images, scorers)
@@ -160,8 +161,9 @@ def rows_sheet(prompts: Prompts, images: np.ndarray, rows: int, title: str):
   """Captions with their real images and the first eight of `[prompts, samples, H, W, 3]`."""
   chosen = evenly(len(images), rows)
   real = np.stack([prompts.examples[i]["image"] for i in chosen])
+  said = lambda record: record["caption"] if "text" in prompts.names else ""
   return sheets.captioned(
-    [prompts.records[i]["caption"] for i in chosen],
+    [said(prompts.records[i]) for i in chosen],
     [[image, *made] for image, made in zip(real, images[chosen, :8])],
     title,
   )
