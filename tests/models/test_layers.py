@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from vlx.core.system import flatten
 from vlx.models.layers import convolution
 from vlx.models.layers.attention import MultiHeadAttention
 from vlx.models.layers.linear import flat_dot_general
@@ -177,3 +178,25 @@ def test_downsample_is_the_convolution_and_so_is_its_gradient():
   module = convolution.Downsample(5)
   found = jax.jit(module.apply)({"params": {"kernel": kernel}}, x)
   np.testing.assert_allclose(found, convolution._convolve(x, kernel), rtol=1e-4, atol=1e-4)
+
+
+def test_torchs_initialization_is_that_of_its_modules():
+  """Within the bounds of torch.nn.Linear, and of MultiheadAttention's q, k and v as one matrix."""
+  width, mlp = 64, 256
+  block = Transformer(depth=1, num_heads=4, mlp_dim=mlp, initialization="torch")
+  params = block.init(jax.random.key(0), jnp.zeros((1, 2, width)))["params"]["blocks"]
+  bounds = {
+    "attention/query/kernel": (6 / (4 * width)) ** 0.5,
+    "attention/value/kernel": (6 / (4 * width)) ** 0.5,
+    "attention/out/kernel": width**-0.5,
+    "mlp/fc1/kernel": width**-0.5,
+    "mlp/fc1/bias": width**-0.5,
+    "mlp/fc2/kernel": mlp**-0.5,
+    "mlp/fc2/bias": mlp**-0.5,
+    "attention/query/bias": 0.0,
+    "attention/out/bias": 0.0,
+  }
+  for name, bound in bounds.items():
+    x = np.asarray(flatten(params)[name])
+    assert 0.9 * bound <= np.abs(x).max() <= bound, name
+    np.testing.assert_allclose(x.std(), bound / 3**0.5, rtol=0.15, atol=1e-9, err_msg=name)

@@ -61,7 +61,8 @@ class Captions:
   tokenizer: str  # "words" or "ptb"
   beam_size: int
   max_length: int
-  length_penalty: float = 0.0
+  length_penalty: float = 0.0  # α, and its form (vlx.inference.decoding.Search)
+  length_norm: str = "gnmt"
   every: int = 0
   image_transform: str = ""
   batch_size: int = 64
@@ -80,7 +81,7 @@ class Captions:
 
   def __call__(self, model: Model, data: Data) -> Results:
     """Measures, and plots `captions_SPLIT`."""
-    search = Search(self.beam_size, self.max_length, self.length_penalty)
+    search = Search(self.beam_size, self.max_length, self.length_penalty, self.length_norm)
     measures, figures = {}, {}
     for split in self.splits:
       examples = data.examples(

@@ -63,7 +63,7 @@ def published_size(name: str) -> dict:
   """The model section of a published CLIP: "B/32", "B/16", "L/14", "L/14@336" (Table 20), or of
   `RESNETS`.
   """
-  shared = dict(activation="quick_gelu", layer_norm_epsilon=1e-5, initialization="clip")
+  shared = dict(activation="quick_gelu", layer_norm_epsilon=1e-5)
   if name in RESNETS:
     stage_sizes, stem_width, image_size, embed_dim, text_width = RESNETS[name]
     image = dict(image_size=image_size, stage_sizes=stage_sizes, stem_width=stem_width)
@@ -83,6 +83,7 @@ def published_size(name: str) -> dict:
       patch_bias=False,
       pre_norm=True,
       embedding_std=width**-0.5,
+      initialization="torch",  # `initialize_parameters` draws the text's layers anew, not these
       **shared,
     )
   return dict(
@@ -94,6 +95,7 @@ def published_size(name: str) -> dict:
       depth=12,
       num_heads=text_width // 64,
       mlp_dim=4 * text_width,
+      initialization="clip",
       **shared,
     ),
     embed_dim=embed_dim,

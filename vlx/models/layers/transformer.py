@@ -27,6 +27,14 @@ ACTIVATIONS = {
 }
 
 
+# torch.nn.Linear and Conv2d: within ±1/√fan_in.
+torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def _within(bound: float) -> nn.initializers.Initializer:
+  return lambda rng, shape, dtype=jnp.float32: jax.random.uniform(rng, shape, dtype, -bound, bound)
+
+
 class MlpBlock(nn.Module):
   """Dense → activation → Dense."""
 
@@ -36,6 +44,7 @@ class MlpBlock(nn.Module):
   kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
   out_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
   bias_init: nn.initializers.Initializer = nn.initializers.normal(1e-6)
+  out_bias_init: nn.initializers.Initializer | None = None  # as `bias_init` where None
   dtype: str = "float32"
 
   @nn.compact
@@ -43,13 +52,12 @@ class MlpBlock(nn.Module):
     self, x: Float[Array, "batch length width"], *, train: bool = False
   ) -> Float[Array, "batch length width"]:
     width = x.shape[-1]
-    dense = functools.partial(
-      nn.Dense, bias_init=self.bias_init, dtype=self.dtype, dot_general=flat_dot_general
-    )
-    x = dense(self.mlp_dim, kernel_init=self.kernel_init, name="fc1")(x)
+    dense = functools.partial(nn.Dense, dtype=self.dtype, dot_general=flat_dot_general)
+    x = dense(self.mlp_dim, kernel_init=self.kernel_init, bias_init=self.bias_init, name="fc1")(x)
     x = ACTIVATIONS[self.activation](x)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
-    return dense(width, kernel_init=self.out_init, name="fc2")(x)
+    out_bias_init = self.out_bias_init or self.bias_init
+    return dense(width, kernel_init=self.out_init, bias_init=out_bias_init, name="fc2")(x)
 
 
 class Block(nn.Module):
@@ -92,8 +100,21 @@ class Block(nn.Module):
       normal = nn.initializers.truncated_normal(0.02)
       attention_init = dict(kernel_init=normal, out_init=normal)
       mlp_init = dict(kernel_init=normal, out_init=normal, bias_init=nn.initializers.zeros)
+    elif self.initialization == "torch":  # what its modules draw where a code says nothing
+      attention_init = dict(
+        kernel_init=nn.initializers.variance_scaling(0.5, "fan_in", "uniform"),  # q, k, v as one
+        out_init=torch_kernel,
+      )
+      mlp_init = dict(
+        kernel_init=torch_kernel,
+        out_init=torch_kernel,
+        bias_init=_within(width**-0.5),
+        out_bias_init=_within(self.mlp_dim**-0.5),
+      )
     else:
-      raise ValueError(f"initialization is 'xavier', 'clip' or 'bert', not {self.initialization!r}")
+      raise ValueError(
+        f"initialization is 'xavier', 'clip', 'bert' or 'torch', not {self.initialization!r}"
+      )
     if self.norm not in ("pre", "post"):
       raise ValueError(f"norm is 'pre' or 'post', not {self.norm!r}")
     before, after = (self.norm == when for when in ("pre", "post"))

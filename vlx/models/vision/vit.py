@@ -23,7 +23,7 @@ from vlx.core.system import image_input
 from vlx.models.layers import apply
 from vlx.models.layers.convolution import Downsample
 from vlx.models.layers.position import resample_positions
-from vlx.models.layers.transformer import Transformer
+from vlx.models.layers.transformer import Transformer, torch_kernel
 from vlx.models.vision.classifier import Classifier, encode_places, subnetwork
 from vlx.models.vision.resnet import ResNetTower
 
@@ -57,7 +57,9 @@ class VisionTransformer(nn.Module):
   mlp_dim: int
   pool: str = "cls"  # "cls" (a class token) or "mean" (of all tokens)
   stem: tuple[int, ...] = ()  # channels of 3x3 stride-2 convolutions before the patch embedding
-  backbone: ResNetTower | None = None  # whose map is cut into patches: the hybrid of §3.1
+  # Whose map is cut into patches: the hybrid of §3.1. Its norms are over the batch, where the paper's
+  # are over groups, with standardised weights.
+  backbone: ResNetTower | None = None
   patch_bias: bool = True
   pre_norm: bool = False
   activation: str = "gelu_tanh"
@@ -97,6 +99,9 @@ class VisionTransformer(nn.Module):
       (patch, patch),
       padding="VALID",
       use_bias=self.patch_bias,
+      kernel_init=torch_kernel
+      if self.initialization == "torch"
+      else nn.initializers.lecun_normal(),
       dtype=self.dtype,
       name="patch_embedding",
     )(x)
