@@ -151,6 +151,10 @@ def test_readers_of_a_run_take_the_checkpoint_before(saved, damage):
       jax.tree.map(np.testing.assert_array_equal, found, state(1))
 
 
+def test_what_lies_elsewhere_is_not_asked_of_a_checkpoint(saved):
+  assert checkpoint.RunVariables(saved).read({}) == {}
+
+
 def test_checkpoints_of_before_there_were_checksums_are_read(saved):
   folder = saved / "older" / "checkpoints"
   with checkpoint.open_manager(folder) as manager:

@@ -216,6 +216,8 @@ class _Read(NamedTuple):
 
 def _read(manager: ocp.CheckpointManager, step: int, wanted: Shapes) -> _Read:
   """Reads each array straight to its shards. Where there is a `step` among them it is read too."""
+  if not wanted:  # all of it is frozen
+    return _Read({}, {}, {})
   folder = manager.directory / str(step)
   if os.path.islink(folder):
     raise DamagedError("it is a link to somewhere else")
