@@ -173,7 +173,14 @@ def test_what_the_system_refuses_is_a_line_and_a_bug_is_none(error, message):
 
 @pytest.mark.parametrize(
   "name, value",
-  (("steps", -1), ("seed", -1), ("seed", 2**40), ("data.batch_size", 0), ("checkpoint.every", 0)),
+  (
+    ("steps", -1),
+    ("seed", -1),
+    ("seed", 2**40),
+    ("data.batch_size", 0),
+    ("checkpoint.every", 0),
+    ("checkpoint.patience", -1),
+  ),
 )
 def test_numbers_that_make_no_sense_are_told(name, value):
   config = configs.load_config("configs/clip.py:smoke")

@@ -95,6 +95,16 @@ def best_of(folder: pathlib.Path) -> dict[str, Any] | None:
     return None
 
 
+def is_out_of_patience(section: Any, folder: pathlib.Path, step: int) -> bool:
+  """Whether the best checkpoint is `patience` steps old at `step`, by a config's section
+  `checkpoint`: a function of best.json alone, the same before and after a restart.
+  """
+  patience, best = section.get("patience", 0), best_of(folder)
+  if not (patience and best and best["measure"] == section["best"]):
+    return False
+  return step - best["step"] >= patience
+
+
 def mark_best(folder: pathlib.Path, step: int, measure: str, value: float, *, higher: bool) -> None:
   """Marks the checkpoint of `step` as the best, where it is: it is kept until a better one
   comes.

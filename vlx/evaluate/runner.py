@@ -76,8 +76,15 @@ class Evaluation:
 
   @classmethod
   def of(cls, run: Any) -> "Evaluation":
-    """From a run: its `config`, `system`, `tokenizer`, `mesh` and `workdir`."""
-    return cls.from_parts(run.config, run.system, run.tokenizer, run.mesh, run.workdir)
+    """From a run: its `config`, `system`, `tokenizer`, `mesh` and `workdir`.
+
+    Raises:
+      UserError: as `from_parts`, and where nothing measures by what the run is to end early.
+    """
+    made = cls.from_parts(run.config, run.system, run.tokenizer, run.mesh, run.workdir)
+    if run.config.checkpoint.get("patience", 0):
+      made.check_patience(run.config.checkpoint.best)
+    return made
 
   @classmethod
   def from_parts(
@@ -114,16 +121,37 @@ class Evaluation:
       config,
     )
 
-  def due(self, step: int, last: int) -> bool:
-    return any(self._is_due(e, step, last) for e in self.evaluators.values())
+  def check_patience(self, best: str) -> None:
+    """Raises `UserError` where no measure `best` is taken before the end."""
+    name = best.partition("/")[0]
+    if not best:
+      raise UserError("checkpoint.patience needs checkpoint.best, the measure that is waited for")
+    self.is_higher_better(best)
+    if not self.evaluators[name].every:
+      raise UserError(
+        f"checkpoint.patience waits for {best}, which is measured at the end alone; set evaluators.{name}.every"
+      )
+
+  def due(self, step: int, last: int, measure: str = "") -> bool:
+    """Whether any evaluator runs at a step, or the one that takes a measure."""
+    name = measure.partition("/")[0]
+    asked = [e for n, e in self.evaluators.items() if not measure or n == name]
+    return any(self._is_due(e, step, last) for e in asked)
 
   def _is_due(self, evaluator: Evaluator, step: int, last: int) -> bool:
     return step == last or bool(step and evaluator.every and step % evaluator.every == 0)
 
-  def __call__(self, step: int, variables: Variables, log: Any) -> dict[str, float]:
-    """Evaluates what is due; writes figures, and at the end results.json."""
-    last = self.config.steps
-    due = {n: e for n, e in self.evaluators.items() if self._is_due(e, step, last)}
+  def __call__(
+    self, step: int, variables: Variables, log: Any, *, before: Mapping[str, float] | None = None
+  ) -> dict[str, float]:
+    """Evaluates what is due; writes figures, and at the end results.json.
+
+    With `before`, measures of this step, the end is here: all evaluators run that are not in it.
+    """
+    last = self.config.steps if before is None else step
+    before = before or {}
+    had = {key.partition("/")[0] for key in before}
+    due = {n: e for n, e in self.evaluators.items() if n not in had and self._is_due(e, step, last)}
     measures, figures = evaluate(
       due, dataclasses.replace(self.model, variables=variables), self.data, log.say
     )
@@ -133,17 +161,19 @@ class Evaluation:
     if measures:
       log.say(table(measures, self.config.baselines, f"step {step}"))
     if step == last:
-      self.write_results(measures)
+      self.write_results({**before, **measures}, step)
     return measures
 
-  def write_results(self, measures: Mapping[str, float]) -> None:
-    """results.json of the run's folder."""
+  def write_results(self, measures: Mapping[str, float], step: int | None = None) -> None:
+    """results.json of the run's folder; without `step`, of the last one that the log has."""
     steps = files.read_steps(self.workdir / "metrics.jsonl")
+    if step is None:
+      step = max((line["step"] for line in steps), default=self.config.steps)
     results.write(
       self.workdir / "results.json",
       measures,
       seed=self.config.seed,
-      steps=self.config.steps,
+      steps=step,
       training_seconds=round(sum(line.get("seconds", 0.0) for line in steps), 1),
     )
 

@@ -72,7 +72,8 @@ def get_config() -> ConfigDict:
   config.mesh = dict(data=-1, fsdp=1, tensor=1)
   config.partition = ((".*", ()),)
 
-  config.checkpoint = dict(every=1000, keep=1, best="")
+  # patience: the run ends at an evaluation that finds its best so many steps old; 0: at `steps`
+  config.checkpoint = dict(every=1000, keep=1, best="", patience=0)
   config.evaluators = ConfigDict()  # name → type (import path) and fields
   config.baselines = ConfigDict()  # "evaluator/split/measure" → number to beat
   return config

@@ -8,10 +8,12 @@ Order of a step (the state that is saved and evaluated is always the one *before
 import contextlib
 import signal
 import time
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import filelock
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from vlx.core import checkpoint, distributed, files, partition
@@ -30,12 +32,21 @@ PROFILED_STEPS = (10, 15)  # after the first, which compile and fill caches
 class OnEvaluate(Protocol):
   """Evaluation at some steps, which a command hands to the loop (`vlx.evaluate.runner.Evaluation`)."""
 
-  def due(self, step: int, last: int) -> bool:
-    """Whether anything is to be evaluated at a step."""
+  def due(self, step: int, last: int, measure: str = "") -> bool:
+    """Whether anything is to be evaluated at a step; with a `measure`, whether that is."""
     ...
 
-  def __call__(self, step: int, variables: Variables, log: MetricsLog) -> dict[str, float]:
-    """Evaluates, and gives measures "evaluator/split/measure"."""
+  def __call__(
+    self,
+    step: int,
+    variables: Variables,
+    log: MetricsLog,
+    *,
+    before: Mapping[str, float] | None = None,
+  ) -> dict[str, float]:
+    """Evaluates what is due, and gives measures "evaluator/split/measure"; with `before`, what was
+    measured at this step already, all the rest, for the run ends here.
+    """
     ...
 
   def is_higher_better(self, measure: str) -> bool:
@@ -50,10 +61,10 @@ class OnEvaluate(Protocol):
 class _Nothing:
   """Evaluates nothing."""
 
-  def due(self, step, last):
+  def due(self, step, last, measure=""):
     return False
 
-  def __call__(self, step, variables, log):
+  def __call__(self, step, variables, log, *, before=None):
     return {}
 
   def is_higher_better(self, measure):
@@ -114,7 +125,8 @@ def _alone_in(workdir):
 def train(
   run: Run, *, on_evaluate: OnEvaluate | None = None, profile: bool = False
 ) -> dict[str, float]:
-  """Trains to `config.steps`, going on from the folder's last checkpoint where there is one.
+  """Trains to `config.steps`, or until `checkpoint.patience` is used up, going on from the folder's
+  last checkpoint where there is one.
 
   Args:
     run: the config and the folder.
@@ -195,13 +207,13 @@ class _Loop:
 
   def go(self, start: int, state: TrainState, frozen: Variables, profile: bool) -> dict[str, float]:
     config, last = self._run.config, self._run.config.steps
-    if start < last:
-      train_step, data = compile_step(self._run), self._data(start, last)
-    pending = None
+    train_step = pending = None
     for step in range(start, last + 1):
       stopping = self._stop.at(step) and step < last
       evaluating = (
-        not stopping and self._evaluate.due(step, last) and (step > start or step == last)
+        not stopping
+        and self._evaluate.due(step, last)
+        and (step > start or step == last or self._is_out_of_patience(step))
       )
       saving = step == last or stopping or (step > start and step % config.checkpoint.every == 0)
       saving |= evaluating and bool(config.checkpoint.best)
@@ -213,12 +225,18 @@ class _Loop:
         self._log.flush()
         checkpoint.save(self._manager, step, state)
       if evaluating:
-        self._evaluated(step, self._run.variables(state, frozen))
-      if (saving or evaluating) and step < last:
+        found = self._evaluated(step, self._run.variables(state, frozen))
+      ending = evaluating and step < last and self._is_out_of_patience(step)
+      if ending:
+        self._log.say(_why_it_ends(config, self._folder, step))
+        self._evaluated(step, self._run.variables(state, frozen), before=found)
+      if (saving or evaluating) and step < last and not ending:
         with self._log.paused():
           self._evaluate.write_report()
-      if step == last or stopping:
+      if step == last or stopping or ending:
         break
+      if train_step is None:
+        train_step, data = compile_step(self._run), self._data(start, last)
       if profile:
         self._profile(step - start, state)
       batch, ids = self._next(data, pending)
@@ -270,16 +288,27 @@ class _Loop:
         f" checkpoint {step - 1}. Its examples: {pending.example_ids}"
       )
 
-  def _evaluated(self, step: int, variables: Variables) -> None:
+  def _evaluated(self, step: int, variables: Variables, **how: Any) -> dict[str, float]:
     with self._log.paused():
-      self._results |= (found := self._evaluate(step, variables, self._log))
+      self._results |= (found := self._evaluate(step, variables, self._log, **how))
     self._log.write(step, found)
     best = self._run.config.checkpoint.best
     if best in found:
       higher = self._evaluate.is_higher_better(best)
-      checkpoint.mark_best(
-        self._run.workdir / "checkpoints", step, best, found[best], higher=higher
-      )
+      checkpoint.mark_best(self._folder, step, best, found[best], higher=higher)
+    return found
+
+  @property
+  def _folder(self):
+    return self._run.workdir / "checkpoints"
+
+  def _is_out_of_patience(self, step: int) -> bool:
+    """Asked where the best's measure is taken alone; all processes go by what the first reads."""
+    section, last = self._run.config.checkpoint, self._run.config.steps
+    if not (section.get("patience", 0) and self._evaluate.due(step, last, section.best)):
+      return False
+    found = checkpoint.is_out_of_patience(section, self._folder, step)
+    return bool(multihost_utils.broadcast_one_to_all(np.array(found)))
 
   def _profile(self, done: int, state: TrainState) -> None:
     if done == PROFILED_STEPS[0]:
@@ -287,6 +316,15 @@ class _Loop:
     if done == PROFILED_STEPS[1]:
       jax.block_until_ready(state)
       jax.profiler.stop_trace()
+
+
+def _why_it_ends(config, folder, step: int) -> str:
+  best = checkpoint.best_of(folder)
+  where = f" ({best['value']:.4g}, at step {best['step']})" if best else ""
+  return (
+    f"ends at step {step} of {config.steps}: no better {config.checkpoint.best}{where} for"
+    f" checkpoint.patience={config.checkpoint.patience} steps"
+  )
 
 
 def _greeting(run: Run, start: int) -> str:

@@ -42,6 +42,7 @@ BOUNDS = {
   "optim.ema_decay": (0, 1),
   "checkpoint.every": (1, None),
   "checkpoint.keep": (1, None),
+  "checkpoint.patience": (0, None),
 }
 
 
@@ -49,7 +50,8 @@ def check_numbers(config: ConfigDict) -> None:
   """Raises `UserError` for a number that makes no sense."""
   for name, (least, most) in BOUNDS.items():
     section, _, field = name.rpartition(".")
-    value = (config[section] if section else config)[field]
+    # a folder's own config may be of before the field
+    value = (config[section] if section else config).get(field, least)
     if value is None or value < least or (most is not None and value > most):
       upper = "" if most is None else f" and at most {most}"
       raise UserError(f"{name} must be at least {least}{upper}, not {value}")
@@ -70,9 +72,9 @@ class Run:
     parts.
     """
     trust.trust_named(self.requested.to_dict())
+    check_numbers(self.requested)
     if (self.workdir / "config.json").is_file():
       return going_on.config(configs.read(self.workdir), self.requested, self.workdir)
-    check_numbers(self.requested)
     return initialize.resolve(self.requested)
 
   @functools.cached_property

@@ -12,8 +12,8 @@ import jax
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from vlx.core import checkpoint, distributed, files
 from vlx.core import config as configs
-from vlx.core import distributed, files
 from vlx.core import system as systems
 from vlx.core.system import System
 from vlx.data.streams import Streams
@@ -55,7 +55,7 @@ def write(
     measures = read(finished)["measures"]
   parts = [
     f"<h1>{html.escape(workdir.name)}: {html.escape(config.system.rpartition('.')[2])}</h1>",
-    f"<p>{_summary(config, system, metrics)}</p>",
+    f"<p>{_summary(config, system, metrics, workdir)}</p>",
     "<h2>Figures</h2>",
     _figures(measures, config.baselines, directions),
     "<h2>Curves</h2>",
@@ -73,13 +73,15 @@ def write(
   return path
 
 
-def _summary(config, system, metrics) -> str:
+def _summary(config, system, metrics, workdir) -> str:
   shapes = jax.eval_shape(lambda rng: systems.init(system, rng), jax.random.key(0))
   count = sum(x.size for x in jax.tree.leaves(shapes["params"]))
   speeds = [m["examples_per_second"] for m in metrics if "examples_per_second" in m]
   done = max((m["step"] for m in metrics), default=0)
   streams = Streams.of(config.data)
   text = "" if done == config.steps else "Not finished. "
+  if text and checkpoint.is_out_of_patience(config.checkpoint, workdir / "checkpoints", done):
+    text = f"Ended early, by {config.checkpoint.best}. "
   text += (
     f"{count:,} parameters, trained on {' and '.join(f'{s.source} ({s.split})' for s in streams.by_name.values())}"
     f" for {done:,} of {config.steps:,} steps of {streams.batch_size}."
