@@ -2,7 +2,8 @@
 
   python -m vlx.train --config=configs/show_and_tell.py:VARIANT --workdir=runs/show_and_tell
 
-`ablation` and `beams` are what experiments/ vary, `finetune` is coco's second phase.
+`ablation` and `beams` are what experiments/ vary, `finetune` is coco's second phase, `ensemble` is of
+finished runs.
 """
 
 import ml_collections
@@ -104,6 +105,21 @@ def beams() -> ml_collections.ConfigDict:
   return config
 
 
+def ensemble() -> ml_collections.ConfigDict:
+  """Three runs of `scenes` with other seeds, gathered and evaluated without training any further.
+
+  Others: --config.model.member_1.source=RUN; up to eight in a config of your own.
+  """
+  config = scenes()
+  config.system = "vlx.models.captioning.ensemble.Ensemble"
+  config.model = {f"member_{i}": dict(source=f"runs/show_and_tell_{i}") for i in (1, 2, 3)}
+  config.tokenizer.kind = "parts"
+  config.init = ()
+  config.steps = 0
+  config.optim.update(dict(rules=(), ema_decay=0.0))
+  return config
+
+
 def _paper(source: str, vocab_size: int, min_count: int) -> ml_collections.ConfigDict:
   """GoogLeNet, frozen; SGD as in im2txt's configuration.py: learning rate 2, gradients clipped at
   5.
@@ -166,6 +182,7 @@ VARIANTS = dict(
   language_model=language_model,
   ablation=ablation,
   beams=beams,
+  ensemble=ensemble,
   folder=folder,
   flickr8k=flickr8k,
   coco=coco,

@@ -19,6 +19,7 @@ Each tensor goes straight to its shards. Position tables of another grid are res
 import math
 import pathlib
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from vlx.core import system as systems
 from vlx.core.config import ConfigDict
 from vlx.core.errors import UserError
 from vlx.core.system import System, flatten, split_state
+from vlx.data.tokenizers import Tokenizer
 from vlx.models.layers.position import resample_positions
 from vlx.pretrained import Checkpoint
 
@@ -88,6 +90,36 @@ def _part_entries(section: Mapping[str, Any], prefix: str) -> Iterator[dict[str,
         yield {**ENTRY, "source": value["source"], "put": f"{prefix}{name}"}
       else:
         yield from _part_entries(value, f"{prefix}{name}/")
+
+
+def tokenizer_of_parts(config: ConfigDict) -> Tokenizer:
+  """The tokenizer that the sources of a resolved config's parts share (`tokenizer.kind` "parts").
+
+  Raises:
+    UserError: where they do not, or want images in another form than the run's.
+  """
+  sources = dict.fromkeys(e["source"] for e in _part_entries(config.model.to_dict(), ""))
+  if not sources:
+    raise UserError('tokenizer.kind "parts": no part has a source')
+  found, saved = {}, {}
+  with tempfile.TemporaryDirectory() as folder:
+    for source in sources:
+      opened = pretrained.open_checkpoint(source)
+      if (tokenizer := opened.tokenizer()) is None:
+        raise UserError(f"{source} has no tokenizer beside it")
+      if opened.image_transform != config.data.image_transform:
+        raise UserError(
+          f"{source} takes images by {opened.image_transform!r}, and data.image_transform is"
+          f" {config.data.image_transform!r}"
+        )
+      path = pathlib.Path(folder) / "tokenizer.json"
+      tokenizer.save(path)
+      found[source], saved[source] = tokenizer, path.read_bytes()
+  first, *others = sources
+  for other in others:
+    if saved[other] != saved[first]:
+      raise UserError(f"{first} and {other} have different tokenizers: their words do not agree")
+  return found[first]
 
 
 class _Filling(NamedTuple):

@@ -99,7 +99,11 @@ class Run:
     path = self.workdir / "tokenizer.json"
     if not path.exists():
       texts = lambda: self.streams.texts(section.fields)
-      tokenizers.make(section, texts).save(path)
+      of_parts = section.get("kind") == "parts"
+      made = (
+        initialize.tokenizer_of_parts(self.config) if of_parts else tokenizers.make(section, texts)
+      )
+      made.save(path)
     tokenizer = tokenizers.load(path)
     if tokenizer.vocab_size > section.vocab_size:
       raise UserError(

@@ -80,7 +80,7 @@ def make(section: Mapping[str, Any], texts: Callable[[], Iterable[str]]) -> Toke
   `kind` is "bpe", learned from texts, or CLIP's where `vocabulary` names its file or folder; "words", the frequent ones
   of texts; "labels", whole texts, the names
   of classes; "public", of the folder or file of a public checkpoint, in `path`; or the import path of a function
-  (section, texts) → `Tokenizer`.
+  (section, texts) → `Tokenizer`. (Of "parts" `vlx.train.initialize.tokenizer_of_parts` makes it.)
 
   Args:
     section: of the config.

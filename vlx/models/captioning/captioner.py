@@ -4,14 +4,14 @@ decoding.
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from vlx.core.system import image_input, text_inputs
+from vlx.core.system import Variables, image_input, text_inputs
 from vlx.inference import decoding
 from vlx.models.layers import apply
 from vlx.models.vision.inception import GoogLeNetTower
@@ -34,13 +34,57 @@ def encode(
   return pooled, features
 
 
-class Captioner:
+@runtime_checkable
+class SaysWords(Protocol):
+  """Gives the probabilities of a caption's words one after another, as an ensemble asks for them."""
+
+  start_id: int
+  end_id: int
+
+  @property
+  def vocab_size(self) -> int: ...
+
+  def inputs(self) -> dict[str, jax.ShapeDtypeStruct]: ...
+
+  def decoder(
+    self, variables: Variables, image: Float[Array, "batch height width 3"], beam_size: int
+  ) -> tuple[decoding.Step, Any]:
+    """(step, state) for `vlx.inference.decoding.beam_search`."""
+    ...
+
+  def word_logits(
+    self,
+    variables: Variables,
+    image: Float[Array, "batch height width 3"],
+    text: Int[Array, "batch length"],
+  ) -> Float[Array, "batch next vocabulary"]:
+    """Logits of the word after each of text[:, :-1]."""
+    ...
+
+
+class BeamSearched:
+  """`CaptionsImages` by a subclass's `decoder`, `start_id` and `end_id`."""
+
+  def caption(
+    self, variables: Mapping[str, Any], inputs: Mapping[str, jax.Array], search: decoding.Search
+  ) -> tuple[Int[Array, "batch beam length"], Float[Array, "batch beam"]]:
+    """The likeliest captions of `image`, best first, and their scores
+    (`vlx.inference.decoding`).
+    """
+    image = inputs["image"]
+    step, state = self.decoder(variables, image, search.beam_size)
+    return decoding.beam_search(
+      step, state, len(image), search, start_id=self.start_id, end_id=self.end_id
+    )
+
+
+class Captioner(BeamSearched):
   """A system around a subclass's `network`, a Linen module of (image, text, …) with an `encoder`.
 
   A subclass is a frozen dataclass with the fields `encoder`, `text_length`, `start_id` and `end_id`.
-  Its network has the methods `start`, image → (what is the same at every step, state before the
-  first word), and `next`, (that, state, tokens) → (logits, state). Batch statistics, if any, are in
-  `state`.
+  Its network has the methods `logits`, (image, text) → logits of the word after each but the last,
+  `start`, image → (what is the same at every step, state before the first word), and `next`, (that,
+  state, tokens) → (logits, state). Batch statistics, if any, are in `state`.
   """
 
   def inputs(self):
@@ -65,8 +109,7 @@ class Captioner:
       self.network, self._network_variables(variables), *inputs, method=method, **options
     )
 
-  def _decoder(self, variables, image, beam_size):
-    """(step, state) for `vlx.inference.decoding.beam_search`."""
+  def decoder(self, variables, image, beam_size):
     context, state = self._infer(variables, image, method="start")
 
     def step(state, tokens):
@@ -74,14 +117,5 @@ class Captioner:
 
     return step, state
 
-  def caption(
-    self, variables: Mapping[str, Any], inputs: Mapping[str, jax.Array], search: decoding.Search
-  ) -> tuple[Int[Array, "batch beam length"], Float[Array, "batch beam"]]:
-    """The likeliest captions of `image`, best first, and their scores
-    (`vlx.inference.decoding`).
-    """
-    image = inputs["image"]
-    step, state = self._decoder(variables, image, search.beam_size)
-    return decoding.beam_search(
-      step, state, len(image), search, start_id=self.start_id, end_id=self.end_id
-    )
+  def word_logits(self, variables, image, text):
+    return self._infer(variables, image, text, method="logits")

@@ -359,7 +359,7 @@ class ShowAttendTell(Captioner):
     decay = self.baseline_decay
     return Term(-objective.sum(), len(objective)), decay * baseline + (1 - decay) * reward.mean()
 
-  def _decoder(self, variables, image, beam_size):
+  def decoder(self, variables, image, beam_size):
     annotations, state = self._infer(variables, image, method="start")
     argmax = self.decode_attention == "argmax"
 
