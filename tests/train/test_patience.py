@@ -85,9 +85,9 @@ def test_a_run_ends_when_its_best_is_old_as_it_would_at_its_last_step(tmp_path, 
   # Started again it says so, evaluates as any finished run does, and trains no step.
   again, said, steps = trained(tmp_path / "run", monkeypatch, [1.0], [7.0])
   assert not steps and again == results and "ends at step 8 of 12" in said
-  # With more patience it goes on: 10 and 12 are evaluated, 12 is the last.
+  # With more patience it goes on: 8 is evaluated again, then 10 and 12.
   _, _, steps = trained(
-    tmp_path / "run", monkeypatch, [1.0, 2.0], [6.0], **{"checkpoint.patience": 12}
+    tmp_path / "run", monkeypatch, [1.0, 1.0, 2.0], [6.0], **{"checkpoint.patience": 12}
   )
   assert steps == [9, 10, 11, 12]
 
@@ -101,7 +101,7 @@ def test_a_better_measure_at_the_last_moment_lets_the_run_go_on(tmp_path, monkey
 def test_patience_runs_on_over_a_stop_whether_or_not_its_step_was_evaluated(tmp_path, monkeypatch):
   """The run of the first test, stopped and started again."""
   values = {2: 3.0, 4: 1.0, 6: 2.0, 8: 1.0}
-  for stop in (5, 8):
+  for stop in (4, 5, 8):
     workdir = tmp_path / str(stop)
     with monkeypatch.context() as m, pytest.raises(SystemExit):
       m.setattr(loop._Stop, "at", lambda self, step, stop=stop: step == stop)
@@ -137,5 +137,5 @@ def test_a_folder_from_before_patience_goes_on(tmp_path, monkeypatch):
   for name in ("requested", "resolved"):
     del kept[name]["checkpoint"]["patience"]
   (tmp_path / "config.json").write_text(json.dumps(kept))
-  _, said, steps = trained(tmp_path, monkeypatch, [2.0, 2.0], [7.0])
+  _, said, steps = trained(tmp_path, monkeypatch, [1.0, 2.0, 2.0], [7.0])
   assert steps == [3, 4, 5, 6] and "ends at step 6" in said

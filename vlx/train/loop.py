@@ -207,13 +207,15 @@ class _Loop:
 
   def go(self, start: int, state: TrainState, frozen: Variables, profile: bool) -> dict[str, float]:
     config, last = self._run.config, self._run.config.steps
+    # A run that was stopped or killed before it evaluated its last checkpoint would miss its best.
+    evaluating_again = bool(config.checkpoint.get("patience", 0))
     train_step = pending = None
     for step in range(start, last + 1):
       stopping = self._stop.at(step) and step < last
       evaluating = (
         not stopping
         and self._evaluate.due(step, last)
-        and (step > start or step == last or self._is_out_of_patience(step))
+        and (step > start or step == last or evaluating_again)
       )
       saving = step == last or stopping or (step > start and step % config.checkpoint.every == 0)
       saving |= evaluating and bool(config.checkpoint.best)

@@ -13,6 +13,9 @@ word, one sample for a whole batch of whether to take the expectation. From that
 and λ_e = 0.002, which it does not divide by the batch as it does the likelihood (here all are means
 over captions; configs/show_attend_tell.py:coco_hard says them times 64). Attention's output bias is
 left out, for the softmax does not see it. `attention="bilinear"` scores by hᵀ W a.
+
+Departure: batches are not of captions of one length (§4.3), which saved the time of padding: here
+every batch has the same shape, and padding counts in no term.
 """
 
 import dataclasses
