@@ -132,7 +132,7 @@ def from_hugging_face(
   config = dict(config)
   for part in ("vision_config", "text_config"):
     # The first files have their sections under both names; where they differ, this one counts.
-    section = {**(config.get(part) or {}), **(config.get(f"{part}_dict") or {})}
+    section = {**fields.section(config, part), **fields.section(config, f"{part}_dict")}
     config |= {f"{part}.{name}": value for name, value in section.items()}
   fields.must_be(config, "vision_config.num_channels", 3)
   image = VisionTransformer(
@@ -359,7 +359,7 @@ def openai_preprocess(image_size: int, mean=MEAN, std=STD) -> str:
 
 def open_clip_preprocess(system: CLIP, config: Mapping) -> str:
   """The preprocessing string of an `open_clip_config.json`."""
-  section = config.get("preprocess_cfg") or {}
+  section = fields.section(config, "preprocess_cfg")
   for name, wanted in dict(interpolation="bicubic", resize_mode="shortest").items():
     fields.must_be(section, name, wanted)
   return openai_preprocess(

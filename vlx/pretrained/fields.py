@@ -59,6 +59,14 @@ def must_be(config: Mapping, name: str, wanted: Any) -> None:
     raise UserError(f"config.json: {name} is {value!r}; vlx supports {wanted!r} only")
 
 
+def section(config: Mapping, name: str) -> Mapping:
+  """The object under a name, empty where there is none."""
+  value = config.get(name)
+  if value is not None and not isinstance(value, Mapping):
+    raise UserError(f"config.json: {name} is {value!r}, not an object")
+  return value or {}
+
+
 def divides(config: Mapping, name: str, number: int, into: str, parts: int) -> None:
   if number % parts:
     raise UserError(f"config.json: {name} {number} does not divide by {into} {parts}")

@@ -127,7 +127,7 @@ def from_hugging_face(
   ):
     fields.must_be(config, name, wanted)
   # transformers from 5 on; before, rope_theta stands by itself
-  rope = config.get("rope_parameters") or {}
+  rope = fields.section(config, "rope_parameters")
   fields.must_be(rope, "rope_type", "default")
   width, heads = (
     fields.positive_int(config, name) for name in ("hidden_size", "num_attention_heads")

@@ -265,7 +265,7 @@ def _find(path: pathlib.Path) -> _Found:
     return _fitting(weights, _open(weights), layout_of)
   if config.get("model_type") is None:
     return _of_file(weights)
-  if config["model_type"] not in FAMILIES:
+  if not isinstance(config["model_type"], str) or config["model_type"] not in FAMILIES:
     raise UserError(
       f"{path / 'config.json'}: the model type is {config['model_type']!r}; vlx knows {', '.join(FAMILIES)}"
     )

@@ -140,7 +140,7 @@ def from_hugging_face(
     pooler = [shapes[n] for n in shapes if n.removeprefix("vit.") == "pooler.dense.weight"]
     return encoder_layout(ViTEncoder(tower, pooler[0][0] if pooler else 0))
   # A classifier of two is Hugging Face's default, which its files leave out.
-  classes = len(config.get("id2label") or ()) or fields.positive_int(config, "num_labels", 2)
+  classes = len(fields.section(config, "id2label")) or fields.positive_int(config, "num_labels", 2)
   return CheckpointMap(ViT(tower, classes), hugging_face_rows(heads))
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from vlx.core.errors import UserError
-from vlx.data.tokenizers.library import PLACES
+from vlx.data.tokenizers.library import LARGEST_ID, PLACES
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _CONTROL = re.compile(r"<\|.*\|>")
@@ -67,7 +67,10 @@ class Beside(NamedTuple):
           f"{self.folder}: the added token {token.content!r} has the id {number}, and"
           f" {vocabulary[token.content]} in the vocabulary"
         )
-    return {**vocabulary, **{token.content: number for number, token in self.added.items()}}
+    whole = {**vocabulary, **{token.content: number for number, token in self.added.items()}}
+    if (largest := max(whole.values(), default=0)) > LARGEST_ID:
+      raise UserError(f"{self.folder}: a token has the id {largest}, which no vocabulary reaches")
+    return whole
 
   def add_to(self, backend: tokenizers.Tokenizer, chats: bool = False) -> None:
     """Makes the backend search texts for the added tokens, whose ids its vocabulary has.
