@@ -119,7 +119,7 @@ def open_checkpoint(path_or_name: str | pathlib.Path) -> Checkpoint:
   if is_vlx(path):
     return _open_vlx(path)
   family, layout, file, absent = _find(path)
-  shapes = variable_shapes(layout.system)
+  shapes = _shapes_of(path, layout.system)
   if absent:
     shapes = {"params": {k: x for k, x in shapes["params"].items() if k != "encoder"}, "state": {}}
 
@@ -171,7 +171,7 @@ def load(
   found = open_checkpoint(path_or_name)
   if found.absent:
     raise UserError(f"{path_or_name} {found.absent}")
-  shapes = variable_shapes(found.system)
+  shapes = _shapes_of(path_or_name, found.system)
   if mesh is None:
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shardings = jax.tree.map(lambda _: one, shapes)
@@ -233,6 +233,17 @@ def is_vlx(path: pathlib.Path) -> bool:
 def variable_shapes(system: System) -> Variables:
   """The shapes of a system's variables, those of its parts too; no array is made."""
   return jax.eval_shape(lambda rng: systems.init(system, rng), jax.random.key(0))
+
+
+def _shapes_of(path: pathlib.Path | str, system: System) -> Variables:
+  """The same of a system with a stranger's numbers, which may not fit together."""
+  try:
+    return variable_shapes(system)
+  except UserError:
+    raise
+  except Exception as e:  # of Flax, of JAX, of the system's own
+    said = (str(e).strip().splitlines() or [""])[0]
+    raise UserError(f"{path} describes no model that can be: {type(e).__name__}: {said}") from e
 
 
 def _find(path: pathlib.Path) -> _Found:
