@@ -1,6 +1,7 @@
 """Readers of the JSON and the vocabularies beside weights, and of vlx's own folders."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -271,12 +272,19 @@ def _read_saved(folder):
 
 JSON = (m.of_json, m.of_json, m.of_json, m.of_bytes)
 
+# Of nothing that these files say.
+NEVER = frozenset(
+  ("NaN", "infinity", "digits", "depth", "surrogate", "list", "lists", "object", "negative")
+)
+# Nor are a vocabulary's numbers these.
+NO_WORDS = NEVER | {"fraction", "10^30", "2^63", "1e308", "1e-308"}
+
 READERS = {
-  "bert": Reader(_bert, _model, {"*.json": JSON, "vocab.txt": (m.of_bytes, m.of_lines)}),
-  "llama": Reader(_llama, _model, {"config.json": JSON}),
-  "vit": Reader(_vit, _model, {"*.json": JSON}),
-  "clip": Reader(_clip, _model, {"*.json": JSON, "merges.txt": (m.of_bytes, m.of_lines)}),
-  "open_clip": Reader(_open_clip, _model, {"*.json": JSON}),
+  "bert": Reader(_bert, _model, {"*.json": JSON, "vocab.txt": (m.of_bytes, m.of_lines)}, never=NEVER),
+  "llama": Reader(_llama, _model, {"config.json": JSON}, never=NEVER),
+  "vit": Reader(_vit, _model, {"*.json": JSON}, never=NEVER),
+  "clip": Reader(_clip, _model, {"*.json": JSON, "merges.txt": (m.of_bytes, m.of_lines)}, never=NEVER),
+  "open_clip": Reader(_open_clip, _model, {"*.json": JSON}, never=NEVER),
   "google's bert": Reader(
     _google, _model, {"*.json": JSON, "vocab.txt": (m.of_bytes, m.of_lines)}
   ),
@@ -284,25 +292,26 @@ READERS = {
     _llama_words,
     lambda folder: _said(public.load(folder)),
     {"*.json": JSON, "tokenizer.model": (m.of_bytes,)},
+    never=NO_WORDS,
   ),
   "tokenizer.json": Reader(
-    _whole_tokenizer, lambda folder: _said(public.load(folder)), {"*.json": JSON}
+    _whole_tokenizer, lambda folder: _said(public.load(folder)), {"*.json": JSON}, never=NO_WORDS
   ),
   "clip's words": Reader(
     _clip_words,
     lambda folder: Content([trained.load_clip(folder).tokens(text) for text in TEXTS]),
     {"vocab.json": JSON, "merges.txt": (m.of_bytes, m.of_lines)},
+    never=NO_WORDS,
   ),
   "saved tokenizers": Reader(
-    _saved_tokenizers, _read_saved, {n: JSON for n in ("bpe.json", "words.json", "public.json")}
+    _saved_tokenizers, _read_saved, {n: JSON for n in ("bpe.json", "words.json", "public.json")}, never=NO_WORDS
   ),
   "converted": Reader(_own, _model, {"config.json": JSON}),
   "run": Reader(
     _run,
     _read_run,
     {"checkpoints/3/**/*": (m.of_bytes,), "frozen/0/**/*": (m.of_bytes,)},
-    legal=frozenset(),
-    silent=frozenset(),
+    checked=True,
   ),
   "run's notes": Reader(
     _run, _read_run, {"**/best.json": JSON, "**/same.json": JSON}, silent=frozenset()

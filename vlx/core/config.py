@@ -118,7 +118,9 @@ def _check_plain(value: Any, hint: Any, where: str) -> None:
   if not kinds or not kinds <= _PLAIN:
     return
   kinds |= {int} if float in kinds else set()
-  if (origin and not isinstance(value, (list, tuple))) or any(type(x) not in kinds for x in values):
+  if (origin and not isinstance(value, (list, tuple))) or any(
+    type(x) not in kinds or x != x for x in values
+  ):
     names = " or ".join(sorted(kind.__name__ for kind in kinds))
     raise UserError(f"{where} is {value!r}, not {'a list of ' if origin else ''}{names}")
 

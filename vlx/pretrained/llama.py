@@ -203,6 +203,8 @@ def from_meta(params: Mapping[str, Any]) -> CheckpointMap:
   width, heads = (fields.positive_int(params, name) for name in ("dim", "n_heads"))
   multiple = fields.positive_int(params, "multiple_of")
   stretch = fields.positive(params, "ffn_dim_multiplier", 1.0)
+  if stretch > 1000:
+    raise UserError(f"params.json: ffn_dim_multiplier is {stretch}")
   sizes = dict(
     width=width,
     depth=fields.positive_int(params, "n_layers"),
