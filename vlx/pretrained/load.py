@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import flax.errors
 import jax
 from jax.sharding import Mesh
 
@@ -119,7 +120,7 @@ def open_checkpoint(path_or_name: str | pathlib.Path) -> Checkpoint:
   if is_vlx(path):
     return _open_vlx(path)
   family, layout, file, absent = _find(path)
-  shapes = variable_shapes(layout.system)
+  shapes = _shapes_of(path, layout.system)
   if absent:
     shapes = {"params": {k: x for k, x in shapes["params"].items() if k != "encoder"}, "state": {}}
 
@@ -171,7 +172,7 @@ def load(
   found = open_checkpoint(path_or_name)
   if found.absent:
     raise UserError(f"{path_or_name} {found.absent}")
-  shapes = variable_shapes(found.system)
+  shapes = _shapes_of(path_or_name, found.system)
   if mesh is None:
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shardings = jax.tree.map(lambda _: one, shapes)
@@ -233,6 +234,15 @@ def is_vlx(path: pathlib.Path) -> bool:
 def variable_shapes(system: System) -> Variables:
   """The shapes of a system's variables, those of its parts too; no array is made."""
   return jax.eval_shape(lambda rng: systems.init(system, rng), jax.random.key(0))
+
+
+def _shapes_of(path: str | pathlib.Path, system: System) -> Variables:
+  """`variable_shapes` of a system whose sizes come from somebody's files."""
+  try:
+    return variable_shapes(system)
+  except (ArithmeticError, LookupError, TypeError, ValueError, flax.errors.FlaxError) as e:
+    reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+    raise UserError(f"{path} describes a model that cannot be built: {reason}") from e
 
 
 def _find(path: pathlib.Path) -> _Found:
