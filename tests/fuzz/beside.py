@@ -1,15 +1,17 @@
 """Readers of the JSON and the vocabularies beside weights, and of vlx's own folders."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
+from safetensors.numpy import load_file, save_file
 
 from tests.fuzz import mutations as m
 from tests.fuzz.harness import Content, Reader
-from tests.fuzz.weights import load, read_model
+from tests.fuzz.weights import PARITY, load, read_model
 from tests.pretrained.test_load import CONFIG
 from vlx import convert
 from vlx.core import checkpoint
@@ -43,10 +45,10 @@ CLIP = dict(
 )  # fmt: skip
 OPEN_CLIP = dict(
   model_cfg=dict(
-    embed_dim=8,
+    embed_dim=16,
     quick_gelu=True,
-    vision_cfg=dict(width=8, head_width=4, layers=1, image_size=8, patch_size=4, mlp_ratio=2.0),
-    text_cfg=dict(width=8, heads=2, layers=1, context_length=8, vocab_size=12),
+    vision_cfg=dict(width=64, head_width=16, layers=2, ls_init_value=None),
+    text_cfg=dict(width=64, heads=2),
   ),
   preprocess_cfg=dict(
     mean=[0.5] * 3, std=[0.25] * 3, interpolation="bicubic", resize_mode="shortest"
@@ -193,11 +195,16 @@ def _vit(folder):
 
 
 def _open_clip(folder):
-  clip = load.module("clip")
-  # Its names are those of its tensors, which are made from what a config says without them.
-  import tests.fuzz.open_clip as made
+  recorded = load_file(PARITY / "clip_openai.safetensors")
+  prefix = "open_clip_config/weights/"
+  weights = {n.removeprefix(prefix): x for n, x in recorded.items() if n.startswith(prefix)}
+  save_file(weights, folder / "open_clip_model.safetensors")
+  _json(folder, open_clip_config=OPEN_CLIP)
 
-  made.write(folder, OPEN_CLIP, clip)
+
+def _google(folder):
+  for file in (PARITY / "google_bert").iterdir():
+    shutil.copy(file, folder)
 
 
 def _own(folder):
@@ -265,32 +272,48 @@ def _read_saved(folder):
 
 JSON = (m.of_json, m.of_json, m.of_json, m.of_bytes)
 
+# Of nothing that these files say.
+NEVER = frozenset(
+  ("NaN", "infinity", "digits", "depth", "surrogate", "list", "lists", "object", "negative")
+)
+# Nor are a vocabulary's numbers these.
+NO_WORDS = NEVER | {"fraction", "10^30", "2^63", "1e308", "1e-308"}
+
 READERS = {
-  "bert": Reader(_bert, _model, {"*.json": JSON, "vocab.txt": (m.of_bytes, m.of_lines)}),
-  "llama": Reader(_llama, _model, {"config.json": JSON}),
-  "vit": Reader(_vit, _model, {"*.json": JSON}),
-  "clip": Reader(_clip, _model, {"*.json": JSON, "merges.txt": (m.of_bytes, m.of_lines)}),
+  "bert": Reader(_bert, _model, {"*.json": JSON, "vocab.txt": (m.of_bytes, m.of_lines)}, never=NEVER),
+  "llama": Reader(_llama, _model, {"config.json": JSON}, never=NEVER),
+  "vit": Reader(_vit, _model, {"*.json": JSON}, never=NEVER),
+  "clip": Reader(_clip, _model, {"*.json": JSON, "merges.txt": (m.of_bytes, m.of_lines)}, never=NEVER),
+  "open_clip": Reader(_open_clip, _model, {"*.json": JSON}, never=NEVER),
+  "google's bert": Reader(
+    _google, _model, {"*.json": JSON, "vocab.txt": (m.of_bytes, m.of_lines)}
+  ),
   "sentencepiece": Reader(
     _llama_words,
     lambda folder: _said(public.load(folder)),
     {"*.json": JSON, "tokenizer.model": (m.of_bytes,)},
+    never=NO_WORDS,
   ),
   "tokenizer.json": Reader(
-    _whole_tokenizer, lambda folder: _said(public.load(folder)), {"*.json": JSON}
+    _whole_tokenizer, lambda folder: _said(public.load(folder)), {"*.json": JSON}, never=NO_WORDS
   ),
   "clip's words": Reader(
     _clip_words,
     lambda folder: Content([trained.load_clip(folder).tokens(text) for text in TEXTS]),
     {"vocab.json": JSON, "merges.txt": (m.of_bytes, m.of_lines)},
+    never=NO_WORDS,
   ),
   "saved tokenizers": Reader(
-    _saved_tokenizers, _read_saved, {n: JSON for n in ("bpe.json", "words.json", "public.json")}
+    _saved_tokenizers, _read_saved, {n: JSON for n in ("bpe.json", "words.json", "public.json")}, never=NO_WORDS
   ),
-  "converted": Reader(_own, _model, {"config.json": JSON, "vocab.txt": (m.of_lines,)}),
+  "converted": Reader(_own, _model, {"config.json": JSON}),
   "run": Reader(
     _run,
     _read_run,
-    {"checkpoints/3/**/*": (m.of_bytes,), "frozen/**/*": (m.of_bytes,), "**/best.json": JSON,
-     "**/same.json": JSON},
+    {"checkpoints/3/**/*": (m.of_bytes,), "frozen/0/**/*": (m.of_bytes,)},
+    checked=True,
+  ),
+  "run's notes": Reader(
+    _run, _read_run, {"**/best.json": JSON, "**/same.json": JSON}, silent=frozenset()
   ),
 }  # fmt: skip

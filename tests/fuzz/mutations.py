@@ -275,8 +275,7 @@ def _places(value, found=None):
 def _changed(value, rng):
   places = _places(value) if isinstance(value, (dict, list)) else []
   if not places or rng.random() < 0.01:
-    kind = _one(rng, ODD)
-    return kind, copy.deepcopy(ODD[kind])
+    return "whole", copy.deepcopy(ODD[_one(rng, ODD)])
   holder, key = places[int(rng.integers(len(places)))]
   other, other_key = places[int(rng.integers(len(places)))]
   choice = rng.random()

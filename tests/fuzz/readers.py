@@ -1,5 +1,5 @@
 """All readers of strangers' files, by their names."""
 
-from tests.fuzz import beside, weights
+from tests.fuzz import beside, records, weights
 
-READERS = {**weights.READERS, **beside.READERS}
+READERS = {**weights.READERS, **beside.READERS, **records.READERS}

@@ -19,6 +19,7 @@ from tests.fuzz import mutations as m
 from tests.fuzz.harness import Content, Reader, arrays
 from tests.pretrained import tf_tables
 from tests.pretrained.test_arctic import OPTIONS, parameters
+from vlx.core.system import flatten
 from vlx.pretrained import llama
 from vlx.pretrained.formats import tf_bundle
 from vlx.pretrained.formats.gguf import open_gguf
@@ -107,30 +108,31 @@ def _write_meta(folder):
   (folder / "params.json").write_text(json.dumps(params))
 
 
-@functools.lru_cache(32)
-def _shapes(system):
-  return load_shapes(system)
-
-
-load_shapes = load.variable_shapes
-load.variable_shapes = _shapes  # equal systems have equal shapes, and to find them takes a while
+# Equal systems have equal shapes, and to find them takes a while.
+load.variable_shapes = functools.lru_cache(64)(load.variable_shapes)
 
 
 def read_model(path: pathlib.Path, texts=()) -> Content:
   """All that a checkpoint gives."""
-  found = load.open_checkpoint(path)
-  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  wanted = {
-    n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one) for n, x in found.shapes.items()
-  }
-  arrays = found.read(wanted)
-  tokenizer = found.tokenizer()
-  said = tokenizer and ([tokenizer.tokens(text) for text in texts], tokenizer.stop_ids)
-  form = repr(found.system), found.image_transform, found.absent, said
-  folder = path if path.is_dir() else path.parent
-  return Content(
-    form, {n: np.asarray(x).tobytes() for n, x in arrays.items()}, tuple(numbers(folder))
+  found = load.load(path)
+  said = found.tokenizer and (
+    [found.tokenizer.tokens(text) for text in texts],
+    found.tokenizer.stop_ids,
   )
+  values = {n: np.asarray(x).tobytes() for n, x in flatten(found.variables).items()}
+  form = repr(found.system), found.image_transform, said
+  return Content(form, values, tuple(numbers(path)))
+
+
+def _read_arctic(folder) -> Content:
+  """Which is no model by itself."""
+  found = load.open_checkpoint(folder / "x.npz")
+  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  read = found.read(
+    {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one) for n, x in found.shapes.items()}
+  )
+  values = {n: np.asarray(x).tobytes() for n, x in read.items()}
+  return Content(repr(found.system), values, tuple(numbers(folder)))
 
 
 def numbers(folder: pathlib.Path):
@@ -204,7 +206,7 @@ READERS = {
   ),
   "arctic": Reader(
     _write_arctic,
-    lambda folder: read_model(folder / "x.npz"),
+    _read_arctic,
     {"x.npz.pkl": (m.of_bytes,), "x.npz": (m.of_zip,)},
   ),
   "gguf": Reader(_write_gguf, _read_gguf, {"x.gguf": (m.of_bytes,)}),

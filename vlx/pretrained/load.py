@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import flax.errors
 import jax
 from jax.sharding import Mesh
 
@@ -236,13 +235,15 @@ def variable_shapes(system: System) -> Variables:
   return jax.eval_shape(lambda rng: systems.init(system, rng), jax.random.key(0))
 
 
-def _shapes_of(path: str | pathlib.Path, system: System) -> Variables:
-  """`variable_shapes` of a system whose sizes come from somebody's files."""
+def _shapes_of(path: pathlib.Path | str, system: System) -> Variables:
+  """The same of a system with a stranger's numbers, which may not fit together."""
   try:
     return variable_shapes(system)
-  except (ArithmeticError, LookupError, TypeError, ValueError, flax.errors.FlaxError) as e:
-    reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-    raise UserError(f"{path} describes a model that cannot be built: {reason}") from e
+  except UserError:
+    raise
+  except Exception as e:  # of Flax, of JAX, of the system's own
+    said = (str(e).strip().splitlines() or [""])[0]
+    raise UserError(f"{path} describes no model that can be: {type(e).__name__}: {said}") from e
 
 
 def _find(path: pathlib.Path) -> _Found:
