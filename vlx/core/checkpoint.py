@@ -91,7 +91,7 @@ def best_of(folder: pathlib.Path) -> dict[str, Any] | None:
   try:
     best = json.loads((folder / "best.json").read_bytes())
     return {"step": int(best["step"]), "measure": best["measure"], "value": float(best["value"])}
-  except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
+  except (FileNotFoundError, ArithmeticError, ValueError, TypeError, KeyError, RecursionError):
     return None
 
 

@@ -4,6 +4,7 @@ A config says *what* by import path ("vlx.models.contrastive.clip.CLIP") and *ho
 that dataclass. There is no registry: whatever Python can import, a config can name.
 """
 
+import collections.abc
 import dataclasses
 import difflib
 import importlib
@@ -29,6 +30,10 @@ else:
   from ml_collections import ConfigDict
 
 SCHEMA = 2  # of config.json
+_PLAIN = {bool, int, float, str, types.NoneType}
+# Of a model's whole numbers: widths, lengths, words. Shapes of more take gigabytes, though no array
+# is made.
+_LARGEST = 2**22
 
 
 def import_path(path: str) -> Any:
@@ -86,17 +91,36 @@ def build(cls: type, section: Mapping[str, Any], where: str) -> Any:
   for name, value in section.items():
     if is_part(value):
       value = _build_part(value, hints[name], f"{where}.{name}")
-    elif isinstance(value, Mapping) and (kinds := _dataclasses(hints[name])):
-      value = build(_choose(kinds, value), value, f"{where}.{name}")
+    elif kinds := _dataclasses(hints[name]):
+      if isinstance(value, Mapping):
+        value = build(_choose(kinds, value), value, f"{where}.{name}")
+      elif value is not None and not isinstance(value, tuple(kinds)):
+        raise UserError(f"{where}.{name} is {value!r}, not fields of a {kinds[0].__name__}")
     elif _protocols(hints[name]) and value is not None:
       raise UserError(
         f"{where}.{name} must be a system, dict(source=PATH) or dict(system=…, …), not {value!r}"
       )
+    _check_plain(value, hints[name], f"{where}.{name}")
     arguments[name] = tuple(value) if isinstance(value, list) else value
   try:
     return cls(**arguments)
   except ValueError as e:
     raise UserError(f"{where}: {e}") from e
+
+
+def _check_plain(value: Any, hint: Any, where: str) -> None:
+  """A field that is annotated as numbers, texts or lists of them must be that."""
+  listed = typing.get_origin(hint) in (tuple, collections.abc.Sequence)
+  members = typing.get_args(hint) if listed else _members(hint)
+  kinds = {kind for kind in members if kind is not Ellipsis}
+  if not kinds or not kinds <= _PLAIN:
+    return
+  kinds |= {int} if float in kinds else set()
+  right = not listed or isinstance(value, (list, tuple))
+  if right and all(type(x) in kinds and x == x for x in (value if listed else (value,))):
+    return
+  names = " or ".join(sorted(kind.__name__ for kind in kinds))
+  raise UserError(f"{where} is {value!r}, not {'a list of ' if listed else ''}{names}")
 
 
 def _build_part(section: Mapping[str, Any], hint: Any, where: str) -> Any:
@@ -200,7 +224,18 @@ def build_system(config: ConfigDict) -> System:
   """The system that `config.system` names, with the fields of `config.model`, whose parts are
   resolved.
   """
-  return build(import_path(config.system), config.model.to_dict(), "model")
+  section = config.model.to_dict()
+  _check_sizes(section, "model")
+  return build(import_path(config.system), section, "model")
+
+
+def _check_sizes(value: Any, where: str) -> None:
+  if isinstance(value, (dict, list, tuple)):
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for name, inner in items:
+      _check_sizes(inner, f"{where}.{name}")
+  elif type(value) is int and abs(value) > _LARGEST:
+    raise UserError(f"{where} is {value}; {_LARGEST} is the most")
 
 
 def find_file(path: str) -> pathlib.Path:
@@ -287,6 +322,16 @@ def read(folder: pathlib.Path) -> Kept:
   except (ValueError, RecursionError) as e:
     raise UserError(f"{path} is damaged: {e}") from e
   trust.check(content, path)
+  try:
+    return _of_content(content, path)
+  except UserError:
+    raise
+  except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as e:
+    said = " ".join(str(e).split())
+    raise UserError(f"{path} is damaged, or not vlx's: {type(e).__name__}: {said}") from e
+
+
+def _of_content(content: dict[str, Any], path: pathlib.Path) -> Kept:
   match content.get("schema", 1):
     case 1 if "preprocess" in content:
       content = schema1.converted(content)
@@ -306,6 +351,11 @@ def read(folder: pathlib.Path) -> Kept:
 
 def _with_all_fields(content: dict[str, Any]) -> ConfigDict:
   """Fields that a class has got since are at their defaults."""
+  for name, kind in (("system", str), ("model", Mapping), ("data", Mapping)):
+    if not isinstance(content[name], kind):
+      raise TypeError(f"its {name} is {content[name]!r}")
+  if not isinstance(ops := content["data"]["image_transform"], str):
+    raise TypeError(f"its data.image_transform is {ops!r}")
   return finalize(ConfigDict(content))
 
 

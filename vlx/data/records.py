@@ -38,6 +38,7 @@ def strings(value: str | Sequence[str]) -> Sequence[str]:
 
 MAX_TEXT = 100_000  # characters of a text; a novel's chapter is shorter
 MAX_FILE = 2**28  # bytes of an image
+MAX_NAME = 4096  # letters of a file's path, as Linux has them
 
 
 def parse_object(text: str | bytes) -> Record:
@@ -90,6 +91,8 @@ def read_file(root: pathlib.Path, name: str) -> bytes:
     BadRecord: for a name that leads elsewhere, what is no ordinary file, or a huge one.
     OSError: where it cannot be read.
   """
+  if len(name) > MAX_NAME:
+    raise BadRecord(f"file_name of {len(name)} letters")
   path = root / name
   try:
     if pathlib.PurePath(name).is_absolute() or ".." in pathlib.PurePath(name).parts:
@@ -105,7 +108,8 @@ def read_file(root: pathlib.Path, name: str) -> bytes:
 def readable_texts(
   row: Callable[[int], Record], count: int, fields: Sequence[str]
 ) -> Iterator[str]:
-  """The fields' strings of rows 0 … count-1; bad rows are passed over, to be counted when read.
+  """The fields' strings of rows 0 … count-1; what is no text and bad rows are passed over, to be
+  counted when read.
 
   Raises:
     UserError: where a row lacks one of the fields.
@@ -118,7 +122,9 @@ def readable_texts(
     for field in fields:
       if field not in found:
         raise UserError(f"record {index} of the data has no {field!r}, only {', '.join(found)}")
-      yield from strings(found[field])
+      texts = strings(found[field])
+      if isinstance(texts, Sequence) and all(isinstance(text, str) for text in texts):
+        yield from texts
 
 
 def evenly(count: int, wanted: int) -> list[int]:

@@ -106,14 +106,14 @@ def layout_of(options: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]])
     dropout=0.5 if options.get("use_dropout") else 0.0,
     start_id=0,
     end_id=0,
-    text_length=fields.positive_int(options, "maxlen", 100) + 2,
+    text_length=fields.positive_int(options, "maxlen", 100, most=10**5) + 2,
   )
   return CheckpointMap(system, rows(annotation_layers, init_layers, gated))
 
 
 def _layers(options, name: str, shapes, pattern: str) -> int:
   """As many as the option says, which are one more than the file has numbered."""
-  said, found = fields.positive_int(options, name), 1 + fields.count(shapes, pattern)
+  said, found = fields.positive_int(options, name), 1 + fields.count(shapes, pattern, least=0)
   if said != found:
     raise UserError(f"the options say that {name} is {said}, but the file has {found} such layers")
   return found

@@ -200,14 +200,14 @@ def _tower(config: Mapping[str, Any]) -> BERT:
   fields.divides(config, "hidden_size", width, "num_attention_heads", heads)
   return BERT(
     vocab_size=fields.positive_int(config, "vocab_size"),
-    context_length=fields.positive_int(config, "max_position_embeddings"),
+    context_length=fields.length(config, "max_position_embeddings"),
     width=width,
-    depth=fields.positive_int(config, "num_hidden_layers"),
+    depth=fields.layers(config, "num_hidden_layers"),
     num_heads=heads,
     mlp_dim=fields.positive_int(config, "intermediate_size"),
     num_segments=fields.positive_int(config, "type_vocab_size", 2),
     activation=fields.one_of(config, "hidden_act", fields.ACTIVATIONS),
-    layer_norm_epsilon=fields.positive(config, "layer_norm_eps", 1e-12),
+    layer_norm_epsilon=fields.epsilon(config, "layer_norm_eps", 1e-12),
   )
 
 

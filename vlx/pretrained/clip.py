@@ -132,27 +132,23 @@ def from_hugging_face(
   config = dict(config)
   for part in ("vision_config", "text_config"):
     # The first files have their sections under both names; where they differ, this one counts.
-    section = {**(config.get(part) or {}), **(config.get(f"{part}_dict") or {})}
+    section = {**fields.section(config, part), **fields.section(config, f"{part}_dict")}
     config |= {f"{part}.{name}": value for name, value in section.items()}
   fields.must_be(config, "vision_config.num_channels", 3)
+  image_size, patch_size = fields.patches(
+    config, "vision_config.image_size", "vision_config.patch_size", 224, 32
+  )
   image = VisionTransformer(
-    image_size=fields.positive_int(config, "vision_config.image_size", 224),
-    patch_size=fields.positive_int(config, "vision_config.patch_size", 32),
+    image_size=image_size,
+    patch_size=patch_size,
     patch_bias=False,
     pre_norm=True,
     resampling="cubic",
     **_tower(config, "vision_config", 768, 12),
   )
-  fields.divides(
-    config,
-    "vision_config.image_size",
-    image.image_size,
-    "vision_config.patch_size",
-    image.patch_size,
-  )
   text = TextTransformer(
     vocab_size=fields.positive_int(config, "text_config.vocab_size", 49408),
-    context_length=fields.positive_int(config, "text_config.max_position_embeddings", 77),
+    context_length=fields.length(config, "text_config.max_position_embeddings", 77),
     **_tower(config, "text_config", 512, 8),
   )
   system = CLIP(image, text, fields.positive_int(config, "projection_dim", 512))
@@ -167,12 +163,12 @@ def _tower(config: Mapping, part: str, width: int, num_heads: int) -> dict:
   return dict(
     width=width,
     num_heads=num_heads,
-    depth=fields.positive_int(config, f"{part}.num_hidden_layers", 12),
+    depth=fields.layers(config, f"{part}.num_hidden_layers", 12),
     mlp_dim=fields.positive_int(
       config, f"{part}.intermediate_size", 3072 if part == "vision_config" else 2048
     ),
     activation=fields.one_of(config, f"{part}.hidden_act", fields.ACTIVATIONS, "quick_gelu"),
-    layer_norm_epsilon=fields.positive(config, f"{part}.layer_norm_eps", 1e-5),
+    layer_norm_epsilon=fields.epsilon(config, f"{part}.layer_norm_eps", 1e-5),
     initialization="clip",
   )
 
@@ -247,7 +243,8 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CheckpointMap | None:
   else:
     width, _, patch_size, _ = shape("visual.conv1.weight", 4)
     image = VisionTransformer(
-      image_size=math.isqrt(shape("visual.positional_embedding", 2)[0] - 1) * patch_size,
+      image_size=math.isqrt(fields.positions(shapes, "visual.positional_embedding", 2) - 1)
+      * patch_size,
       patch_size=patch_size,
       patch_bias=False,
       pre_norm=True,
@@ -260,7 +257,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CheckpointMap | None:
   width, embed_dim = shape("text_projection", 2)
   text = TextTransformer(
     vocab_size=shape("token_embedding.weight", 2)[0],
-    context_length=shape("positional_embedding", 2)[0],
+    context_length=fields.positions(shapes, "positional_embedding", 2),
     width=width,
     num_heads=width // 64,
     depth=fields.count(shapes, r"transformer\.resblocks\.(\d+)\."),
@@ -293,14 +290,19 @@ def from_open_clip(config: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> Ch
     "embed_dim": system.embed_dim,
     "text_cfg.width": text.width,
     "text_cfg.layers": text.depth,
+    "text_cfg.context_length": text.context_length,
+    "text_cfg.vocab_size": text.vocab_size,
     "vision_cfg.width": image.stem_width if resnet else image.width,
     "vision_cfg.layers": list(image.stage_sizes) if resnet else image.depth,
+    "vision_cfg.image_size": image.image_size,
+    **({} if resnet else {"vision_cfg.patch_size": image.patch_size}),
   }.items():
-    if model.get(name, found) != found:
+    if model.get(name, found) not in (found, [found, found]):
       raise UserError(
-        f"open_clip_config.json: {name} is {model[name]}, of the weights beside it {found}"
+        f"open_clip_config.json: {name} is {fields.shown(model[name])}, of the weights beside it"
+        f" {found}"
       )
-  activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
+  activation = "quick_gelu" if fields.flag(model, "quick_gelu", False) else "gelu"
   text = text.clone(
     num_heads=fields.positive_int(model, "text_cfg.heads", 8), activation=activation
   )
@@ -316,12 +318,12 @@ def from_open_clip(config: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> Ch
 
 
 def _resnet_of(shapes) -> ModifiedResNet:
-  stages = fields.count(shapes, r"visual\.layer(\d+)\.")
+  stages = fields.count(shapes, r"visual\.layer(\d+)\.", most=fields.MAX_STAGES)
   stage_sizes = tuple(
     fields.count(shapes, rf"visual\.layer{i + 1}\.(\d+)\.") for i in range(stages)
   )
   stem_width = fields.shape(shapes, "visual.conv3.weight", 4)[0]
-  grid = math.isqrt(fields.shape(shapes, "visual.attnpool.positional_embedding", 2)[0] - 1)
+  grid = math.isqrt(fields.positions(shapes, "visual.attnpool.positional_embedding", 2) - 1)
   return ModifiedResNet(grid * 4 * 2 ** (stages - 1), stage_sizes, stem_width)
 
 
@@ -359,12 +361,24 @@ def openai_preprocess(image_size: int, mean=MEAN, std=STD) -> str:
 
 def open_clip_preprocess(system: CLIP, config: Mapping) -> str:
   """The preprocessing string of an `open_clip_config.json`."""
-  section = config.get("preprocess_cfg") or {}
-  for name, wanted in dict(interpolation="bicubic", resize_mode="shortest").items():
-    fields.must_be(section, name, wanted)
-  return openai_preprocess(
-    system.image.image_size, section.get("mean", MEAN), section.get("std", STD)
+  section = fields.section(config, "preprocess_cfg")
+  told = {name: value for name, value in section.items() if value is not None}
+  for name, wanted in dict(interpolation="bicubic", resize_mode="shortest", mode="RGB").items():
+    fields.must_be(told, name, wanted)
+  size = system.image.image_size
+  if told.get("size", size) not in (size, [size, size]):
+    raise UserError(
+      f"open_clip_config.json: size is {fields.shown(told['size'])}, and the model is for {size}"
+    )
+  # One number is of all channels.
+  mean, std = (
+    [x] * 3 if type(x := told.get(name, default)) in (int, float) else x
+    for name, default in (("mean", MEAN), ("std", STD))
   )
+  for name, value, kind in (("mean", mean, preprocessor.MEANS), ("std", std, preprocessor.STDS)):
+    if not kind.holds(value):
+      raise UserError(f"open_clip_config.json: {name} is {fields.shown(value)}; {kind.told}")
+  return openai_preprocess(size, mean, std)
 
 
 def preprocess(system: CLIP, config: Mapping | None = None) -> str:
@@ -380,4 +394,4 @@ def preprocess(system: CLIP, config: Mapping | None = None) -> str:
     size={"shortest_edge": size},
     crop_size={"height": size, "width": size},
   )
-  return preprocessor.image_ops({**defaults, **config})
+  return preprocessor.image_ops(config, defaults)

@@ -17,12 +17,11 @@ _KERNEL = ("o i h w -> h w i o", {})
 
 def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CheckpointMap | None:
   """The system of both files together, by their names; None for another family's."""
-  found = [
-    m for name in shapes if (m := re.match(r"encoder\.blocks\.group_(\d+)\.block_(\d+)\.", name))
-  ]
-  if not found:
+  block = r"encoder\.blocks\.group_(\d+)\.block_"
+  if not any(re.match(block, name) for name in shapes):
     return None
-  groups, blocks = (max(int(m[i]) for m in found) for i in (1, 2))
+  groups = fields.count(shapes, block, most=fields.MAX_STAGES)
+  blocks = fields.count(shapes, r"encoder\.blocks\.group_1\.block_(\d+)\.")
   width, *_ = fields.shape(shapes, "encoder.blocks.input.w", 4)
   code_dim, num_codes, *_ = fields.shape(shapes, "decoder.blocks.input.w", 4)
   return CheckpointMap(DVAE(256, width, num_codes, code_dim, groups, blocks), rows(groups, blocks))

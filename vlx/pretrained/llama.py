@@ -6,7 +6,6 @@ Meta and llama.cpp the two of a pair stand side by side, and the patterns of que
 them apart: "(h i p) d -> d h (p i)".
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -127,8 +126,9 @@ def from_hugging_face(
   ):
     fields.must_be(config, name, wanted)
   # transformers from 5 on; before, rope_theta stands by itself
-  rope = config.get("rope_parameters") or {}
+  rope = fields.section(config, "rope_parameters")
   fields.must_be(rope, "rope_type", "default")
+  fields.must_be(rope, "partial_rotary_factor", 1.0)
   width, heads = (
     fields.positive_int(config, name) for name in ("hidden_size", "num_attention_heads")
   )
@@ -137,17 +137,17 @@ def from_hugging_face(
   fields.divides(config, "num_attention_heads", heads, "num_key_value_heads", groups)
   if config.get("head_dim") is not None:
     fields.must_be(config, "head_dim", width // heads)
-  tied = bool(config.get("tie_word_embeddings", False))
+  tied = fields.flag(config, "tie_word_embeddings", False)
   decoder = LLaMA(
     vocab_size=fields.positive_int(config, "vocab_size"),
     width=width,
-    depth=fields.positive_int(config, "num_hidden_layers"),
+    depth=fields.layers(config, "num_hidden_layers"),
     num_heads=heads,
     num_groups=groups,
     mlp_dim=fields.positive_int(config, "intermediate_size"),
-    context_length=fields.positive_int(config, "max_position_embeddings", 2048),
-    epsilon=fields.positive(config, "rms_norm_eps"),
-    rope_theta=fields.positive(rope or config, "rope_theta", 10000.0),
+    context_length=fields.length(config, "max_position_embeddings", 2048),
+    epsilon=fields.epsilon(config, "rms_norm_eps"),
+    rope_theta=fields.positive({**config, **rope}, "rope_theta", 10000.0),
     tie_embeddings=tied,
   )
   if not tied and _is_headless(config, shapes):
@@ -203,14 +203,15 @@ def from_meta(params: Mapping[str, Any]) -> CheckpointMap:
   width, heads = (fields.positive_int(params, name) for name in ("dim", "n_heads"))
   multiple = fields.positive_int(params, "multiple_of")
   stretch = fields.positive(params, "ffn_dim_multiplier", 1.0)
+  # model.py of the released code rounds down twice, then up to a multiple.
+  mlp_dim = multiple * -(-int(stretch * int(8 * width / 3)) // multiple)
   sizes = dict(
     width=width,
-    depth=fields.positive_int(params, "n_layers"),
+    depth=fields.layers(params, "n_layers"),
     num_heads=heads,
     num_groups=fields.positive_int(params, "n_kv_heads", heads),
-    # model.py of the released code rounds down twice, then up to a multiple.
-    mlp_dim=multiple * math.ceil(int(stretch * int(8 * width / 3)) / multiple),
-    epsilon=fields.positive(params, "norm_eps"),
+    mlp_dim=fields.checked_int("ffn_dim_multiplier times 8/3 dim", mlp_dim),
+    epsilon=fields.epsilon(params, "norm_eps"),
   )
   fields.divides(params, "dim", width, "n_heads", heads)
   fields.divides(params, "n_heads", heads, "n_kv_heads", sizes["num_groups"])
@@ -254,12 +255,12 @@ def from_gguf(file: TensorFile) -> CheckpointMap:
   decoder = LLaMA(
     vocab_size=fields.shape(file.shapes, "token_embd.weight", 2)[0],
     width=width,
-    depth=fields.positive_int(told, "block_count"),
+    depth=fields.layers(told, "block_count"),
     num_heads=heads,
     num_groups=groups,
     mlp_dim=fields.positive_int(told, "feed_forward_length"),
-    context_length=fields.positive_int(told, "context_length"),
-    epsilon=fields.positive(told, "attention.layer_norm_rms_epsilon"),
+    context_length=fields.length(told, "context_length"),
+    epsilon=fields.epsilon(told, "attention.layer_norm_rms_epsilon"),
     rope_theta=fields.positive(told, "rope.freq_base", 10000.0),
     tie_embeddings=tied,
   )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import flax.errors
 import jax
 from jax.sharding import Mesh
 
@@ -119,7 +120,7 @@ def open_checkpoint(path_or_name: str | pathlib.Path) -> Checkpoint:
   if is_vlx(path):
     return _open_vlx(path)
   family, layout, file, absent = _find(path)
-  shapes = variable_shapes(layout.system)
+  shapes = _shapes_of(path, layout.system)
   if absent:
     shapes = {"params": {k: x for k, x in shapes["params"].items() if k != "encoder"}, "state": {}}
 
@@ -171,7 +172,7 @@ def load(
   found = open_checkpoint(path_or_name)
   if found.absent:
     raise UserError(f"{path_or_name} {found.absent}")
-  shapes = variable_shapes(found.system)
+  shapes = _shapes_of(path_or_name, found.system)
   if mesh is None:
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shardings = jax.tree.map(lambda _: one, shapes)
@@ -235,6 +236,15 @@ def variable_shapes(system: System) -> Variables:
   return jax.eval_shape(lambda rng: systems.init(system, rng), jax.random.key(0))
 
 
+def _shapes_of(path: str | pathlib.Path, system: System) -> Variables:
+  """`variable_shapes` of a system whose sizes come from somebody's files."""
+  try:
+    return variable_shapes(system)
+  except (ArithmeticError, LookupError, TypeError, ValueError, flax.errors.FlaxError) as e:
+    reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+    raise UserError(f"{path} describes a model that cannot be built: {reason}") from e
+
+
 def _find(path: pathlib.Path) -> _Found:
   if path.is_file():
     return _of_file(path)
@@ -265,7 +275,7 @@ def _find(path: pathlib.Path) -> _Found:
     return _fitting(weights, _open(weights), layout_of)
   if config.get("model_type") is None:
     return _of_file(weights)
-  if config["model_type"] not in FAMILIES:
+  if not isinstance(config["model_type"], str) or config["model_type"] not in FAMILIES:
     raise UserError(
       f"{path / 'config.json'}: the model type is {config['model_type']!r}; vlx knows {', '.join(FAMILIES)}"
     )

@@ -2,26 +2,88 @@
 (`vlx.data.transforms.preprocess`).
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from vlx.core.errors import UserError
+from vlx.pretrained.fields import MAX_SIDE, shown
 
 # Pillow's numbers.
 _METHODS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+# Steps that have ops here; images are RGB in any case.
+_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+# What some classes do besides, when it is there.
+_FOREIGN = ("crop_pct", "rescale_offset")
 
 
-def image_ops(config: Mapping) -> str:
+class _Three(NamedTuple):
+  """Numbers of the three channels, of a kind."""
+
+  least: float
+  told: str
+
+  def holds(self, value: Any) -> bool:
+    return (
+      isinstance(value, Sequence)
+      and len(value) == 3
+      and all(type(x) in (int, float) and self.least <= x <= 1e6 for x in value)
+    )
+
+
+MEANS, STDS = _Three(-1e6, "not three numbers"), _Three(1e-6, "not three numbers above zero")
+
+
+def image_ops(config: Mapping, defaults: Mapping = {}) -> str:
   """The ops that make of an encoded image what the model takes; transparent ones lie on white,
   as there.
+
+  Args:
+    config: a file's; fields that are null are at their defaults.
+    defaults: of the class that the file is for.
+
+  Raises:
+    UserError: for a step that vlx does not take, a field that is missing or absurd.
   """
-  ops = ["decode"]
-  if config.get("do_resize", True):
-    ops.append(_resize(config))
-  if config.get("do_center_crop", False):
-    ops.append(_crop(config.get("crop_size")))
-  mean, std = (_three(config, name) for name in ("image_mean", "image_std"))
-  return "|".join([*ops, f"normalize({mean}, {std})"])
+  config = {**defaults, **{name: value for name, value in config.items() if value is not None}}
+  for name, value in config.items():
+    foreign = name in _FOREIGN or (name.startswith("do_") and name not in _STEPS)
+    if foreign and value is not False:
+      raise _absurd(name, value, "vlx has no such step")
+  steps = [
+    _resize(config) if _flag(config, "do_resize", True) else "",
+    _crop(config.get("crop_size")) if _flag(config, "do_center_crop", False) else "",
+    _normalize(config),
+  ]
+  return "|".join(["decode", *filter(None, steps)])
+
+
+def _normalize(config: Mapping) -> str:
+  """Pixels times `rescale_factor`, then less the mean, over the deviation; each may be left out.
+
+  `normalize` divides by 255 itself.
+  """
+  factor = config.get("rescale_factor", 1 / 255) if _flag(config, "do_rescale", True) else 1
+  if type(factor) not in (int, float) or not 1e-6 <= factor <= 1e6:
+    raise _absurd("rescale_factor", factor, "no factor of pixels")
+  mean, std = (0.0,) * 3, (1.0,) * 3
+  if _flag(config, "do_normalize", True):
+    mean, std = _three(config, "image_mean", MEANS), _three(config, "image_std", STDS)
+  mean, std = (tuple(x / (255 * factor) for x in numbers) for numbers in (mean, std))
+  return f"normalize({mean}, {std})"
+
+
+def _three(config: Mapping, name: str, kind: _Three) -> Sequence[float]:
+  value = config.get(name)
+  if not kind.holds(value):
+    raise _absurd(name, value, kind.told)
+  return value
+
+
+def _flag(config: Mapping, name: str, default: bool) -> bool:
+  value = config.get(name, default)
+  if type(value) is not bool:
+    raise _absurd(name, value, "neither true nor false")
+  return value
 
 
 def _resize(config: Mapping) -> str:
@@ -29,7 +91,7 @@ def _resize(config: Mapping) -> str:
   both.
   """
   size, method = config.get("size"), config.get("resample")
-  if method not in _METHODS:
+  if type(method) is not int or method not in _METHODS:
     raise _absurd("resample", method, f"vlx knows {_METHODS}")
   method = _METHODS[method]
   if type(size) is int:
@@ -39,36 +101,27 @@ def _resize(config: Mapping) -> str:
       else dict(height=size, width=size)
     )
   if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
-    return f"resize_small({_whole('size', size['shortest_edge'])}, method={method!r})"
+    return f"resize_small({_side('size', size['shortest_edge'])}, method={method!r})"
   if isinstance(size, Mapping) and set(size) == {"height", "width"}:
-    height, width = (_whole("size", size[side]) for side in ("height", "width"))
+    height, width = (_side("size", size[side]) for side in ("height", "width"))
     return f"resize({height}, {width}, method={method!r})"
   raise _absurd("size", size, "vlx knows shortest_edge, height and width")
 
 
 def _crop(size: Any) -> str:
-  sides = set(size.values()) if isinstance(size, Mapping) else {size}
-  if len(sides) != 1:
-    raise _absurd("crop_size", size, "vlx crops squares")
-  return f"central_crop({_whole('crop_size', sides.pop())})"
+  if isinstance(size, Mapping) and set(size) == {"height", "width"}:
+    height, width = (_side("crop_size", size[side]) for side in ("height", "width"))
+    if height != width:
+      raise _absurd("crop_size", size, "vlx crops squares")
+    size = height
+  return f"central_crop({_side('crop_size', size)})"
 
 
-def _whole(name: str, value: Any) -> int:
-  if type(value) is not int or value < 1:
-    raise _absurd(name, value, "not a positive whole number")
+def _side(name: str, value: Any) -> int:
+  if type(value) is not int or not 0 < value <= MAX_SIDE:
+    raise _absurd(name, value, f"not a positive whole number, or above {MAX_SIDE}")
   return value
 
 
-def _three(config: Mapping, name: str) -> tuple[float, ...]:
-  value = config.get(name)
-  if (
-    not isinstance(value, list)
-    or len(value) != 3
-    or not all(type(x) in (int, float) for x in value)
-  ):
-    raise _absurd(name, value, "not three numbers")
-  return tuple(value)
-
-
 def _absurd(name: str, value: Any, why: str) -> UserError:
-  return UserError(f"preprocessor_config.json: {name} is {value!r}; {why}")
+  return UserError(f"preprocessor_config.json: {name} is {shown(value)}; {why}")

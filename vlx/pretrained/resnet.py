@@ -31,7 +31,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CheckpointMap | None:
     <= shapes.keys()
   ):
     return None
-  stages = fields.count(shapes, r"layer(\d+)\.0\.")
+  stages = fields.count(shapes, r"layer(\d+)\.0\.", most=fields.MAX_STAGES)
   stage_sizes = tuple(fields.count(shapes, rf"layer{i + 1}\.(\d+)\.") for i in range(stages))
   bottleneck = "layer1.0.conv3.weight" in shapes
   tower = ResNetTower(stage_sizes, bottleneck, width=fields.shape(shapes, "conv1.weight", 4)[0])

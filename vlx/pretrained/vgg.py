@@ -37,7 +37,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CheckpointMap | None:
   kernels = {
     int(match[1]): shape
     for name, shape in shapes.items()
-    if (match := re.fullmatch(r"features\.(\d+)\.weight", name))
+    if (match := re.fullmatch(r"features\.(\d{1,3})\.weight", name))
   }
   if not kernels or any(name.endswith("running_mean") for name in shapes):
     return None

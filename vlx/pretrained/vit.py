@@ -119,28 +119,25 @@ def from_hugging_face(
     fields.positive_int(config, "num_attention_heads"),
   )
   fields.divides(config, "hidden_size", width, "num_attention_heads", heads)
-  image_size, patch_size = (
-    fields.positive_int(config, "image_size"),
-    fields.positive_int(config, "patch_size"),
-  )
-  fields.divides(config, "image_size", image_size, "patch_size", patch_size)
+  image_size, patch_size = fields.patches(config, "image_size", "patch_size")
   tower = VisionTransformer(
     image_size=image_size,
     patch_size=patch_size,
     width=width,
-    depth=fields.positive_int(config, "num_hidden_layers"),
+    depth=fields.layers(config, "num_hidden_layers"),
     num_heads=heads,
     mlp_dim=fields.positive_int(config, "intermediate_size"),
     resampling="cubic",
     activation=fields.one_of(config, "hidden_act", fields.ACTIVATIONS),
-    layer_norm_epsilon=fields.positive(config, "layer_norm_eps"),
+    layer_norm_epsilon=fields.epsilon(config, "layer_norm_eps"),
   )
   if shapes is not None and not any(name.startswith("classifier.") for name in shapes):
     fields.must_be(config, "pooler_act", "tanh")
-    pooler = [shapes[n] for n in shapes if n.removeprefix("vit.") == "pooler.dense.weight"]
-    return encoder_layout(ViTEncoder(tower, pooler[0][0] if pooler else 0))
+    pooler = [n for n in shapes if n.removeprefix("vit.") == "pooler.dense.weight"]
+    size = fields.shape(shapes, pooler[0], 2)[0] if pooler else 0
+    return encoder_layout(ViTEncoder(tower, size))
   # A classifier of two is Hugging Face's default, which its files leave out.
-  classes = len(config.get("id2label") or ()) or fields.positive_int(config, "num_labels", 2)
+  classes = len(fields.section(config, "id2label")) or fields.positive_int(config, "num_labels", 2)
   return CheckpointMap(ViT(tower, classes), hugging_face_rows(heads))
 
 
@@ -204,7 +201,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CheckpointMap | None:
 def _timm(shapes) -> CheckpointMap:
   width, _, patch_size, _ = fields.shape(shapes, "patch_embed.proj.weight", 4)
   tower = VisionTransformer(
-    image_size=math.isqrt(fields.shape(shapes, "pos_embed", 3)[1] - 1) * patch_size,
+    image_size=math.isqrt(fields.positions(shapes, "pos_embed", 3) - 1) * patch_size,
     patch_size=patch_size,
     width=width,
     depth=fields.count(shapes, r"blocks\.(\d+)\."),
@@ -221,18 +218,20 @@ def _timm(shapes) -> CheckpointMap:
 
 def _npz(shapes) -> CheckpointMap:
   patch_size, _, _, width = fields.shape(shapes, "embedding/kernel", 4)
-  positions = fields.shape(shapes, "Transformer/posembed_input/pos_embedding", 3)[1]
+  positions = fields.positions(shapes, "Transformer/posembed_input/pos_embedding", 3)
   cls, grid = "cls" in shapes, math.isqrt(positions)  # of n² and of n² + 1 the root is n
   scanned = any(name.startswith("Transformer/encoderblock/") for name in shapes)
   block = "Transformer/encoderblock" + ("" if scanned else "_0")
   query = fields.shape(shapes, f"{block}/MultiHeadDotProductAttention_0/query/bias", 2 + scanned)
   fc1 = fields.shape(shapes, f"{block}/MlpBlock_0/Dense_0/bias", 1 + scanned)
-  pre_logits = shapes.get("pre_logits/bias", (0,))[0]
+  pre_logits = fields.shape(shapes, "pre_logits/bias", 1)[0] if "pre_logits/bias" in shapes else 0
   tower = VisionTransformer(
     image_size=grid * patch_size,
     patch_size=patch_size,
     width=width,
-    depth=query[0] if scanned else fields.count(shapes, r"Transformer/encoderblock_(\d+)/"),
+    depth=fields.checked_int("the number of layers", query[0], fields.MAX_LAYERS)
+    if scanned
+    else fields.count(shapes, r"Transformer/encoderblock_(\d+)/"),
     num_heads=query[-2],
     mlp_dim=fc1[-1],
     pool="cls" if cls else "mean",
@@ -241,7 +240,8 @@ def _npz(shapes) -> CheckpointMap:
     layer_norm_epsilon=1e-6,
   )
   rows = npz_rows(cls=cls, pre_logits=bool(pre_logits), scanned=scanned)
-  return CheckpointMap(ViT(tower, shapes["head/kernel"][1], pre_logits), rows, NPZ_ALIASES)
+  classes = fields.shape(shapes, "head/kernel", 2)[1]
+  return CheckpointMap(ViT(tower, classes, pre_logits), rows, NPZ_ALIASES)
 
 
 # Hugging Face's ViTImageProcessor: the whole image, out of its proportions.
@@ -254,4 +254,4 @@ def preprocess(system: ViT, config: Mapping | None = None) -> str:
   """
   size = system.tower.image_size
   defaults = {**_PREPROCESSOR, "size": {"height": size, "width": size}}
-  return preprocessor.image_ops({**defaults, **(config or {})})
+  return preprocessor.image_ops(config or {}, defaults)

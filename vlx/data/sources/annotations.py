@@ -303,7 +303,7 @@ def coco(path: str, split: str) -> ImageFolder:
       for image in content["images"]
       if image["id"] in texts
     ]
-  except (KeyError, TypeError, ValueError) as e:
+  except (KeyError, TypeError, ValueError, RecursionError) as e:
     raise UserError(f"{found[-1]} is not a COCO captions file: {type(e).__name__}: {e}") from e
   year = found[-1].stem.removeprefix("captions_")
   return ImageFolder.of(_folder_of(root, (year, "images", "."), rows), rows)
@@ -339,7 +339,7 @@ def flickr(path: str, split: str) -> ImageFolder:
   source = ImageFolder.of(_folder_of(root, folders, rows), rows)
   listed = root / f"Flickr_8k.{'dev' if split == 'val' else split}Images.txt"
   if listed.is_file():
-    names = set(listed.read_text("utf-8").split())
+    names = set(listed.read_text("utf-8", errors="surrogateescape").split())
     return source.select([row["file_name"] in names for row in rows])
   return _by_hash(source, split, f"{root} has no {listed.name}; without such files")
 
@@ -359,10 +359,10 @@ def _karpathy(
         name = pathlib.PurePosixPath(image.get("filepath", ""), image["filename"])
         more = {"image_id": image["cocoid"]} if "cocoid" in image else {}
         rows.append({"file_name": str(name), "caption": raw, **more})
-  except (AttributeError, KeyError, TypeError, ValueError) as e:
+  except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as e:
     raise UserError(f"{file} is not a file of Karpathy's splits: {type(e).__name__}: {e}") from e
   first = rows[:FIRST_IMAGES]
-  if rows and not any((root / f / row["file_name"]).is_file() for row in first for f in folders):
+  if rows and not any(_has(root / f, row) for row in first for f in folders):
     rows = [{**row, "file_name": pathlib.PurePosixPath(row["file_name"]).name} for row in rows]
   return ImageFolder.of(_folder_of(root, folders, rows), rows)
 
@@ -371,8 +371,16 @@ def _folder_of(root: pathlib.Path, names: Sequence[str], rows: Sequence[dict]) -
   """The first of the folders that holds one of the first images."""
   for row in rows[:FIRST_IMAGES]:
     for name in names:
-      if (root / name / row["file_name"]).is_file():
+      if _has(root / name, row):
         return root / name
   if not rows:
     return root
   raise UserError(f"{rows[0]['file_name']} is in none of {', '.join(str(root / n) for n in names)}")
+
+
+def _has(folder: pathlib.Path, row: dict) -> bool:
+  """Whether the file of a row, which may say anything, is in a folder."""
+  try:
+    return (folder / row["file_name"]).is_file()
+  except (TypeError, ValueError, OSError):  # no text, or none that can be a name
+    return False

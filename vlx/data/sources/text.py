@@ -89,13 +89,18 @@ def conversations(path: str, split: str) -> Rows:
 
 
 def _conversation(row):
-  if (
-    isinstance(row, dict) and "conversations" not in row and {"instruction", "output"} <= row.keys()
-  ):
-    asked = "\n".join(part for part in (row["instruction"], row.get("input", "")) if part)
-    turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": row["output"]}]
-    return {**row, "conversations": turns}
-  return row
+  """A record of Alpaca's as turns; any other, and a bad one, as it is."""
+  if not isinstance(row, dict) or "conversations" in row:
+    return row
+  said = [row.get("instruction"), row.get("input", ""), row.get("output")]
+  if not all(isinstance(text, str) for text in said):
+    return row
+  *asked, answer = said
+  turns = [
+    {"from": "human", "value": "\n".join(part for part in asked if part)},
+    {"from": "gpt", "value": answer},
+  ]
+  return {**row, "conversations": turns}
 
 
 def _file(path: str, split: str, suffixes: tuple[str, ...]) -> tuple[pathlib.Path, bool]:

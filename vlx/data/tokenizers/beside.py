@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from vlx.core.errors import UserError
-from vlx.data.tokenizers.library import PLACES
+from vlx.data.tokenizers.library import LARGEST_ID, PLACES
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _CONTROL = re.compile(r"<\|.*\|>")
@@ -67,7 +67,10 @@ class Beside(NamedTuple):
           f"{self.folder}: the added token {token.content!r} has the id {number}, and"
           f" {vocabulary[token.content]} in the vocabulary"
         )
-    return {**vocabulary, **{token.content: number for number, token in self.added.items()}}
+    whole = {**vocabulary, **{token.content: number for number, token in self.added.items()}}
+    if (largest := max(whole.values(), default=0)) > LARGEST_ID:
+      raise UserError(f"{self.folder}: a token has the id {largest}, which no vocabulary reaches")
+    return whole
 
   def add_to(self, backend: tokenizers.Tokenizer, chats: bool = False) -> None:
     """Makes the backend search texts for the added tokens, whose ids its vocabulary has.
@@ -122,28 +125,25 @@ def read(folder: pathlib.Path, known: Mapping[str, Any] = {}) -> Beside:
   special = set(names.values())
   for given in (tokens, config):
     for key in ("additional_special_tokens", "extra_special_tokens"):
-      more = given.get(key) or ()
+      more = given.get(key)
       if isinstance(more, Mapping):  # under names of their own, which templates know them by
         named = {name: _text(folder, key, token) for name, token in more.items()}
         names |= named
         special |= set(named.values())
       elif isinstance(more, list):
         special |= {_text(folder, key, token) for token in more}
-      elif more:
+      elif more is not None:
         raise UserError(f"{folder}: {key} is {more!r}, no list of tokens")
-  stops = read_object(folder / "generation_config.json").get("eos_token_id", [])
-  stops = stops if isinstance(stops, list) else [stops]
-  return Beside(
-    folder,
-    config,
-    names,
-    _added(folder, config, special, known),
-    frozenset(i for i in stops if type(i) is int),
-  )
+  stops = read_object(folder / "generation_config.json").get("eos_token_id")
+  stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
+  if any(type(i) is not int or not 0 <= i <= LARGEST_ID for i in stops):
+    raise UserError(f"{folder / 'generation_config.json'}: eos_token_id is {stops!r}, no ids")
+  return Beside(folder, config, names, _added(folder, config, special, known), frozenset(stops))
 
 
 def _added(folder, config, special, known) -> dict[int, tokenizers.AddedToken]:
-  decoder = config.get("added_tokens_decoder") or {}
+  decoder = config.get("added_tokens_decoder")
+  decoder = {} if decoder is None else decoder
   if not isinstance(decoder, Mapping):
     raise UserError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder is no object")
   added = {}

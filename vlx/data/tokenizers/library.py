@@ -14,6 +14,9 @@ from vlx.core.errors import UserError
 # What stands for an image in what people say, by the convention of LLaVA's files: a word of theirs.
 PLACES = frozenset({"<image>"})
 
+# The library makes a list of all ids up to the largest that have no word.
+LARGEST_ID = 2**24
+
 
 @contextlib.contextmanager
 def told(what: str) -> Iterator[None]:
@@ -67,7 +70,7 @@ def check_ids(content: Mapping[str, Any], backend: tokenizers.Tokenizer, what: s
   """
   model = content["model"]
   numbers = backend.get_vocab().values()
-  if not numbers or max(numbers) >= 2**31:
+  if not numbers or max(numbers) > LARGEST_ID:
     raise UserError(f"{what}: its vocabulary is {'absurd' if numbers else 'empty'}")
   words = model.get("vocab")
   if isinstance(words, Mapping) and len(set(words.values())) < len(words):

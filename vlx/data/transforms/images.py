@@ -49,6 +49,8 @@ def decode(mode: str = "RGB", *, of: str = "image", upright: bool = True) -> Op:
     return composite(array, (255, 255, 255)) if mode == "RGB" and array.shape[-1] == 4 else array
 
   def apply(example, rng):
+    if of not in example:
+      raise BadRecord(f"no {of}")
     value = example[of]
     several = isinstance(value, (list, tuple))
     return {**example, of: tuple(map(decoded, value)) if several else decoded(value)}

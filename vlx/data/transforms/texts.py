@@ -122,11 +122,16 @@ def conversation(
   """
 
   def apply(example, rng):
-    turns = example[field]
+    turns = example.get(field)
     try:
       said = [(ROLES[turn["from"]], turn["value"]) for turn in turns]
+      if not all(isinstance(text, str) for _, text in said):
+        raise TypeError("a value is no text")
     except (KeyError, TypeError) as e:
-      raise BadRecord(f"{field} is no list of {{from: human or gpt, value: …}}: {e}") from e
+      why = f"{type(e).__name__} {str(e)[:80]}"
+      raise BadRecord(f"{field} is no list of {{from: human or gpt, value: …}}: {why}") from e
+    for _, text in said:
+      check_text(text)
     if not any(role == "assistant" and text.strip() for role, text in said):
       raise BadRecord("the assistant says nothing")
     return {

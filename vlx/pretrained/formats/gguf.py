@@ -23,7 +23,7 @@ def _check_places(reader, size: int) -> None:
     if tensor.data_offset - end >= reader.alignment:
       raise ValueError(f"{tensor.data_offset - end} bytes before {tensor.name} belong to no tensor")
     end = tensor.data_offset + tensor.n_bytes
-  if not 0 <= size - end < reader.alignment:
+  if size not in (end, end + -end % reader.alignment):
     raise ValueError(f"it has {size} bytes, and its tensors end at {end}")
 
 

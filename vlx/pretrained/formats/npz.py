@@ -3,6 +3,7 @@
 import math
 import pathlib
 import zipfile
+import zlib
 
 import ml_dtypes
 import numpy as np
@@ -31,14 +32,18 @@ def open_npz(path: pathlib.Path) -> TensorFile:
       }
   except OSError as e:
     raise UserError(f"cannot read {path}: {e.strerror or e}") from e
-  except (zipfile.BadZipFile, ValueError, KeyError, NotImplementedError, EOFError) as e:
-    raise UserError(f"{path} is no npz, or cut off or damaged: {e}") from e
+  except UserError:
+    raise
+  except (
+    Exception
+  ) as e:  # A header is Python's source to numpy, whose parser has errors of its own.
+    raise UserError(f"{path} is no npz, or cut off or damaged: {' '.join(str(e).split())}") from e
 
   def fetch(name):
     try:
       with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as f:
         return _typed(np.lib.format.read_array(f, allow_pickle=False))
-    except (zipfile.BadZipFile, ValueError, EOFError) as e:
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as e:
       raise UserError(f"{path}: {name} is damaged: {e}") from e
 
   return TensorFile(shapes, fetch)

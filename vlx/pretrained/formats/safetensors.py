@@ -105,15 +105,14 @@ def _entry(path, name, said, start) -> _Entry:
     or not is_shape(said.get("data_offsets"))
   ):
     raise UserError(f"{path}: the header's entry for {name} is malformed")
-  if said.get("dtype") not in DTYPES:
-    raise UserError(
-      f"{path}: {name} is of the type {said.get('dtype')!r}; vlx reads {', '.join(DTYPES)}"
-    )
-  dtype, shape = dtype_named(DTYPES[said["dtype"]]), tuple(said["shape"])
+  kind = said.get("dtype")
+  if not isinstance(kind, str) or kind not in DTYPES:
+    raise UserError(f"{path}: {name} is of the type {kind!r}; vlx reads {', '.join(DTYPES)}")
+  dtype, shape = dtype_named(DTYPES[kind]), tuple(said["shape"])
   wanted, offsets = math.prod(shape) * dtype.itemsize, said["data_offsets"]
   if len(offsets) != 2 or offsets[1] - offsets[0] != wanted:
     raise UserError(
-      f"{path}: {name} is {said['dtype']} {list(shape)}, {wanted} bytes, but lies at {offsets}"
+      f"{path}: {name} is {kind} {list(shape)}, {wanted} bytes, but lies at {offsets}"
     )
   return _Entry(dtype, shape, start + offsets[0], start + offsets[1])
 

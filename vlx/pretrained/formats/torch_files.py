@@ -260,15 +260,16 @@ def _read_zip(path) -> tuple[Any, dict[str, _Span]]:
 
 
 def _start(f, entry) -> int:
-  """Where the bytes of an entry of a zip stand: behind its own header, whose length varies."""
-  f.seek(entry.header_offset + 26)
-  lengths = f.read(4)
-  return (
-    entry.header_offset
-    + 30
-    + int.from_bytes(lengths[:2], "little")
-    + int.from_bytes(lengths[2:], "little")
-  )
+  """Where the bytes of an entry of a zip stand: behind its own header, whose length varies.
+
+  Where bytes are missing before, the header is not where the directory says.
+  """
+  f.seek(entry.header_offset)
+  header = f.read(30)
+  name, more = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+  if header[:4] != _ZIP or f.read(name) != entry.orig_filename.encode():
+    raise ValueError(f"{entry.filename} is not where it says")
+  return entry.header_offset + 30 + name + more
 
 
 def _read_legacy(f) -> tuple[Any, dict[str, _Span]]:
@@ -291,4 +292,6 @@ def _read_legacy(f) -> tuple[Any, dict[str, _Span]]:
     length = int.from_bytes(f.read(8), "little")
     spans[str(key)] = _Span(f.tell(), length * sizes[str(key)])
     f.seek(spans[str(key)].size, 1)
+  if f.read(1):
+    raise ValueError("bytes behind its last numbers belong to none")
   return value, spans
