@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.fuzz.mutations import of_bytes
 from vlx.data.records import BadRecord
 from vlx.data.tokenizers import trained as tokenizers
 from vlx.data.transforms import preprocess
@@ -43,26 +44,6 @@ def encoded(rng):
     yield out.getvalue()
 
 
-def damaged(data, rng):
-  data = bytearray(data)
-  kind = rng.integers(5)
-  if kind == 0:  # cut short
-    return bytes(data[: rng.integers(len(data))])
-  if kind == 1:  # flipped bytes
-    for i in rng.integers(0, len(data), rng.integers(1, 8)):
-      data[i] = rng.integers(256)
-  if kind == 2:  # flipped bytes where the header is
-    for i in rng.integers(0, min(64, len(data)), rng.integers(1, 4)):
-      data[i] = rng.integers(256)
-  if kind == 3:  # a hole
-    first = rng.integers(len(data))
-    data[first : first + rng.integers(1, 200)] = b""
-  if kind == 4:  # the same part again
-    first = rng.integers(len(data))
-    data[first:first] = data[first // 2 : first]
-  return bytes(data)
-
-
 def caption(rng):
   kind = rng.integers(5)
   if kind == 0:
@@ -87,7 +68,7 @@ def test_a_damaged_record_is_an_example_or_a_bad_record():
   pictures = list(encoded(rng))
   good = 0
   for i in range(RECORDS):
-    record = {"image": damaged(pictures[i % len(pictures)], rng), "caption": caption(rng)}
+    record = {"image": of_bytes(pictures[i % len(pictures)], rng)[1], "caption": caption(rng)}
     try:
       with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -273,11 +273,9 @@ def _read_saved(folder):
 JSON = (m.of_json, m.of_json, m.of_json, m.of_bytes)
 
 # Of nothing that these files say.
-NEVER = frozenset(
-  ("NaN", "infinity", "digits", "depth", "surrogate", "list", "lists", "object", "negative")
-)
+NEVER = frozenset(("NaN", "infinity", "digits", "depth", "surrogate", "list", "lists", "object"))
 # Nor are a vocabulary's numbers these.
-NO_WORDS = NEVER | {"fraction", "10^30", "2^63", "1e308", "1e-308"}
+NO_WORDS = NEVER | {"negative", "fraction", "10^30", "2^63", "1e308", "1e-308"}
 
 READERS = {
   "bert": Reader(_bert, _model, {"*.json": JSON, "vocab.txt": (m.of_bytes, m.of_lines)}, never=NEVER),

@@ -26,6 +26,26 @@ class Module(dict):
   """An object by its attributes, which is all that is read of it."""
 
 
+class _Pieces:
+  """A file that is read in pieces: for a text that claims gigabytes Python would set them aside
+  before it sees that the file ends.
+  """
+
+  LARGEST = 1 << 20
+
+  def __init__(self, file: BinaryIO):
+    self._file, self.readline = file, file.readline
+
+  def read(self, count: int) -> bytes:
+    if count <= self.LARGEST:
+      return self._file.read(count)
+    found = []
+    while count > 0 and (piece := self._file.read(min(count, self.LARGEST))):
+      found.append(piece)
+      count -= len(piece)
+    return b"".join(found)
+
+
 _MARK = object()
 _LITERALS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 # What the opcode's argument is pushed for, as pickletools reads it.
@@ -56,7 +76,7 @@ def read(
     Refused: for a name that is not admitted, an operation that no data needs, a damaged pickle.
   """
   try:
-    return _run(pickletools.genops(file), admitted, call, persistent)
+    return _run(pickletools.genops(_Pieces(file)), admitted, call, persistent)
   except Refused:
     raise
   except Exception as e:  # Damaged bytes trip the machine anywhere.

@@ -249,18 +249,21 @@ def _read_zip(path) -> tuple[Any, dict[str, _Span]]:
         raise UserError(f"{path} is in the byte order of another machine")
       with archive.open(pickle) as f_pickle:
         value = pickles.read(f_pickle, _admitted, _call, _storage)
+      ordered = sorted(entries.values(), key=lambda e: e.header_offset)
+      ends = [*(e.header_offset for e in ordered[1:]), archive.start_dir]
       spans = {
-        name.removeprefix(data): _Span(_start(f, e), e.file_size)
-        for name, e in entries.items()
-        if name.startswith(data)
+        e.filename.removeprefix(data): _Span(_start(f, e, end), e.file_size)
+        for e, end in zip(ordered, ends)
+        if e.filename.startswith(data)
       }
       return value, spans
   except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as e:
     raise UserError(f"{path} is no file of torch's, or cut off or damaged: {e}") from e
 
 
-def _start(f, entry) -> int:
-  """Where the bytes of an entry of a zip stand: behind its own header, whose length varies.
+def _start(f, entry, end: int) -> int:
+  """Where the bytes of an entry of a zip stand: behind its own header, whose length varies, and up to
+  the next entry's, at `end`, or to what describes them once more.
 
   Where bytes are missing before, the header is not where the directory says.
   """
@@ -269,7 +272,10 @@ def _start(f, entry) -> int:
   name, more = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
   if header[:4] != _ZIP or f.read(name) != entry.orig_filename.encode():
     raise ValueError(f"{entry.filename} is not where it says")
-  return entry.header_offset + 30 + name + more
+  start = entry.header_offset + 30 + name + more
+  if end - start - entry.file_size not in ((12, 16, 20, 24) if entry.flag_bits & 8 else (0,)):
+    raise ValueError(f"{entry.filename} is not as long as the place that it has")
+  return start
 
 
 def _read_legacy(f) -> tuple[Any, dict[str, _Span]]:
