@@ -110,19 +110,17 @@ def build(cls: type, section: Mapping[str, Any], where: str) -> Any:
 
 def _check_plain(value: Any, hint: Any, where: str) -> None:
   """A field that is annotated as numbers, texts or lists of them must be that."""
-  if (origin := typing.get_origin(hint)) in (tuple, collections.abc.Sequence):
-    kinds = {kind for kind in typing.get_args(hint) if kind is not Ellipsis}
-    values = value if isinstance(value, (list, tuple)) else ()
-  else:
-    kinds, values = set(_members(hint)), (value,)
+  listed = typing.get_origin(hint) in (tuple, collections.abc.Sequence)
+  members = typing.get_args(hint) if listed else _members(hint)
+  kinds = {kind for kind in members if kind is not Ellipsis}
   if not kinds or not kinds <= _PLAIN:
     return
   kinds |= {int} if float in kinds else set()
-  if (origin and not isinstance(value, (list, tuple))) or any(
-    type(x) not in kinds or x != x for x in values
-  ):
-    names = " or ".join(sorted(kind.__name__ for kind in kinds))
-    raise UserError(f"{where} is {value!r}, not {'a list of ' if origin else ''}{names}")
+  right = not listed or isinstance(value, (list, tuple))
+  if right and all(type(x) in kinds and x == x for x in (value if listed else (value,))):
+    return
+  names = " or ".join(sorted(kind.__name__ for kind in kinds))
+  raise UserError(f"{where} is {value!r}, not {'a list of ' if listed else ''}{names}")
 
 
 def _build_part(section: Mapping[str, Any], hint: Any, where: str) -> Any:

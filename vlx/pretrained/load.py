@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import flax.errors
 import jax
 from jax.sharding import Mesh
 
@@ -235,15 +236,13 @@ def variable_shapes(system: System) -> Variables:
   return jax.eval_shape(lambda rng: systems.init(system, rng), jax.random.key(0))
 
 
-def _shapes_of(path: pathlib.Path | str, system: System) -> Variables:
-  """The same of a system with a stranger's numbers, which may not fit together."""
+def _shapes_of(path: str | pathlib.Path, system: System) -> Variables:
+  """`variable_shapes` of a system whose sizes come from somebody's files."""
   try:
     return variable_shapes(system)
-  except UserError:
-    raise
-  except Exception as e:  # of Flax, of JAX, of the system's own
-    said = (str(e).strip().splitlines() or [""])[0]
-    raise UserError(f"{path} describes no model that can be: {type(e).__name__}: {said}") from e
+  except (ArithmeticError, LookupError, TypeError, ValueError, flax.errors.FlaxError) as e:
+    reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+    raise UserError(f"{path} describes a model that cannot be built: {reason}") from e
 
 
 def _find(path: pathlib.Path) -> _Found:

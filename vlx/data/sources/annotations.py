@@ -375,9 +375,7 @@ def _folder_of(root: pathlib.Path, names: Sequence[str], rows: Sequence[dict]) -
         return root / name
   if not rows:
     return root
-  raise UserError(
-    f"{rows[0]['file_name']!r} is in none of {', '.join(str(root / n) for n in names)}"
-  )
+  raise UserError(f"{rows[0]['file_name']} is in none of {', '.join(str(root / n) for n in names)}")
 
 
 def _has(folder: pathlib.Path, row: dict) -> bool:
