@@ -41,7 +41,7 @@ _LARGEST_OF = {
   ),
   **dict.fromkeys(("annotation_layers", "unroll"), 1000),
   **dict.fromkeys(("context_length", "text_length", "train_length"), 2**18),
-  "image_size": 2**14,
+  "image_size": 2**12,
 }
 
 
@@ -239,6 +239,10 @@ def build_system(config: ConfigDict) -> System:
 
 
 def _check_sizes(value: Any, where: str) -> None:
+  if isinstance(value, dict):
+    side, patch = value.get("image_size"), value.get("patch_size")
+    if type(side) is type(patch) is int and side**2 > patch**2 * _LARGEST_OF["context_length"]:
+      raise UserError(f"{where}: an image of {side} has too many patches of {patch}")
   if isinstance(value, (dict, list, tuple)):
     items = value.items() if isinstance(value, dict) else enumerate(value)
     for name, inner in items:
