@@ -34,6 +34,15 @@ _PLAIN = {bool, int, float, str, types.NoneType}
 # Of a model's whole numbers: widths, lengths, words. Shapes of more take gigabytes, though no array
 # is made.
 _LARGEST = 2**22
+# Of those that count layers, each of which is traced, and of those whose square is masked.
+_LARGEST_OF = {
+  **dict.fromkeys(
+    ("depth", "num_blocks", "blocks_per_group", "stage_sizes", "convolutions", "init_layers"), 1000
+  ),
+  **dict.fromkeys(("annotation_layers", "unroll"), 1000),
+  **dict.fromkeys(("context_length", "text_length", "train_length"), 2**18),
+  "image_size": 2**12,
+}
 
 
 def import_path(path: str) -> Any:
@@ -230,12 +239,18 @@ def build_system(config: ConfigDict) -> System:
 
 
 def _check_sizes(value: Any, where: str) -> None:
+  if isinstance(value, dict):
+    side, patch = value.get("image_size"), value.get("patch_size")
+    if type(side) is type(patch) is int and side**2 > patch**2 * _LARGEST_OF["context_length"]:
+      raise UserError(f"{where}: an image of {side} has too many patches of {patch}")
   if isinstance(value, (dict, list, tuple)):
     items = value.items() if isinstance(value, dict) else enumerate(value)
     for name, inner in items:
       _check_sizes(inner, f"{where}.{name}")
-  elif type(value) is int and abs(value) > _LARGEST:
-    raise UserError(f"{where} is {value}; {_LARGEST} is the most")
+  elif type(value) is int:
+    name = next((n for n in reversed(where.split(".")) if not n.isdigit()), "")
+    if abs(value) > (most := _LARGEST_OF.get(name, _LARGEST)):
+      raise UserError(f"{where} is {value}; {most} is the most")
 
 
 def find_file(path: str) -> pathlib.Path:

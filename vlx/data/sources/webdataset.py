@@ -23,7 +23,7 @@ IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 TEXTS = ("txt", "json")  # the first that is there gives the caption
 # Offset and size in bytes of the image, the .txt and the .json of a sample (size -1: none).
 COLUMNS = 6
-MAX_TARS = 10**6
+MAX_TARS, MAX_DIGITS = 10**6, 15
 BLOCK = tarfile.BLOCKSIZE
 
 
@@ -79,20 +79,24 @@ class WebDatasetSource:
 
 def _find_tars(path: str, split: str) -> tuple[list[pathlib.Path], bool]:
   """(the tars in order, whether they are this split's own)."""
+  braces = re.search(r"\{(\d+)\.\.(\d+)\}", path)
+  # Of longer numbers there is neither a file nor, to Python, a range.
+  if braces and max(map(len, braces.groups())) > MAX_DIGITS:
+    raise UserError(f"webdataset:{path} has numbers of too many digits; {MAX_DIGITS} are the most")
   root = pathlib.Path(path).expanduser()
   if root.is_dir():
     own = (root / split).is_dir()
     tars = sorted((root / split if own else root).glob("*.tar"))
   else:
-    own, braces = False, re.search(r"\{(\d+)\.\.(\d+)\}", path)
+    own = False
     if not braces:
       raise UserError(
         f"webdataset:{path} is neither a folder nor a pattern like {{00000..00099}}.tar"
       )
     first, last = braces.groups()
     numbers = range(int(first), int(last) + 1)
-    if len(numbers) > MAX_TARS:
-      raise UserError(f"webdataset:{path} names {len(numbers)} tars; {MAX_TARS} are the most")
+    if not 0 < len(numbers) <= MAX_TARS:
+      raise UserError(f"webdataset:{path} names {len(numbers)} tars; from 1 to {MAX_TARS} may be")
     tars = [
       pathlib.Path(f"{path[: braces.start()]}{n:0{len(first)}d}{path[braces.end() :]}").expanduser()
       for n in numbers

@@ -2,13 +2,17 @@
 
 import json
 import math
+import os
 import pathlib
+import zipfile
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from vlx.core.errors import UserError
+
+MAX_AXES, MAX_MEMBERS, MAX_UNPACKED, MAX_JSON = 200, 100_000, 1 << 30, 1 << 28
 
 
 def read_array(path: pathlib.Path, dtype: Any, start: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -27,6 +31,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     UserError: where there is no such file, or something else in it.
   """
   try:
+    if path.stat().st_size > MAX_JSON:
+      raise ValueError(f"it has more than {MAX_JSON} bytes")
     found = json.loads(path.read_bytes())
   except OSError as e:
     raise UserError(f"cannot read {path}: {e.strerror}") from e
@@ -39,7 +45,32 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def is_shape(value: Any) -> bool:
   """Whether what a file says is a shape is one."""
-  return isinstance(value, (list, tuple)) and all(type(n) is int and n >= 0 for n in value)
+  return (
+    isinstance(value, (list, tuple))
+    and len(value) <= MAX_AXES
+    and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
+  )
+
+
+def check_members(archive: zipfile.ZipFile) -> None:
+  """Raises `ValueError` where a zip is none of a checkpoint: with a password, with names that stand
+  twice, with members that would fill memory.
+  """
+  members = archive.infolist()
+  if len(members) > MAX_MEMBERS:
+    raise ValueError(f"it has {len(members)} members")
+  if len({member.filename for member in members}) < len(members):
+    raise ValueError("a name stands in it twice")
+  if any(member.flag_bits & 1 for member in members):
+    raise ValueError("it is encrypted")
+  packed, size = sum(m.compress_size for m in members), os.stat(str(archive.filename)).st_size
+  if packed > size:
+    raise ValueError(
+      f"its members say that they have {packed} bytes, and the whole file has {size}"
+    )
+  unpacked = sum(member.file_size for member in members)
+  if unpacked > max(MAX_UNPACKED, 100 * packed):
+    raise ValueError(f"its {packed} bytes say that they unpack to {unpacked}")
 
 
 FLOATS = {

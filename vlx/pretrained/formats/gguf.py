@@ -27,6 +27,8 @@ def _check_places(reader, size: int) -> None:
     raise ValueError(f"it has {size} bytes, and its tensors end at {end}")
 
 
+_MAX_ITEMS = 2 * 10**6  # of all lists together; a vocabulary of 128,256 has 660,000
+
 # llama.cpp's names of the parts of a model (its `llama_split_path`), which are counted from 1 here
 # and from 0 in their metadata.
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
@@ -110,6 +112,17 @@ def _open_one(path: pathlib.Path) -> TensorFile:
       if len(found) != count:
         raise ValueError("it ends too early")
       return found
+
+    def _get_field_parts(self, orig_offs, raw_type):
+      """A number or a text is an object each: arrays of arrays, and of more than vocabularies hold,
+      would fill memory.
+      """
+      if raw_type == gguf.GGUFValueType.ARRAY:
+        kind, count = self._get(orig_offs, np.uint32)[0], self._get(orig_offs + 4, np.uint64)[0]
+        self.array_items = getattr(self, "array_items", 0) + int(count)
+        if kind == gguf.GGUFValueType.ARRAY or self.array_items > _MAX_ITEMS:
+          raise ValueError("its lists are nested, or longer than those of vocabularies")
+      return super()._get_field_parts(orig_offs, raw_type)
 
   try:
     reader = Reader(path)

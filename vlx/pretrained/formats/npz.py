@@ -10,7 +10,9 @@ import numpy as np
 
 from vlx.core.errors import UserError
 from vlx.pretrained.formats import TensorFile
+from vlx.pretrained.formats.files import check_members, is_shape
 
+MAX_HEADER = 10_000  # numpy's own bound
 _HEADERS = {
   (1, 0): np.lib.format.read_array_header_1_0,
   (2, 0): np.lib.format.read_array_header_2_0,
@@ -25,6 +27,7 @@ def open_npz(path: pathlib.Path) -> TensorFile:
   """
   try:
     with zipfile.ZipFile(path) as archive:
+      check_members(archive)
       shapes = {
         name.removesuffix(".npy"): _shape(path, archive, name)
         for name in archive.namelist()
@@ -51,6 +54,12 @@ def open_npz(path: pathlib.Path) -> TensorFile:
 
 def _shape(path, archive, name) -> tuple[int, ...]:
   with archive.open(name) as f:
+    # Magic, version, length: numpy would read a header of gigabytes before it refuses it.
+    start = f.read(12)
+    length = start[8:10] if start[6:7] == b"\1" else start[8:12]
+    if int.from_bytes(length, "little") > MAX_HEADER:
+      raise ValueError(f"{name} has a header of more than {MAX_HEADER} bytes")
+  with archive.open(name) as f:
     shape, _, dtype = _HEADERS[np.lib.format.read_magic(f)](f)
     begins, size = f.tell(), archive.getinfo(name).file_size
   if size - begins != math.prod(shape) * dtype.itemsize and not dtype.hasobject:
@@ -59,6 +68,8 @@ def _shape(path, archive, name) -> tuple[int, ...]:
     raise UserError(
       f"{path}: {name.removesuffix('.npy')} holds Python objects, which vlx does not run"
     )
+  if not is_shape(shape):
+    raise ValueError(f"{name} has no sensible shape")
   return shape
 
 

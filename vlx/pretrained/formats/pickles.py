@@ -9,6 +9,11 @@ import pickletools
 from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
+# A pickle of kilobytes can ask for more than any machine has: by keys whose hash takes for ever, by
+# copies of copies. Far more than any checkpoint's.
+MAX_OPERATIONS, MAX_COPIED, _MAX_NAME = 10**7, 10**7, 1000
+_KEYS = (str, int, float, bool, bytes, type(None))
+
 
 class Refused(Exception):
   """The pickle holds what is no data; the message names it."""
@@ -84,11 +89,11 @@ def read(
 
 
 def _run(operations, admitted, call, persistent):
-  stack, memo = [], {}
+  stack, memo, copied = [], {}, 0
 
   def global_of(name):
-    if not admitted(name):
-      raise Refused(name)
+    if len(name) > _MAX_NAME or not admitted(name):
+      raise Refused(name[:_MAX_NAME])
     return Global(name)
 
   def pop_mark():
@@ -100,9 +105,17 @@ def _run(operations, admitted, call, persistent):
     return items
 
   def pairs(items):
-    return dict(zip(items[::2], items[1::2], strict=True))
+    return dict(zip(keys(items[::2]), items[1::2], strict=True))
 
-  for operation, argument, _ in operations:
+  def within(count):
+    nonlocal copied
+    copied += count
+    if copied > MAX_COPIED:
+      raise Refused("more than a checkpoint has")
+
+  for number, (operation, argument, _) in enumerate(operations):
+    if number == MAX_OPERATIONS:
+      raise Refused(f"more than {MAX_OPERATIONS} operations")
     name = operation.name
     if name in _VALUES:
       stack.append(argument)
@@ -116,12 +129,13 @@ def _run(operations, admitted, call, persistent):
       stack.append(_MARK)
     elif name in _FROM_MARK:
       items = pop_mark()
-      stack.append(_FROM_MARK[name](items))
+      stack.append(_FROM_MARK[name](keys(items) if name == "FROZENSET" else items))
     elif name == "DICT":
       items = pop_mark()
       stack.append(pairs(items))
     elif name == "SETITEM":
       value, key = stack.pop(), stack.pop()
+      keys([key])
       _checked(stack[-1], dict)[key] = value
     elif name == "SETITEMS":
       items = pop_mark()
@@ -134,7 +148,7 @@ def _run(operations, admitted, call, persistent):
       _checked(stack[-1], list).extend(items)
     elif name == "ADDITEMS":
       items = pop_mark()
-      _checked(stack[-1], set).update(items)
+      _checked(stack[-1], set).update(keys(items))
     elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
       memo[argument] = stack[-1]
     elif name == "MEMOIZE":
@@ -151,14 +165,19 @@ def _run(operations, admitted, call, persistent):
       stack.append(global_of(argument.replace(" ", ".", 1)))
     elif name == "STACK_GLOBAL":
       attribute, module = stack.pop(), stack.pop()
+      if not isinstance(module, str) or not isinstance(attribute, str):
+        raise Refused("a name that is no text")
+      within(len(module) + len(attribute))
       stack.append(global_of(f"{module}.{attribute}"))
     elif name in ("REDUCE", "NEWOBJ"):
       arguments, what = stack.pop(), stack.pop()
+      within(sum(len(x) for x in arguments if isinstance(x, (dict, list, set, tuple))))
       stack.append(call(_checked(what, Global), _checked(arguments, tuple)))
     elif name == "BUILD":
       state = stack.pop()
       if isinstance(stack[-1], Module):
-        stack[-1].update(_checked(state, dict))
+        within(len(_checked(state, dict)))
+        stack[-1].update(state)
       else:
         _checked(stack[-1], dict)  # torch hangs versions on a dict
     elif name == "BINPERSID":
@@ -168,6 +187,16 @@ def _run(operations, admitted, call, persistent):
     elif name not in ("PROTO", "FRAME"):
       raise Refused(f"the operation {name}")
   raise Refused("a pickle without an end")
+
+
+def keys(values):
+  """Values that may be keys of dicts and members of sets: of a tuple of tuples of tuples … no hash
+  is ever done.
+  """
+  for value in values:
+    if not isinstance(value, _KEYS):
+      raise Refused(f"a {type(value).__name__} as a key")
+  return values
 
 
 def _checked(value, kind):

@@ -21,8 +21,9 @@ def open_index(index: pathlib.Path, open_file: Callable[[pathlib.Path], TensorFi
   if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
     raise UserError(f"{index} has no weight_map from tensors to files")
   for file in set(places.values()):
-    if pathlib.Path(file).name != file:
-      raise UserError(f"{index} names {file!r}, which is not a file beside it")
+    # Nor an index: it could be this one.
+    if pathlib.Path(file).name != file or "\0" in file or file.endswith(".index.json"):
+      raise UserError(f"{index} names {file!r}, which is not a file beside it with weights")
   files = {file: open_file(index.parent / file) for file in sorted(set(places.values()))}
   for name, file in places.items():
     if name not in files[file].shapes:

@@ -16,7 +16,7 @@ import numpy as np
 from vlx.core.errors import UserError
 from vlx.pretrained.formats import TensorFile
 from vlx.pretrained.formats.crc32c import crc32c
-from vlx.pretrained.formats.files import dtype_named, read_array
+from vlx.pretrained.formats.files import MAX_AXES, dtype_named, read_array
 
 # tensorflow/core/framework/types.proto
 DTYPES = {
@@ -159,6 +159,8 @@ def _shape(name: str, message: bytes) -> tuple[int, ...]:
     if type(size) is not int or size >= 1 << 40:
       raise ValueError(f"{name} has no sensible shape")
     sizes.append(size)
+    if len(sizes) > MAX_AXES:
+      raise ValueError(f"{name} has no sensible shape")
   return tuple(sizes)
 
 

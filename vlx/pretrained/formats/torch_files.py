@@ -8,6 +8,7 @@ pickle holds modules. Where a module was saved whole (OpenAI's dVAE), its classe
 nothing more. A tensor is a view of a storage: an offset, a size, strides.
 """
 
+import itertools
 import math
 import pathlib
 import zipfile
@@ -17,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlx.core.errors import UserError
+from vlx.pretrained.fields import shown
 from vlx.pretrained.formats import TensorFile, pickles
-from vlx.pretrained.formats.files import dtype_named, is_shape, read_array
+from vlx.pretrained.formats.files import check_members, dtype_named, is_shape, read_array
 
 STORAGES = {
   "Double": "float64",
@@ -62,6 +64,10 @@ _MODULES = (
   "dall_e.utils.",
 )
 
+# Far more than any checkpoint has. A dict that stands in itself many times over names tensors without
+# end, and a tensor of few bytes may say that it has any size.
+_MAX_VISITS, _MAX_DEPTH, _MAX_NAME, _FREE_NUMBERS = 10**6, 50, 4096, 10**8
+
 # Where training scripts put the weights among what else they keep.
 WEIGHTS = ("state_dict", "model_state_dict", "model")
 
@@ -104,6 +110,7 @@ def open_torch(path: pathlib.Path) -> TensorFile:
       is_zip = f.read(4) == _ZIP
       f.seek(0)
       value, spans = _read_zip(path) if is_zip else _read_legacy(f)
+      tensors = _weights(value)
       size = f.seek(0, 2)
   except OSError as e:
     raise UserError(f"cannot read {path}: {e.strerror or e}") from e
@@ -113,11 +120,14 @@ def open_torch(path: pathlib.Path) -> TensorFile:
     ) from e
   except (ValueError, OverflowError, KeyError, AttributeError, TypeError) as e:
     raise UserError(f"{path} is no file of torch's, or cut off or damaged: {e}") from e
-  tensors = _weights(value)
   if not tensors:
     raise UserError(f"{path} holds no tensors under names")
   for name, tensor in tensors.items():
     _check(path, name, tensor, spans, size)
+  if (count := sum(math.prod(tensor.shape) for tensor in tensors.values())) > max(
+    _FREE_NUMBERS, 10 * size
+  ):
+    raise UserError(f"{path} has {size} bytes and says that its tensors have {count} numbers")
 
   def fetch(name):
     storage, offset, shape, strides = tensors[name]
@@ -153,20 +163,29 @@ def _check(path, name, tensor, spans, size) -> None:
 
 
 def _weights(value: Any) -> dict[str, _Tensor]:
-  while isinstance(value, Mapping):
+  for _ in range(_MAX_DEPTH):
+    if not isinstance(value, Mapping):
+      break
     inner = next(
-      (value[k] for k in WEIGHTS if isinstance(value.get(k), dict) and any(_named(value[k]))), None
+      (
+        value[k]
+        for k in WEIGHTS
+        if isinstance(value.get(k), dict) and any(_named(value[k], itertools.count()))
+      ),
+      None,
     )
     if inner is None:
       break
     value = inner
-  return dict(_named(value))
+  return dict(_named(value, itertools.count()))
 
 
 def _named(
-  value: Any, prefix: str = "", above: tuple[int, ...] = ()
+  value: Any, visits: Iterator[int], prefix: str = "", above: tuple[int, ...] = ()
 ) -> Iterator[tuple[str, _Tensor]]:
-  """The tensors in nested dicts and modules."""
+  """The tensors in nested dicts and modules; `visits` counts all values that are looked at."""
+  if next(visits) > _MAX_VISITS or len(above) > _MAX_DEPTH or len(prefix) > _MAX_NAME:
+    raise ValueError("its dicts are nested without end")
   if isinstance(value, pickles.Module) and "_modules" in value:  # one that was saved whole
     value = {
       name: x for part in ("_parameters", "_buffers", "_modules") for name, x in value[part].items()
@@ -175,7 +194,8 @@ def _named(
     yield prefix, value
   elif isinstance(value, dict) and id(value) not in above:  # a dict in itself is possible too
     for name, inner in value.items():
-      yield from _named(inner, f"{prefix}.{name}" if prefix else str(name), (*above, id(value)))
+      path = f"{prefix}.{name}" if prefix else str(name)
+      yield from _named(inner, visits, path, (*above, id(value)))
 
 
 # Pickles.
@@ -190,11 +210,11 @@ def _call(what: pickles.Global, arguments: tuple) -> Any:
   if name.startswith(_MODULES):
     return pickles.Module()
   if name in _SET:
-    return set(*arguments)
+    return set(*map(pickles.keys, arguments))
   if name == _DEVICE:
     return None
   if name == _DICT:
-    return dict(*arguments)
+    return _dict(*arguments)
   if name in _TENSORS:
     return _tensor(*arguments[:4])
   if name == "torch.Size" or name in _LISTS:
@@ -202,6 +222,12 @@ def _call(what: pickles.Global, arguments: tuple) -> Any:
   if name in (_PARAMETER, _TYPED):
     return arguments[0]
   raise pickles.Refused(f"a call of {name}")
+
+
+def _dict(pairs=()) -> dict:
+  """Of a list of pairs, as pickles of Python 2's ordered dicts have, or empty."""
+  found = [(key, value) for key, value in pairs]
+  return dict(zip(pickles.keys([key for key, _ in found]), (value for _, value in found)))
 
 
 def _tensor(storage, offset, shape, strides) -> _Tensor:
@@ -219,12 +245,14 @@ def _storage(pid) -> _Storage | pickles.Global:
     return pid[1]
   kind, storage, key, _, length, *view = pid
   if kind != "storage" or not isinstance(storage, pickles.Global):
-    raise pickles.Refused(f"an object of the kind {kind!r}")
+    raise pickles.Refused(f"an object of the kind {shown(kind)}")
   if storage.name not in _STORAGES:
     raise pickles.Refused(storage.name)
   first = 0
   if view and view[0] is not None:
-    key, first, length = view[0]
+    _, first, length = view[0]
+  if not isinstance(key, (str, int)):
+    raise pickles.Refused("a storage without a name")
   if not is_shape((first, length)):
     raise pickles.Refused("a storage of no sensible length")
   is_part = bool(view) and view[0] is not None
@@ -235,6 +263,7 @@ def _read_zip(path) -> tuple[Any, dict[str, _Span]]:
   """The value of `data.pkl`, and where the bytes of each storage are."""
   try:
     with zipfile.ZipFile(path) as archive, open(path, "rb") as f:
+      check_members(archive)
       entries = {entry.filename: entry for entry in archive.infolist()}
       (pickle,) = (name for name in entries if name.endswith("data.pkl") and name.count("/") <= 1)
       folder = pickle.removesuffix("data.pkl")
@@ -245,7 +274,7 @@ def _read_zip(path) -> tuple[Any, dict[str, _Span]]:
       ):
         raise UserError(f"{path} is compressed, which torch does not do")
       order = f"{folder}byteorder"
-      if order in entries and archive.read(order) != b"little":
+      if order in entries and archive.open(order).read(10) != b"little":
         raise UserError(f"{path} is in the byte order of another machine")
       with archive.open(pickle) as f_pickle:
         value = pickles.read(f_pickle, _admitted, _call, _storage)
@@ -285,7 +314,7 @@ def _read_legacy(f) -> tuple[Any, dict[str, _Span]]:
   def storage(pid):
     found = _storage(pid)
     if isinstance(found, _Storage):
-      sizes[str(pid[2])] = found.dtype.itemsize
+      sizes[found.key] = found.dtype.itemsize
     return found
 
   read = lambda persistent=_storage: pickles.read(f, _admitted, _call, persistent)
@@ -294,7 +323,7 @@ def _read_legacy(f) -> tuple[Any, dict[str, _Span]]:
   if not read().get("little_endian", True):
     raise pickles.Refused("the byte order of another machine")
   value, spans = read(storage), {}
-  for key in read():
+  for key in pickles.keys(read()):
     length = int.from_bytes(f.read(8), "little")
     spans[str(key)] = _Span(f.tell(), length * sizes[str(key)])
     f.seek(spans[str(key)].size, 1)
