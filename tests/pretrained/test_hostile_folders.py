@@ -234,3 +234,20 @@ def test_the_preprocessing_of_open_clips_is_done_or_told(name, value):
   assert found.endswith("normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))")
   with pytest.raises(UserError, match=f"{name} is"):
     clip.open_clip_preprocess(system, {"preprocess_cfg": {**whole, name: value}})
+
+
+def test_shapes_that_no_model_has_are_told():
+  """Sizes of zero, tables of positions whose square is no mask, stages that double a width for ever."""
+  assert fields.shape({"w": (2, 3)}, "w", 2) == (2, 3)
+  for shape in ((0, 3), (2, 2**31)):
+    with pytest.raises(UserError, match="no model's"):
+      fields.shape({"w": shape}, "w", 2)
+  with pytest.raises(UserError, match="number of positions"):
+    fields.positions({"w": (2**20, 1)}, "w", 2)
+  names = {f"layer{i}.0.conv1.weight": (4, 4, 3, 3) for i in range(1, 100)}
+  names |= {"conv1.weight": (4, 3, 7, 7), "layer1.0.bn1.weight": (4,), "fc.weight": (3, 4)}
+  with pytest.raises(UserError, match="99 layers"):
+    module("resnet").from_shapes(names)
+  block = {f"encoder.blocks.group_{10**8 * i}.block_1.w": (4,) for i in range(1, 20)}
+  with pytest.raises(UserError, match="19 layers"):
+    module("dvae").from_shapes(block)
