@@ -122,7 +122,8 @@ def test_a_reader_that_goes_away_stops_no_command(tmp_path):
 @pytest.mark.parametrize("number, said", ((15, "stopped by SIGTERM"), (2, "stopped")))
 def test_a_signal_before_there_is_anything_to_save_is_a_line(number, said):
   script = (
-    "import os, time\nfrom vlx import cli\n"
+    "import os, signal, time\nfrom vlx import cli\n"
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job ignores it
     f"def main():\n  os.kill(os.getpid(), {number})\n  time.sleep(60)\n"
     "cli.run(main)\n"
   )

@@ -169,7 +169,7 @@ def _tower(config: Mapping, part: str, width: int, num_heads: int) -> dict:
     ),
     activation=fields.one_of(config, f"{part}.hidden_act", fields.ACTIVATIONS, "quick_gelu"),
     layer_norm_epsilon=fields.epsilon(config, f"{part}.layer_norm_eps", 1e-5),
-    initialization="clip",
+    initialization="torch" if part == "vision_config" else "clip",
   )
 
 
@@ -236,7 +236,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CheckpointMap | None:
   if not {"visual.conv1.weight", "token_embedding.weight", "text_projection"} <= shapes.keys():
     return None
   activation = "quick_gelu" if "input_resolution" in shapes else "gelu"
-  shared = dict(activation=activation, layer_norm_epsilon=1e-5, initialization="clip")
+  shared = dict(activation=activation, layer_norm_epsilon=1e-5)
   shape = lambda name, axes: fields.shape(shapes, name, axes)
   if "visual.attnpool.positional_embedding" in shapes:
     image = _resnet_of(shapes)
@@ -252,6 +252,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CheckpointMap | None:
       num_heads=num_heads(width),
       depth=fields.count(shapes, r"visual\.transformer\.resblocks\.(\d+)\."),
       mlp_dim=shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
+      initialization="torch",
       **shared,
     )
   width, embed_dim = shape("text_projection", 2)

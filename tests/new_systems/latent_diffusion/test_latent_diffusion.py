@@ -67,7 +67,8 @@ def test_it_samples_by_its_own_sampler_and_is_evaluated(run):
   images = model.generate_images("cab", 2, num_steps=3, guidance_scale=2.0)
   assert images.shape == (2, 16, 16, 3)
   results = json.loads((run.workdir / "results.json").read_text())["measures"]
-  assert results.keys() == {"loss/combo/noise"} and 0.5 < results["loss/combo/noise"] < 3
+  assert results.keys() == {"loss/combo/noise", "loss/combo/loss"}
+  assert 0.5 < results["loss/combo/noise"] < 3
 
 
 @pytest.mark.slow
