@@ -262,6 +262,31 @@ def test_a_tar_that_is_cut_off_keeps_what_is_whole(tmp_path, caplog):
   assert "is damaged behind its sample" in caplog.text
 
 
+def test_a_sparse_file_in_a_tar_is_left_out(tmp_path, caplog):
+  """Its holes are not in the tar: what follows them would be its bytes."""
+  path = tmp_path / "train" / "0.tar"
+  tar_of(path, 3)
+  data = bytearray(path.read_bytes())
+  with tarfile.open(path) as tar:
+    at = tar.getmember("001.txt").offset
+  header = data[at : at + 512]
+  header[156:157], header[257:265] = b"S", b"ustar  \0"
+  places = (90_000, len(b"number 1"))  # its one piece begins there, and is so long
+  header[386:410] = b"".join(b"%011o\0" % n for n in places)
+  header[483:495] = b"%011o\0" % sum(places)
+  header[148:156] = b" " * 8
+  header[148:156] = b"%06o\0 " % sum(header)
+  data[at : at + 512] = header
+  path.write_bytes(data)
+  with tarfile.open(path) as tar:
+    assert tar.getmember("001.txt").issparse()
+  assert captions(sources.open_source(f"webdataset:{tmp_path}", "train")) == [
+    "number 0",
+    "number 2",
+  ]
+  assert "damaged" not in caplog.text
+
+
 def test_a_whole_tar_is_not_called_damaged(tmp_path, caplog):
   tar_of(tmp_path / "train" / "0.tar", 5)
   assert len(sources.open_source(f"webdataset:{tmp_path}", "train")) == 5

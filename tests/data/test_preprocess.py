@@ -64,6 +64,14 @@ def test_normalize_is_to_minus_one_and_one():
   np.testing.assert_allclose(run("normalize", record)["image"], [[[-1, 0, 1]]])
 
 
+@pytest.mark.parametrize("crop", ("central_crop", "random_crop"))
+def test_no_larger_square_is_cut_of_an_image(crop):
+  array = np.zeros((6, 9, 3), np.uint8)
+  assert run(f"{crop}(6)", {"image": array})["image"].shape == (6, 6, 3)
+  with pytest.raises(BadRecord, match="9x6 pixels"):
+    run(f"{crop}(7)", {"image": array})
+
+
 def test_resize_small_and_central_crop_keep_the_middle():
   array = np.zeros((20, 40, 3), np.uint8)
   array[:, 15:25] = 255

@@ -241,6 +241,8 @@ def changed(content, path, value):
     (("post_processor", "special_tokens", "<s>", "ids"), [77], "'<s>' has the id 77"),
     (("post_processor", "special_tokens", "</s>", "ids"), [3], "'</s>' has the id 3"),
     (("post_processor", "special_tokens"), {}, "its template has '<s>'"),
+    (("post_processor", "pair", 0, "SpecialToken", "type_id"), 2**31, "its template has segments"),
+    (("post_processor", "single", 1, "Sequence", "type_id"), 2, "its template has segments"),
     (("model", "vocab", "a"), 2**31, "absurd"),
     (("added_tokens", 2, "id"), 9, "'<|x|>' has the id 9"),
     (("model", "vocab", "a"), 4, "same id"),

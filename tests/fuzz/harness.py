@@ -6,6 +6,7 @@ one clear error. Nothing else may be.
 """
 
 import collections
+import faulthandler
 import json
 import pathlib
 import resource
@@ -25,6 +26,9 @@ from vlx.core.errors import UserError
 from vlx.data.records import BadRecord
 
 SECONDS = 5  # for one reading; most take milliseconds
+# No signal is heard within one call of C, as of a hash that never ends: then the process ends, and
+# stderr has its traceback behind the number of the damage.
+END = 20
 MEMORY = 1 << 30  # beyond what the process has before
 EQUAL, OTHER, ERROR = "equal", "other data", "error"
 
@@ -84,6 +88,7 @@ def run(reader: Reader, folder: pathlib.Path, count: int, first: int = 0) -> dic
       rng = np.random.default_rng([number, 18])
       path, hows = files[int(rng.integers(len(files)))]
       original = path.read_bytes()
+      print(number, end=" ", file=sys.stderr, flush=True)
       kind, damaged = _damaged(hows[int(rng.integers(len(hows)))], original, rng)
       path.write_bytes(damaged)
       began = time.perf_counter()
@@ -108,6 +113,7 @@ def _damaged(how, original: bytes, rng) -> tuple[str, bytes]:
 def _outcome(reader, folder, whole, path, original, damaged, kind) -> tuple[str, str]:
   """(outcome, what is wrong about it or "")."""
   signal.alarm(SECONDS)
+  faulthandler.dump_traceback_later(END, exit=True, file=sys.__stderr__)
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")
@@ -129,6 +135,7 @@ def _outcome(reader, folder, whole, path, original, damaged, kind) -> tuple[str,
     return "other error", f"{type(e).__name__}: {str(e)[:200]}\n{traceback.format_exc(limit=-4)}"
   finally:
     signal.alarm(0)
+    faulthandler.cancel_dump_traceback_later()
   if found[:2] == whole[:2]:
     return EQUAL, ""
   silent = found.form == whole.form

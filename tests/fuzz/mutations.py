@@ -39,6 +39,8 @@ ODD = {
   "list": [1, "x", None],
   "lists": [[[]]],
   "long list": [0] * 10_000,
+  "axes": [1] * 40,
+  "sizes": [0, 2**40, 2**40],
   "empty object": {},
   "object": {"x": 1, "type": []},
   "depth": "@depth",

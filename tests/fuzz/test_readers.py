@@ -66,3 +66,25 @@ def test_faults_are_seen(tmp_path):
   found = harness.run(reader, tmp_path, 200)
   assert {"other error", "long error", "silently other numbers", "equal"} == found["counts"].keys()
   assert len(found["faults"]) == 200 - found["counts"]["equal"]
+
+
+STUCK = """
+import pathlib, sys
+from tests.fuzz import harness
+harness.END = 1
+nested = ()
+for _ in range(100):
+  nested = (nested, nested)
+damaged = lambda folder: hash(nested if (folder / "x").read_bytes() != b"xxxx" else "")
+reader = harness.Reader(
+  lambda folder: (folder / "x").write_bytes(b"xxxx"), damaged, {"x": (harness.mutations.of_bytes,)}
+)
+harness.run(reader, pathlib.Path(sys.argv[1]), 10)
+"""
+
+
+def test_what_hears_no_signal_is_ended(tmp_path):
+  done = subprocess.run(
+    [sys.executable, "-c", STUCK, str(tmp_path)], capture_output=True, text=True, timeout=60
+  )
+  assert done.returncode == 1 and done.stderr.startswith("0 ") and "Timeout" in done.stderr

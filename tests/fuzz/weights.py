@@ -204,6 +204,12 @@ READERS = {
     lambda folder: arrays(open_npz(folder / "x.npz")),
     {"x.npz": (m.of_bytes, m.of_zip, _npz_headers)},
   ),
+  "compressed npz": Reader(
+    lambda folder: np.savez_compressed(folder / "x.npz", **_tensors()),
+    lambda folder: arrays(open_npz(folder / "x.npz")),
+    {"x.npz": (m.of_bytes,)},
+    silent=frozenset(),
+  ),
   "arctic": Reader(
     _write_arctic,
     _read_arctic,

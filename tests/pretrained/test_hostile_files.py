@@ -1,6 +1,9 @@
 """Files of kilobytes that would take all time or memory: each is told in a line, at once."""
 
+import io
 import json
+import os
+import pathlib
 import pickle
 import struct
 import zipfile
@@ -13,7 +16,8 @@ from vlx.pretrained.arctic import read_options
 from vlx.pretrained.formats import files, pickles
 from vlx.pretrained.formats.gguf import open_gguf
 from vlx.pretrained.formats.npz import open_npz
-from vlx.pretrained.formats.safetensors import write_safetensors
+from vlx.pretrained.formats.safetensors import open_safetensors, write_safetensors
+from vlx.pretrained.formats.tf_bundle import open_tf_bundle
 from vlx.pretrained.formats.torch_files import open_torch
 from vlx.pretrained.load import open_checkpoint
 
@@ -87,6 +91,25 @@ def test_pickles_without_end(tmp_path, pickled):
   with pytest.raises(UserError) as told:
     open_torch(torch_zip(tmp_path / "x.pth", data))
   assert "IndexError" not in str(told.value)  # it was a pickle
+
+
+def test_long_numbers_are_no_keys(tmp_path):
+  """Each hash takes as long as the number, and of 80 bits there are a million with one hash."""
+  for key in (b"\x8b" + struct.pack("<I", 5000) + b"\1" * 5000, b"I%d\n" % (2**20 * (2**61 - 1))):
+    data = b"}" + key + b"Ns."
+    with pytest.raises(UserError, match="64 bits as a key"):
+      open_torch(torch_zip(tmp_path / "x.pth", data))
+  data = b"}I9223372036854775807\n" + tensor() + b"s."
+  assert len(open_torch(torch_zip(tmp_path / "x.pth", data)).shapes) == 1
+
+
+@pytest.mark.parametrize("name", [b"ctorch\nSize\n", b"c__builtin__\nset\n"])
+def test_copies_of_a_text_are_counted(tmp_path, monkeypatch, name):
+  monkeypatch.setattr(pickles, "MAX_COPIED", 10_000)
+  text = b"X" + struct.pack("<I", 1000) + b"a" * 1000
+  data = b"(" + text + b"q\0" + (name + b"(h\0tR") * 20 + b"l."
+  with pytest.raises(UserError, match="more than a checkpoint has"):
+    open_torch(torch_zip(tmp_path / "x.pth", data))
 
 
 def test_a_dict_under_its_own_name(tmp_path):
@@ -186,9 +209,106 @@ def test_zips_of_many_members_and_of_equal_names(tmp_path, monkeypatch):
     open_npz(tmp_path / "x.npz")
 
 
+@pytest.mark.parametrize("how", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compressed_bytes_that_are_damaged(tmp_path, how):
+  out = io.BytesIO()
+  np.save(out, np.random.default_rng(0).random(2000))
+  for name, member, opener in (("x.npz", "a.npy", open_npz), ("x.pth", "x/byteorder", open_torch)):
+    path = torch_zip(tmp_path / name, b"}S'w'\n" + tensor() + b"s.")
+    with zipfile.ZipFile(path, "a" if name == "x.pth" else "w") as archive:
+      archive.writestr(member, out.getvalue(), how)
+    with zipfile.ZipFile(path) as archive:
+      at = archive.getinfo(member).header_offset + 30 + len(member)
+    for first in (0, 3, 5000):  # not a header of bzip2's alone
+      data = bytearray(path.read_bytes())
+      data[at + first : at + first + 30] = bytes(
+        b ^ 0xA5 for b in data[at + first : at + first + 30]
+      )
+      (tmp_path / f"damaged{path.suffix}").write_bytes(data)
+      with pytest.raises(UserError):
+        file = opener(tmp_path / f"damaged{path.suffix}")
+        file.fetch("a")
+
+
+@pytest.mark.parametrize("kind", ["complex64", "U3", "S2", "M8[D]", "V3", "f4,i4"])
+def test_arrays_of_npz_that_are_no_numbers(tmp_path, kind):
+  """jax.numpy would drop the half of complex ones without an error."""
+  np.savez(tmp_path / "x.npz", a=np.zeros(3, kind))
+  with pytest.raises(UserError, match="which no network's arrays do"):
+    open_npz(tmp_path / "x.npz")
+
+
+SHAPES = ([1] * 40, [0] * 40, [0, 2**40, 2**40], [2**47] * 3 + [0])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_that_numpy_has_not(tmp_path, shape):
+  """Of empty arrays too, which agree with any number of bytes."""
+  data = bytes(0 if 0 in shape else 4)
+  header = json.dumps({"a": dict(dtype="F32", shape=shape, data_offsets=[0, len(data)])}).encode()
+  (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data)
+  with pytest.raises(UserError, match="malformed"):
+    open_safetensors(tmp_path / "x.safetensors")
+  with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+    archive.writestr("a.npy", npy(400, tuple(shape))[: None if data else -4])
+  with pytest.raises(UserError, match="no sensible shape"):
+    open_npz(tmp_path / "x.npz")
+  numbers = "".join(f"I{n}\n" for n in shape)
+  with pytest.raises(UserError, match="no sensible shape"):
+    open_torch(torch_zip(tmp_path / "x.pth", b"}S'w'\n" + tensor(numbers, numbers) + b"s."))
+
+
+def test_strides_that_numpy_has_not(tmp_path):
+  with pytest.raises(UserError, match="no sensible shape"):
+    open_torch(torch_zip(tmp_path / "x.pth", b"}S'w'\n" + tensor("I1\n", f"I{2**62}\n") + b"s."))
+
+
 def test_shapes_of_thousands_of_axes_are_none():
   assert files.is_shape([1, 2]) and not files.is_shape([2] * 10_000)
   assert not files.is_shape([1 << 63])
+  assert files.is_shape([2**15, 0, 2**20]) and files.is_shape([])
+
+
+@pytest.mark.timeout(10)  # a pipe is waited for
+@pytest.mark.parametrize(
+  "opener", [open_safetensors, open_torch, open_npz, open_gguf, open_tf_bundle, files.read_json]
+)
+def test_pipes_and_devices_are_no_files(tmp_path, opener):
+  os.mkfifo(tmp_path / "x.index")
+  for path in (tmp_path / "x.index", pathlib.Path("/dev/zero"), tmp_path):
+    with pytest.raises(UserError, match="no ordinary file"):
+      opener(path)
+  with pytest.raises(UserError, match="No such file"):
+    opener(tmp_path / "y.index")
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+  "name, beside",
+  [
+    ("model.safetensors", {}),
+    ("a.npz", {}),
+    ("a.safetensors", {"model.safetensors.index.json": {"weight_map": {"a": "a.safetensors"}}}),
+    (
+      "consolidated.00.pth",
+      {"params.json": dict(dim=8, n_layers=2, n_heads=2, multiple_of=4, norm_eps=1e-5)},
+    ),
+    ("x.ckpt.index", {"bert_config.json": {}}),
+  ],
+)
+def test_a_folder_whose_weights_are_a_pipe(tmp_path, name, beside):
+  os.mkfifo(tmp_path / name)
+  for file, content in beside.items():
+    (tmp_path / file).write_text(json.dumps(content))
+  for path in (tmp_path, tmp_path / name):
+    with pytest.raises(UserError, match="no ordinary file"):
+      open_checkpoint(path)
+
+
+def test_a_name_that_no_file_system_has():
+  for name in ("a" * 250, "a" * 300, "a/" * 5000):
+    with pytest.raises(UserError, match="cannot read"):
+      open_checkpoint(name)
 
 
 @pytest.mark.parametrize(

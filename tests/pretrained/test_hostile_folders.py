@@ -208,6 +208,32 @@ def test_steps_that_vlx_does_not_take_are_told(change):
     preprocessor.image_ops({**PREPROCESSOR, **change})
 
 
+@pytest.mark.parametrize(
+  "change",
+  [
+    dict(crop_size=5),
+    dict(crop_size={"height": 5, "width": 5}),
+    dict(size={"height": 9, "width": 4}, crop_size=5),
+    dict(size=4, crop_size=5),
+  ],
+)
+def test_no_larger_square_is_cut(change):
+  """Hugging Face's pad with black."""
+  config = {**PREPROCESSOR, "size": {"shortest_edge": 4}, "do_center_crop": True, **change}
+  with pytest.raises(UserError, match="crop_size is .*does not pad"):
+    preprocessor.image_ops(config)
+  assert "central_crop(4)" in preprocessor.image_ops({**config, "crop_size": 4})
+
+
+def test_a_number_for_the_size_is_of_the_side_that_the_file_says():
+  ops = lambda **change: preprocessor.image_ops({**PREPROCESSOR, "size": 4, **change})
+  assert "resize(4, 4" in ops() and "resize(4, 4" in ops(default_to_square=True)
+  assert "resize_small(4" in ops(default_to_square=False)
+  assert "resize_small(4" in ops(do_center_crop=True, crop_size=4)
+  with pytest.raises(UserError, match="default_to_square"):
+    ops(default_to_square="no")
+
+
 def test_fields_that_are_null_are_those_of_the_class():
   system = vit.from_hugging_face(CONFIGS["vit"]).system
   assert vit.preprocess(system, {"image_mean": None, "size": None}) == vit.preprocess(system)
@@ -225,6 +251,7 @@ def test_fields_that_are_null_are_those_of_the_class():
     ("mode", "L"),
     ("interpolation", "bilinear"),
     ("resize_mode", ["squash"]),
+    ("crop_pct", 0.9),
   ],
 )
 def test_the_preprocessing_of_open_clips_is_done_or_told(name, value):
@@ -232,7 +259,7 @@ def test_the_preprocessing_of_open_clips_is_done_or_told(name, value):
   whole = dict(mean=0.5, std=[0.25] * 3, size=[8, 8], mode="RGB", interpolation=None)
   found = clip.open_clip_preprocess(system, {"preprocess_cfg": whole})
   assert found.endswith("normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))")
-  with pytest.raises(UserError, match=f"{name} is"):
+  with pytest.raises(UserError, match=f"{name}.* (is|unknown) "):
     clip.open_clip_preprocess(system, {"preprocess_cfg": {**whole, name: value}})
 
 
@@ -251,3 +278,12 @@ def test_shapes_that_no_model_has_are_told():
   block = {f"encoder.blocks.group_{10**8 * i}.block_1.w": (4,) for i in range(1, 20)}
   with pytest.raises(UserError, match="19 layers"):
     module("dvae").from_shapes(block)
+
+
+def test_of_a_million_tensors_that_do_not_fit_some_are_named(monkeypatch):
+  monkeypatch.setattr(tables, "_MAX_LINES", 10)
+  with pytest.raises(UserError) as told:
+    tables.read([], {}, {f"x{i}": (1,) for i in range(100)}, None)
+  assert (
+    str(told.value).splitlines()[-1] == "  and 90 more" and len(str(told.value).splitlines()) == 12
+  )

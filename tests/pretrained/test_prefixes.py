@@ -9,7 +9,8 @@ from safetensors.numpy import save_file
 
 from vlx import pretrained
 from vlx.core.errors import UserError
-from vlx.pretrained import bert, llama, tables, vgg
+from vlx.pretrained import bert, llama, prefixes, tables, vgg
+from vlx.pretrained.formats import TensorFile
 from vlx.pretrained.load import variable_shapes
 
 BERT = dict(
@@ -92,3 +93,9 @@ def test_a_prefix_of_some_names_stays_and_is_told(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(BERT))
   with pytest.raises(UserError, match=f"missing: {first}"):
     pretrained.load(tmp_path)
+
+
+def test_a_prefix_that_never_ends():
+  """A name of many prefixes costs its length for each of them."""
+  deep = TensorFile({"module." * 1000 + name: (1,) for name in "ab"}, None)
+  assert len(list(prefixes.unwrapped(deep))) < 10

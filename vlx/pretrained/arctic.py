@@ -22,6 +22,7 @@ from vlx.models.captioning.show_attend_tell import ShowAttendTell
 from vlx.models.vision.vgg import CONVOLUTIONS, VGGTower
 from vlx.pretrained import fields
 from vlx.pretrained.formats import TensorFile, pickles
+from vlx.pretrained.formats.files import check_ordinary
 from vlx.pretrained.tables import CheckpointMap, Row
 from vlx.pretrained.torchvision_ops import IMAGENET, torchvision_ops
 
@@ -48,6 +49,8 @@ def read_options(path: pathlib.Path) -> dict[str, Any]:
     UserError: where there is none, or something else in it.
   """
   beside = path.with_name(f"{path.name}.pkl")
+  if beside.exists():
+    check_ordinary(beside)
   try:
     with open(beside, "rb") as f:
       found = pickles.read(f, lambda name: False, lambda what, arguments: None)

@@ -352,6 +352,10 @@ OPEN_CLIP_FIELDS = frozenset(
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
+# `fill_color` is of another `resize_mode`.
+_PREPROCESS_FIELDS = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"}
+
+
 def openai_preprocess(image_size: int, mean=MEAN, std=STD) -> str:
   """The ops on images of OpenAI's code and open_clip's: alpha is dropped last."""
   return (
@@ -364,6 +368,10 @@ def open_clip_preprocess(system: CLIP, config: Mapping) -> str:
   """The preprocessing string of an `open_clip_config.json`."""
   section = fields.section(config, "preprocess_cfg")
   told = {name: value for name, value in section.items() if value is not None}
+  if foreign := sorted(told.keys() - _PREPROCESS_FIELDS):
+    raise UserError(
+      f"open_clip_config.json: preprocess_cfg has {fields.shown(foreign)}, unknown to vlx"
+    )
   for name, wanted in dict(interpolation="bicubic", resize_mode="shortest", mode="RGB").items():
     fields.must_be(told, name, wanted)
   size = system.image.image_size

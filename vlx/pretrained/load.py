@@ -204,10 +204,13 @@ def locate(path_or_name: str | pathlib.Path) -> pathlib.Path:
   """
   name = str(path_or_name)
   path = pathlib.Path(name).expanduser()
-  if path.exists():
-    return path
-  if (index := path.with_name(path.name + TF_INDEX)).is_file():
-    return index
+  try:
+    if path.exists():
+      return path
+    if (index := path.with_name(path.name + TF_INDEX)).is_file():
+      return index
+  except OSError as e:
+    raise UserError(f"cannot read {name}: {e.strerror}") from e
   # A mistyped path is no repository of somebody called "runs".
   if not name.startswith("hub:") and len(path.parts) == 2 and path.parent.is_dir():
     raise UserError(f"there is no file or folder {name}; to ask the hub for it, name hub:{name}")
@@ -246,7 +249,7 @@ def _shapes_of(path: str | pathlib.Path, system: System) -> Variables:
 
 
 def _find(path: pathlib.Path) -> _Found:
-  if path.is_file():
+  if not path.is_dir():
     return _of_file(path)
   if (path / "params.json").is_file():
     return _of_meta(path)

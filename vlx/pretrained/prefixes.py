@@ -10,13 +10,16 @@ from vlx.pretrained.formats import TensorFile
 from vlx.pretrained.tables import CheckpointMap, renamed
 
 PREFIXES = ("_orig_mod.", "module.", "model.")
+_MOST = 8  # of them before a name
 
 
 def unwrapped(file: TensorFile) -> Iterator[TensorFile]:
   """The file as it is, and then without one more of the prefixes that all of its names have."""
   yield file
   has_all = lambda prefix: all(name.startswith(prefix) for name in file.shapes)
-  while file.shapes and (prefix := next(filter(has_all, PREFIXES), None)):
+  for _ in range(_MOST):
+    if not file.shapes or (prefix := next(filter(has_all, PREFIXES), None)) is None:
+      return
     file = _without(file, prefix)
     yield file
 

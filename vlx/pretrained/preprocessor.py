@@ -51,7 +51,7 @@ def image_ops(config: Mapping, defaults: Mapping = {}) -> str:
       raise _absurd(name, value, "vlx has no such step")
   steps = [
     _resize(config) if _flag(config, "do_resize", True) else "",
-    _crop(config.get("crop_size")) if _flag(config, "do_center_crop", False) else "",
+    _crop(config) if _flag(config, "do_center_crop", False) else "",
     _normalize(config),
   ]
   return "|".join(["decode", *filter(None, steps)])
@@ -87,34 +87,39 @@ def _flag(config: Mapping, name: str, default: bool) -> bool:
 
 
 def _resize(config: Mapping) -> str:
-  """Older files have a number for `size`: of the shorter side where a crop follows, else of
-  both.
-  """
-  size, method = config.get("size"), config.get("resample")
+  method, size = config.get("resample"), _size(config)
   if type(method) is not int or method not in _METHODS:
     raise _absurd("resample", method, f"vlx knows {_METHODS}")
-  method = _METHODS[method]
+  op = "resize_small" if len(size) == 1 else "resize"
+  return f"{op}({', '.join(map(str, size))}, method={_METHODS[method]!r})"
+
+
+def _size(config: Mapping) -> tuple[int, ...]:
+  """The shorter side alone, or height and width.
+
+  Older files have a number: of the shorter side where a crop follows, else of both, or as
+  `default_to_square` says.
+  """
+  size = config.get("size")
   if type(size) is int:
-    size = (
-      {"shortest_edge": size}
-      if config.get("do_center_crop", False)
-      else dict(height=size, width=size)
-    )
-  if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
-    return f"resize_small({_side('size', size['shortest_edge'])}, method={method!r})"
-  if isinstance(size, Mapping) and set(size) == {"height", "width"}:
-    height, width = (_side("size", size[side]) for side in ("height", "width"))
-    return f"resize({height}, {width}, method={method!r})"
+    square = _flag(config, "default_to_square", not config.get("do_center_crop", False))
+    size = dict(height=size, width=size) if square else {"shortest_edge": size}
+  for sides in (("shortest_edge",), ("height", "width")):
+    if isinstance(size, Mapping) and set(size) == set(sides):
+      return tuple(_side("size", size[side]) for side in sides)
   raise _absurd("size", size, "vlx knows shortest_edge, height and width")
 
 
-def _crop(size: Any) -> str:
+def _crop(config: Mapping) -> str:
+  size = config.get("crop_size")
   if isinstance(size, Mapping) and set(size) == {"height", "width"}:
     height, width = (_side("crop_size", size[side]) for side in ("height", "width"))
     if height != width:
       raise _absurd("crop_size", size, "vlx crops squares")
     size = height
-  return f"central_crop({_side('crop_size', size)})"
+  if _side("crop_size", size) > min(_size(config) if config.get("do_resize", True) else (size,)):
+    raise _absurd("crop_size", size, "images are smaller by then, and vlx does not pad them")
+  return f"central_crop({size})"
 
 
 def _side(name: str, value: Any) -> int:

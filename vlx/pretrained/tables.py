@@ -36,6 +36,7 @@ Pattern = tuple[str, Mapping[str, int]]
 AS_IT_IS: Pattern = ("", {})
 
 WORKERS = min(4, os.cpu_count() or 1)  # tensors that are read at a time
+_MAX_LINES = 2000  # of what does not fit: as many as large models have tensors
 
 
 class Row(NamedTuple):
@@ -114,7 +115,9 @@ def read(
   if problems := _problems(
     rows, known, {n: tuple(shapes[found[n]]) for n in found if n not in copies}
   ):
-    raise UserError("the checkpoint does not fit:\n" + "\n".join(f"  {p}" for p in problems))
+    more = [f"and {len(problems) - _MAX_LINES} more"] if len(problems) > _MAX_LINES else []
+    lines = "\n".join(f"  {p}" for p in [*problems[:_MAX_LINES], *more])
+    raise UserError(f"the checkpoint does not fit:\n{lines}")
   for copy, original in copies.items():
     if copy in found and not np.array_equal(fetch(found[copy]), fetch(found[original])):
       raise UserError(

@@ -133,12 +133,14 @@ def _read_index(tar: pathlib.Path) -> dict[str, np.ndarray]:
     with tarfile.open(tar, "r:", ignore_zeros=True) as members:
       for member in members:
         damaged += member.offset - end
+        sparse = member.issparse()  # its bytes do not lie one after another
         end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-        if member.offset_data + member.size > size:
+        end = members.offset if sparse else end
+        if member.offset_data + member.size > size and not sparse:
           raise tarfile.ReadError(f"it ends within {member.name}")
         folder, _, base = member.name.rpartition("/")
         stem, dot, extension = base.partition(".")
-        if member.isfile() and dot and stem:
+        if member.isfile() and not sparse and dot and stem:
           kind = "image" if extension.lower() in IMAGES else extension.lower()
           samples.setdefault(f"{folder}/{stem}", {})[kind] = (member.offset_data, member.size)
         members.members = []  # it would keep all it has seen

@@ -94,6 +94,8 @@ def _of_processor(processor: Mapping[str, Any] | None) -> Iterator[tuple[str, in
       for token in tokens.values():
         yield from zip(token["tokens"], token["ids"], strict=True)
       for piece in (*processor["single"], *processor["pair"]):
+        if any(part.get("type_id", 0) not in (0, 1) for part in piece.values()):
+          raise ValueError("its template has segments beyond the first and the second text's")
         if (name := piece.get("SpecialToken", {}).get("id")) is not None and name not in tokens:
           raise ValueError(f"its template has {name!r}, and it does not say what that is")
     case "BertProcessing" | "RobertaProcessing":

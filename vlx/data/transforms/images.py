@@ -148,6 +148,12 @@ def resize_small(image, rng, size, *, method="bicubic"):
   return np.asarray(Image.fromarray(image).resize(new, _filter(method)))
 
 
+def _check_holds(image, size) -> None:
+  height, width = image.shape[:2]
+  if min(height, width) < size:
+    raise BadRecord(f"an image of {width}x{height} pixels, of which no square of {size} can be cut")
+
+
 @image_op
 def central_crop(image, rng, size, *, half="down"):
   """The middle square of `size`.
@@ -155,6 +161,7 @@ def central_crop(image, rng, size, *, half="down"):
   Where a border is not whole, the upper and left are rounded down, as by Hugging Face, or half to
   "even", as by torchvision.
   """
+  _check_holds(image, size)
   borders = [(length - size) / 2 for length in image.shape[:2]]
   top, left = (round(x) if half == "even" else int(x) for x in borders)
   return image[top : top + size, left : left + size]
@@ -163,6 +170,7 @@ def central_crop(image, rng, size, *, half="down"):
 @image_op
 def random_crop(image, rng, size):
   """A square of `size`, anywhere."""
+  _check_holds(image, size)
   top = rng.integers(0, image.shape[0] - size + 1)
   left = rng.integers(0, image.shape[1] - size + 1)
   return image[top : top + size, left : left + size]

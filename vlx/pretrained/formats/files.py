@@ -1,10 +1,13 @@
 """Helpers of all readers of formats: types by name, arrays that lie in files."""
 
 import json
+import lzma
 import math
 import os
 import pathlib
+import stat
 import zipfile
+import zlib
 from typing import Any
 
 import ml_dtypes
@@ -12,7 +15,22 @@ import numpy as np
 
 from vlx.core.errors import UserError
 
-MAX_AXES, MAX_MEMBERS, MAX_UNPACKED, MAX_JSON = 200, 100_000, 1 << 30, 1 << 28
+MAX_MEMBERS, MAX_UNPACKED, MAX_JSON = 100_000, 1 << 30, 1 << 28
+# Of arrays: numpy has no more axes, and counts an array's bytes in 63 bits, those of empty ones too.
+_MAX_AXES, _MAX_SIZE, _MAX_NUMBERS = 32, 1 << 48, 1 << 56
+
+# What damaged members of a zip raise, by how they are compressed.
+BAD_BYTES = (zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
+
+
+def check_ordinary(path: pathlib.Path) -> None:
+  """Raises `UserError` for what is no ordinary file: a pipe is waited for, a device has no end."""
+  try:
+    mode = path.stat().st_mode
+  except (OSError, ValueError) as e:  # half a surrogate pair
+    raise UserError(f"cannot read {path}: {getattr(e, 'strerror', e)}") from e
+  if not stat.S_ISREG(mode):
+    raise UserError(f"cannot read {path}: it is no ordinary file")
 
 
 def read_array(path: pathlib.Path, dtype: Any, start: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -30,6 +48,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     UserError: where there is no such file, or something else in it.
   """
+  check_ordinary(path)
   try:
     if path.stat().st_size > MAX_JSON:
       raise ValueError(f"it has more than {MAX_JSON} bytes")
@@ -46,9 +65,14 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 def is_shape(value: Any) -> bool:
   """Whether what a file says is a shape is one."""
   return (
-    isinstance(value, (list, tuple))
-    and len(value) <= MAX_AXES
-    and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
+    are_sizes(value) and len(value) <= _MAX_AXES and math.prod(n for n in value if n) < _MAX_NUMBERS
+  )
+
+
+def are_sizes(value: Any) -> bool:
+  """Whether what a file says are offsets, lengths or strides can be that."""
+  return isinstance(value, (list, tuple)) and all(
+    type(n) is int and 0 <= n < _MAX_SIZE for n in value
   )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from vlx.core.errors import UserError
 from vlx.pretrained.formats import TensorFile
+from vlx.pretrained.formats.files import check_ordinary
 
 
 def _check_places(reader, size: int) -> None:
@@ -125,12 +126,15 @@ def _open_one(path: pathlib.Path) -> TensorFile:
       return super()._get_field_parts(orig_offs, raw_type)
 
   try:
+    check_ordinary(path)
     reader = Reader(path)
     metadata = {name: field.contents() for name, field in reader.fields.items()}
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     if empty := [name for name, tensor in tensors.items() if tensor.n_elements == 0]:
       raise ValueError(f"{empty[0]} has no numbers")
     _check_places(reader, pathlib.Path(path).stat().st_size)
+  except UserError:
+    raise
   except OSError as e:
     raise UserError(f"cannot read {path}: {e.strerror or e}") from e
   except Exception as e:

@@ -3,16 +3,16 @@
 import math
 import pathlib
 import zipfile
-import zlib
 
 import ml_dtypes
 import numpy as np
 
 from vlx.core.errors import UserError
 from vlx.pretrained.formats import TensorFile
-from vlx.pretrained.formats.files import check_members, is_shape
+from vlx.pretrained.formats.files import BAD_BYTES, check_members, check_ordinary, is_shape
 
 MAX_HEADER = 10_000  # numpy's own bound
+_BFLOAT16 = np.dtype("V2")  # numpy has none of its own and keeps it as two nameless bytes
 _HEADERS = {
   (1, 0): np.lib.format.read_array_header_1_0,
   (2, 0): np.lib.format.read_array_header_2_0,
@@ -25,6 +25,7 @@ def open_npz(path: pathlib.Path) -> TensorFile:
   Raises:
     UserError: for a damaged file, for an array of Python objects, which would be a pickle.
   """
+  check_ordinary(path)
   try:
     with zipfile.ZipFile(path) as archive:
       check_members(archive)
@@ -46,7 +47,7 @@ def open_npz(path: pathlib.Path) -> TensorFile:
     try:
       with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as f:
         return _typed(np.lib.format.read_array(f, allow_pickle=False))
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as e:
+    except (zipfile.BadZipFile, *BAD_BYTES) as e:
       raise UserError(f"{path}: {name} is damaged: {e}") from e
 
   return TensorFile(shapes, fetch)
@@ -68,11 +69,12 @@ def _shape(path, archive, name) -> tuple[int, ...]:
     raise UserError(
       f"{path}: {name.removesuffix('.npy')} holds Python objects, which vlx does not run"
     )
+  if dtype.kind not in "fiub" and dtype != _BFLOAT16:
+    raise ValueError(f"{name} holds {dtype}, which no network's arrays do")
   if not is_shape(shape):
     raise ValueError(f"{name} has no sensible shape")
   return shape
 
 
 def _typed(array):
-  """numpy has no bfloat16 of its own and keeps it as two nameless bytes."""
-  return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
+  return array.view(ml_dtypes.bfloat16) if array.dtype == _BFLOAT16 else array

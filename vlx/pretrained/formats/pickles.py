@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 # copies of copies. Far more than any checkpoint's.
 MAX_OPERATIONS, MAX_COPIED, _MAX_NAME = 10**7, 10**7, 1000
 _KEYS = (str, int, float, bool, bytes, type(None))
+_SIZED = (dict, list, set, frozenset, tuple, str, bytes)
 
 
 class Refused(Exception):
@@ -171,7 +172,7 @@ def _run(operations, admitted, call, persistent):
       stack.append(global_of(f"{module}.{attribute}"))
     elif name in ("REDUCE", "NEWOBJ"):
       arguments, what = stack.pop(), stack.pop()
-      within(sum(len(x) for x in arguments if isinstance(x, (dict, list, set, tuple))))
+      within(sum(len(x) for x in arguments if isinstance(x, _SIZED)))
       stack.append(call(_checked(what, Global), _checked(arguments, tuple)))
     elif name == "BUILD":
       state = stack.pop()
@@ -191,11 +192,13 @@ def _run(operations, admitted, call, persistent):
 
 def keys(values):
   """Values that may be keys of dicts and members of sets: of a tuple of tuples of tuples … no hash
-  is ever done.
+  is ever done, nor of numbers that are long, which would take time each, or be equal by intent.
   """
   for value in values:
     if not isinstance(value, _KEYS):
       raise Refused(f"a {type(value).__name__} as a key")
+    if isinstance(value, int) and value.bit_length() > 64:
+      raise Refused("a number of more than 64 bits as a key")
   return values
 
 

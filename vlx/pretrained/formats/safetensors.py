@@ -15,7 +15,13 @@ import numpy as np
 
 from vlx.core.errors import UserError
 from vlx.pretrained.formats import TensorFile
-from vlx.pretrained.formats.files import dtype_named, is_shape, read_array
+from vlx.pretrained.formats.files import (
+  are_sizes,
+  check_ordinary,
+  dtype_named,
+  is_shape,
+  read_array,
+)
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {
@@ -73,6 +79,7 @@ def open_safetensors(path: pathlib.Path) -> TensorFile:
 
 def _header(path) -> tuple[dict[str, Any], int, int]:
   """The header, where the tensors begin, and how many bytes the file has."""
+  check_ordinary(path)
   try:
     size = path.stat().st_size
     with open(path, "rb") as f:
@@ -102,7 +109,7 @@ def _entry(path, name, said, start) -> _Entry:
   if (
     not isinstance(said, dict)
     or not is_shape(said.get("shape"))
-    or not is_shape(said.get("data_offsets"))
+    or not are_sizes(said.get("data_offsets"))
   ):
     raise UserError(f"{path}: the header's entry for {name} is malformed")
   kind = said.get("dtype")

@@ -16,7 +16,7 @@ import numpy as np
 from vlx.core.errors import UserError
 from vlx.pretrained.formats import TensorFile
 from vlx.pretrained.formats.crc32c import crc32c
-from vlx.pretrained.formats.files import MAX_AXES, dtype_named, read_array
+from vlx.pretrained.formats.files import check_ordinary, dtype_named, is_shape, read_array
 
 # tensorflow/core/framework/types.proto
 DTYPES = {
@@ -58,6 +58,7 @@ def open_tf_bundle(index: pathlib.Path) -> TensorFile:
     UserError: for a damaged file, one of the data files that is not there or too short, a type or a
       layout that vlx does not read.
   """
+  check_ordinary(index)
   try:
     with open(index, "rb") as f:
       data = f.read(_INDEX_BYTES + 1)
@@ -156,11 +157,9 @@ def _shape(name: str, message: bytes) -> tuple[int, ...]:
     if (number, wire) != (2, 2):
       raise ValueError(f"{name} has no known shape")
     size = {n: x for n, _, x in _message(value)}.get(1, 0)
-    if type(size) is not int or size >= 1 << 40:
+    if not is_shape([*sizes, size]):
       raise ValueError(f"{name} has no sensible shape")
     sizes.append(size)
-    if len(sizes) > MAX_AXES:
-      raise ValueError(f"{name} has no sensible shape")
   return tuple(sizes)
 
 

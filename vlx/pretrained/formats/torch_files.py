@@ -20,7 +20,15 @@ import numpy as np
 from vlx.core.errors import UserError
 from vlx.pretrained.fields import shown
 from vlx.pretrained.formats import TensorFile, pickles
-from vlx.pretrained.formats.files import check_members, dtype_named, is_shape, read_array
+from vlx.pretrained.formats.files import (
+  BAD_BYTES,
+  are_sizes,
+  check_members,
+  check_ordinary,
+  dtype_named,
+  is_shape,
+  read_array,
+)
 
 STORAGES = {
   "Double": "float64",
@@ -105,6 +113,7 @@ def open_torch(path: pathlib.Path) -> TensorFile:
     UserError: for a file of another kind, a damaged one, one that holds more than tensors, numbers
       and containers.
   """
+  check_ordinary(path)
   try:
     with open(path, "rb") as f:
       is_zip = f.read(4) == _ZIP
@@ -233,7 +242,8 @@ def _dict(pairs=()) -> dict:
 def _tensor(storage, offset, shape, strides) -> _Tensor:
   if (
     not isinstance(storage, _Storage)
-    or not is_shape((offset, *shape, *strides))
+    or not is_shape(shape)
+    or not are_sizes((offset, *strides))
     or len(shape) != len(strides)
   ):
     raise pickles.Refused("a tensor of no sensible shape")
@@ -253,7 +263,7 @@ def _storage(pid) -> _Storage | pickles.Global:
     _, first, length = view[0]
   if not isinstance(key, (str, int)):
     raise pickles.Refused("a storage without a name")
-  if not is_shape((first, length)):
+  if not are_sizes((first, length)):
     raise pickles.Refused("a storage of no sensible length")
   is_part = bool(view) and view[0] is not None
   return _Storage(str(key), dtype_named(_STORAGES[storage.name]), first, length, is_part)
@@ -286,7 +296,7 @@ def _read_zip(path) -> tuple[Any, dict[str, _Span]]:
         if e.filename.startswith(data)
       }
       return value, spans
-  except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as e:
+  except (zipfile.BadZipFile, *BAD_BYTES) as e:
     raise UserError(f"{path} is no file of torch's, or cut off or damaged: {e}") from e
 
 
