@@ -240,8 +240,9 @@ def build_system(config: ConfigDict) -> System:
 
 def _check_sizes(value: Any, where: str) -> None:
   if isinstance(value, dict):
-    side, patch = value.get("image_size"), value.get("patch_size")
-    if type(side) is type(patch) is int and side**2 > patch**2 * _LARGEST_OF["context_length"]:
+    side, patch = value.get("image_size", 0), value.get("patch_size", 0)
+    sizes = isinstance(side, int) and isinstance(patch, int) and patch > 0
+    if sizes and side**2 > patch**2 * _LARGEST_OF["context_length"]:
       raise UserError(f"{where}: an image of {side} has too many patches of {patch}")
   if isinstance(value, (dict, list, tuple)):
     items = value.items() if isinstance(value, dict) else enumerate(value)
