@@ -8,6 +8,7 @@ import errno
 import io
 import json
 import os
+import sys
 import tarfile
 
 import numpy as np
@@ -313,6 +314,26 @@ def test_a_first_image_that_is_missing_refuses_no_set(tmp_path):
   (tmp_path / "annotations" / "captions_train2017.json").write_text(json.dumps(content))
   found = captions(sources.open_source(f"coco:{tmp_path}", "train"))
   assert found == [None, ("b.png",), ("c.png",), ("d.png",)]
+
+
+def test_captions_that_are_nested_to_where_python_ends(tmp_path):
+  """Some that it reads it does not write; where it ends depends on who calls."""
+  images(tmp_path / "images")
+  (tmp_path / "annotations").mkdir()
+  content = {
+    "images": [{"id": i, "file_name": f"{n}.png"} for i, n in enumerate("ab")],
+    "annotations": [{"image_id": 0, "caption": "x"}, {"image_id": 1, "caption": "DEEP"}],
+  }
+  kinds = set()
+  for depth in range(sys.getrecursionlimit() - 200, sys.getrecursionlimit()):
+    text = json.dumps(content).replace('"DEEP"', "[" * depth + "]" * depth)
+    (tmp_path / "annotations" / "captions_train2017.json").write_text(text)
+    try:
+      assert captions(sources.open_source(f"coco:{tmp_path}", "train")) == [("x",), None]
+      kinds.add("bad record")
+    except UserError:
+      kinds.add("not read")
+  assert kinds == {"bad record", "not read"}
 
 
 @pytest.mark.parametrize("caption", ("caption", "text"))

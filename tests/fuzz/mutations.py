@@ -44,8 +44,13 @@ ODD = {
   "empty object": {},
   "object": {"x": 1, "type": []},
   "depth": "@depth",
+  "some depth": "@some depth",
 }
-_TEXTS = {"@digits": "9" * 5_000, "@depth": "[" * 50_000 + "]" * 50_000}
+_TEXTS = {
+  "@digits": "9" * 5_000,
+  "@depth": "[" * 50_000 + "]" * 50_000,
+  "@some depth": "[" * 970 + "]" * 970,
+}
 _EDGES = (0, 1, 2, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63)
 
 
@@ -301,7 +306,7 @@ def _changed(value, rng):
     holder[key] = {"x": holder[key]} if rng.random() < 0.5 else [holder[key]]
     return "wrapped", value
   if choice < 0.97 and isinstance(holder, dict):
-    name = _one(rng, (f"{key}x", str(key)[:-1], str(key).upper(), "\ud800", ""))
+    name = _one(rng, (f"{key}x", str(key)[:-1], str(key).upper(), "\ud800", "", "9" * 5_000))
     holder[name] = holder.pop(key)
     return "renamed", value
   if isinstance(holder[key], (int, float)):
