@@ -143,6 +143,14 @@ def finetune() -> ml_collections.ConfigDict:
   return config
 
 
+def flickr30k() -> ml_collections.ConfigDict:
+  """As `coco`, by Adam (§4.3), for 30 epochs of 145,000 captions at the most."""
+  config = coco()
+  config.data.source = "flickr:."
+  config.steps = 30 * 145_000 // 64
+  return config
+
+
 def flickr8k() -> ml_collections.ConfigDict:
   """RMSProp (§4.3), with the released code's constants (optimizers.py); 50 epochs of 30,000
   captions.
@@ -166,6 +174,7 @@ VARIANTS = dict(
   ablation=ablation,
   folder=folder,
   flickr8k=flickr8k,
+  flickr30k=flickr30k,
   coco=coco,
   coco_hard=coco_hard,
   finetune=finetune,

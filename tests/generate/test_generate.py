@@ -18,6 +18,7 @@ from vlx.core import config as configs
 from vlx.core.errors import UserError
 from vlx.core.files import read_steps
 from vlx.data.sources import open_source
+from vlx.evaluate.measure import measure_on
 from vlx.evaluate.runner import Evaluation
 from vlx.generate import outputs
 from vlx.inference.decoding import Search
@@ -64,6 +65,11 @@ def test_an_image_is_captioned_from_any_form(captioner, tmp_path):
   np.testing.assert_allclose(maps[1:].sum(axis=(1, 2)), 1, rtol=1e-4)
   assert outputs.words_sheet(model, str(path), found[0][0]) is not None
   assert outputs.words_sheet(model, str(path), "") is None  # it said nothing
+  (tmp_path / "val").mkdir()
+  shutil.copy(path, tmp_path / "val" / "a.png")
+  (tmp_path / "val" / "metadata.jsonl").write_text('{"file_name": "a.png", "caption": "a thing"}')
+  measures = measure_on(model, f"folder:{tmp_path}", "val")  # as on data of others
+  assert 0 <= measures["captions/val/bleu4"] <= 100
   with pytest.raises(UserError, match="cannot read the image .*missing.png"):
     model.caption(tmp_path / "missing.png")
   with pytest.raises(UserError, match="config.json cannot be used: image cannot be decoded"):

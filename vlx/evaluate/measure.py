@@ -1,11 +1,13 @@
 """Measures any model on any data, by its capabilities."""
 
 from vlx.core import capabilities
-from vlx.core.capabilities import Classifies, EmbedsImages, EmbedsText, Reconstructs
+from vlx.core.capabilities import CaptionsImages, Classifies, EmbedsImages, EmbedsText, Reconstructs
 from vlx.core.errors import UserError
 from vlx.data.records import BadRecord
 from vlx.evaluate import runner
 from vlx.evaluate.data import Data
+from vlx.evaluate.metrics.captions import has_java_parts
+from vlx.evaluate.tasks.captions import Captions
 from vlx.evaluate.tasks.classification import Classification
 from vlx.evaluate.tasks.reconstruction import Reconstruction
 from vlx.evaluate.tasks.retrieval import Retrieval
@@ -46,6 +48,9 @@ def measure_on(model: Model, spec: str, split: str, say=lambda text: None) -> di
       found["zero_shot"] = ZeroShot(
         splits=(split,), classes=(split,), field=classes, templates=IMAGENET
       )
+  if can(CaptionsImages) and "caption" in record:
+    words = "ptb" if has_java_parts() else "words"
+    found["captions"] = Captions(splits=(split,), tokenizer=words, beam_size=20, max_length=31)
   if can(Reconstructs):
     found["reconstruction"] = Reconstruction(splits=(split,))
   if can(Classifies) and "label" in record:
