@@ -116,6 +116,19 @@ def of_tar(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
   return f"tar: {kind}", out.getvalue()
 
 
+def of_tar_header(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
+  """Damages a header of a tar, whose checksum is then right; sometimes it is of another kind."""
+  with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+    at = _one(rng, [member.offset for member in archive])
+  kind, header = of_bytes(data[at : at + 512], rng)
+  header = bytearray(header[:512].ljust(512, b"\0"))
+  if rng.random() < 0.3:
+    header[156:157] = _one(rng, (b"L", b"K", b"x", b"g", b"S", b"1", b"2", b"5"))
+  header[148:156] = b" " * 8
+  header[148:156] = b"%06o\0 " % sum(header)
+  return f"tar header: {kind}", data[:at] + bytes(header) + data[at + 512 :]
+
+
 def of_lines(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
   """Damages a line of text, JSON where it is that, or the order of lines."""
   lines = data.split(b"\n")
