@@ -12,7 +12,7 @@ from vlx.core.errors import UserError
 # Far more than any model has. A network of more than that could neither be described nor told to be
 # wrong: each layer has its own line in what does not fit.
 MAX_SIZE, MAX_LAYERS, MAX_STAGES, MAX_SIDE = 2**31 - 1, 1000, 8, 1 << 14
-# Where positions are rotated, by angles that are made before anything runs, for half of it each.
+# Of a network that rotates positions: the angles, half as many, are made before anything is traced.
 MAX_WIDTH = 1 << 20
 # Attention's schedule is made before anything runs, and grows with the square of it.
 MAX_LENGTH = 1 << 18
