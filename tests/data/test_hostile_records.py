@@ -8,6 +8,7 @@ import errno
 import io
 import json
 import os
+import sys
 import tarfile
 
 import numpy as np
@@ -262,6 +263,43 @@ def test_a_tar_that_is_cut_off_keeps_what_is_whole(tmp_path, caplog):
   assert "is damaged behind its sample" in caplog.text
 
 
+def tar_member(kind, data, size=None):
+  """A header and its bytes, of which it may say any number."""
+  info = tarfile.TarInfo("x")
+  info.type, info.size = kind, len(data)
+  header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+  if size is not None:
+    header[124:136] = b"\x80" + size.to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+  return bytes(header) + data + bytes(-len(data) % 512)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+  "odd",
+  {
+    "long names before long names": tar_member(b"L", b"y\0") * 2000,
+    "headers before headers": tar_member(b"x", b"13 comment=x\n") * 2000,
+    "a name of exabytes": tar_member(b"L", b"y\0", 2**62),
+    "a name of more": tar_member(b"L", b"y\0", 2**80),
+    "headers of exabytes": tar_member(b"x", b"y\0", 2**62),
+    "fewer bytes than none": tar_member(b"x", b"11 size=-5\n"),
+    "back to the first": tar_member(b"x", b"14 size=-2048\n"),
+  }.items(),
+  ids=lambda item: item[0],
+)
+def test_headers_that_lead_tarfile_astray(tmp_path, caplog, odd):
+  path = tmp_path / "train" / "0.tar"
+  tar_of(path, 2)
+  with tarfile.open(path) as tar:
+    at = tar.getmember("001.png").offset
+  data = path.read_bytes()
+  path.write_bytes(data[:at] + odd[1] + data[at:])
+  assert captions(sources.open_source(f"webdataset:{tmp_path}", "train")) == ["number 0"]
+  assert "is damaged behind its sample" in caplog.text
+
+
 def test_a_sparse_file_in_a_tar_is_left_out(tmp_path, caplog):
   """Its holes are not in the tar: what follows them would be its bytes."""
   path = tmp_path / "train" / "0.tar"
@@ -313,6 +351,26 @@ def test_a_first_image_that_is_missing_refuses_no_set(tmp_path):
   (tmp_path / "annotations" / "captions_train2017.json").write_text(json.dumps(content))
   found = captions(sources.open_source(f"coco:{tmp_path}", "train"))
   assert found == [None, ("b.png",), ("c.png",), ("d.png",)]
+
+
+def test_captions_that_are_nested_to_where_python_ends(tmp_path):
+  """Some that it reads it does not write; where it ends depends on who calls."""
+  images(tmp_path / "images")
+  (tmp_path / "annotations").mkdir()
+  content = {
+    "images": [{"id": i, "file_name": f"{n}.png"} for i, n in enumerate("ab")],
+    "annotations": [{"image_id": 0, "caption": "x"}, {"image_id": 1, "caption": "DEEP"}],
+  }
+  kinds = set()
+  for depth in range(sys.getrecursionlimit() - 200, sys.getrecursionlimit()):
+    text = json.dumps(content).replace('"DEEP"', "[" * depth + "]" * depth)
+    (tmp_path / "annotations" / "captions_train2017.json").write_text(text)
+    try:
+      assert captions(sources.open_source(f"coco:{tmp_path}", "train")) == [("x",), None]
+      kinds.add("bad record")
+    except UserError:
+      kinds.add("not read")
+  assert kinds == {"bad record", "not read"}
 
 
 @pytest.mark.parametrize("caption", ("caption", "text"))

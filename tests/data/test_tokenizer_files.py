@@ -115,6 +115,10 @@ def test_berts_basic_splitting_can_be_left_out(bert):
     (dict(tokenizer_config=dict(added_tokens_decoder={"14": {"content": "a"}})), "'a' has the id"),
     (dict(tokenizer_config=dict(added_tokens_decoder=[1])), "no object"),
     (dict(tokenizer_config=dict(added_tokens_decoder={"x": {}})), "added_tokens_decoder"),
+    (
+      dict(tokenizer_config=dict(added_tokens_decoder={"9" * 5000: {"content": "b"}})),
+      "added_tokens_decoder",
+    ),
     (dict(tokenizer_config=dict(additional_special_tokens=[[]])), "additional_special_tokens"),
     (dict(tokenizer_config=dict(chat_template=7)), "no text"),
     (dict(tokenizer_config=dict(chat_template=[{"name": "rag", "template": ""}])), "'default'"),

@@ -44,8 +44,13 @@ ODD = {
   "empty object": {},
   "object": {"x": 1, "type": []},
   "depth": "@depth",
+  "some depth": "@some depth",
 }
-_TEXTS = {"@digits": "9" * 5_000, "@depth": "[" * 50_000 + "]" * 50_000}
+_TEXTS = {
+  "@digits": "9" * 5_000,
+  "@depth": "[" * 50_000 + "]" * 50_000,
+  "@some depth": "[" * 970 + "]" * 970,
+}
 _EDGES = (0, 1, 2, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63)
 
 
@@ -109,6 +114,19 @@ def of_tar(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
         kind += "+type"
       archive.addfile(entry, io.BytesIO(content))
   return f"tar: {kind}", out.getvalue()
+
+
+def of_tar_header(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
+  """Damages a header of a tar, whose checksum is then right; sometimes it is of another kind."""
+  with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+    at = _one(rng, [member.offset for member in archive])
+  kind, header = of_bytes(data[at : at + 512], rng)
+  header = bytearray(header[:512].ljust(512, b"\0"))
+  if rng.random() < 0.3:
+    header[156:157] = _one(rng, (b"L", b"K", b"x", b"g", b"S", b"1", b"2", b"5"))
+  header[148:156] = b" " * 8
+  header[148:156] = b"%06o\0 " % sum(header)
+  return f"tar header: {kind}", data[:at] + bytes(header) + data[at + 512 :]
 
 
 def of_lines(data: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
@@ -301,7 +319,7 @@ def _changed(value, rng):
     holder[key] = {"x": holder[key]} if rng.random() < 0.5 else [holder[key]]
     return "wrapped", value
   if choice < 0.97 and isinstance(holder, dict):
-    name = _one(rng, (f"{key}x", str(key)[:-1], str(key).upper(), "\ud800", ""))
+    name = _one(rng, (f"{key}x", str(key)[:-1], str(key).upper(), "\ud800", "", "9" * 5_000))
     holder[name] = holder.pop(key)
     return "renamed", value
   if isinstance(holder[key], (int, float)):

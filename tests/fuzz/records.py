@@ -226,7 +226,7 @@ READERS = {
   "lines of JSON": Reader(
     _json_lines, _read("text:{}", fields=("text",)), {"train.jsonl": TEXT}
   ),
-  "webdataset": Reader(_tar, _read_tar, {"train/0.tar": (m.of_bytes, m.of_tar, m.of_tar)}),
+  "webdataset": Reader(_tar, _read_tar, {"train/0.tar": (m.of_bytes, m.of_tar, m.of_tar_header)}),
   "metrics.jsonl": Reader(
     _metrics, lambda folder: Content(files.read_steps(folder / "metrics.jsonl")),
     {"metrics.jsonl": TEXT},

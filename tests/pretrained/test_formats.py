@@ -16,9 +16,11 @@ from safetensors.numpy import save_file
 
 from vlx import pretrained
 from vlx.core.errors import UserError
+from vlx.pretrained import llama
+from vlx.pretrained.formats import TensorFile
 from vlx.pretrained.formats.npz import open_npz
 from vlx.pretrained.formats.safetensors import open_safetensors
-from vlx.pretrained.formats.shards import open_index
+from vlx.pretrained.formats.shards import open_index, open_joined
 from vlx.pretrained.formats.torch_files import open_torch
 
 PARITY = pathlib.Path(__file__).parents[1] / "parity"
@@ -125,6 +127,12 @@ def test_metas_shards_are_joined(meta_folder):
       np.testing.assert_array_equal(
         kernel, weights[f"layers.{layer}.feed_forward.{public}.weight"].T
       )
+
+
+@pytest.mark.parametrize("name, shape", [("tok_embeddings.weight", (4,)), ("output.weight", ())])
+def test_shards_without_the_axis_that_they_join_along(name, shape):
+  with pytest.raises(UserError, match="do not join along their axis"):
+    open_joined([TensorFile({name: shape}, None)] * 2, llama.META_SHARD_AXES)
 
 
 def test_variables_go_to_the_mesh_by_their_rules(meta_folder):

@@ -114,6 +114,16 @@ def test_sizes_that_no_model_has_build_nothing(family):
           variable_shapes(layout.system)
 
 
+def test_rotations_of_a_billion_features_are_not_made():
+  for read, config, name in (
+    (llama.from_hugging_face, CONFIGS["llama"], "hidden_size"),
+    (llama.from_meta, META, "dim"),
+  ):
+    variable_shapes(read({**config, name: 2**20}).system)
+    with pytest.raises(UserError, match=f"{name} is 1073741824"):
+      read({**config, name: 2**30})
+
+
 @pytest.mark.parametrize("name", META)
 def test_absurd_params_of_metas_are_told(name):
   llama.from_meta(META)

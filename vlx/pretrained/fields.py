@@ -12,6 +12,8 @@ from vlx.core.errors import UserError
 # Far more than any model has. A network of more than that could neither be described nor told to be
 # wrong: each layer has its own line in what does not fit.
 MAX_SIZE, MAX_LAYERS, MAX_STAGES, MAX_SIDE = 2**31 - 1, 1000, 8, 1 << 14
+# Of a network that rotates positions: the angles, half as many, are made before anything is traced.
+MAX_WIDTH = 1 << 20
 # Attention's schedule is made before anything runs, and grows with the square of it.
 MAX_LENGTH = 1 << 18
 _SMALL, _LARGE = 1e-30, 1e30  # f32 holds them

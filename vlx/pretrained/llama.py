@@ -129,9 +129,8 @@ def from_hugging_face(
   rope = fields.section(config, "rope_parameters")
   fields.must_be(rope, "rope_type", "default")
   fields.must_be(rope, "partial_rotary_factor", 1.0)
-  width, heads = (
-    fields.positive_int(config, name) for name in ("hidden_size", "num_attention_heads")
-  )
+  width = fields.positive_int(config, "hidden_size", most=fields.MAX_WIDTH)
+  heads = fields.positive_int(config, "num_attention_heads")
   groups = fields.positive_int(config, "num_key_value_heads", heads)
   fields.divides(config, "hidden_size", width, "num_attention_heads", heads)
   fields.divides(config, "num_attention_heads", heads, "num_key_value_heads", groups)
@@ -200,7 +199,8 @@ def from_meta(params: Mapping[str, Any]) -> CheckpointMap:
   Raises:
     UserError: for a missing or absurd field.
   """
-  width, heads = (fields.positive_int(params, name) for name in ("dim", "n_heads"))
+  width = fields.positive_int(params, "dim", most=fields.MAX_WIDTH)
+  heads = fields.positive_int(params, "n_heads")
   multiple = fields.positive_int(params, "multiple_of")
   stretch = fields.positive(params, "ffn_dim_multiplier", 1.0)
   # model.py of the released code rounds down twice, then up to a multiple.
@@ -241,9 +241,8 @@ def from_gguf(file: TensorFile) -> CheckpointMap:
     for name, value in metadata.items()
     if name.startswith("llama.")
   }
-  width, heads = (
-    fields.positive_int(told, name) for name in ("embedding_length", "attention.head_count")
-  )
+  width = fields.positive_int(told, "embedding_length", most=fields.MAX_WIDTH)
+  heads = fields.positive_int(told, "attention.head_count")
   groups = fields.positive_int(told, "attention.head_count_kv", heads)
   fields.divides(told, "embedding_length", width, "attention.head_count", heads)
   fields.divides(told, "attention.head_count", heads, "attention.head_count_kv", groups)

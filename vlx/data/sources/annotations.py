@@ -56,6 +56,14 @@ class MappedFile:
     return MappedFile, (self._path,)
 
 
+def _written(row: dict) -> bytes:
+  """A row's text; of one that is nested deeper than Python writes, no object: a bad record."""
+  try:
+    return json.dumps(row).encode()
+  except RecursionError:
+    return b"null"
+
+
 class ImageFolder:
   """Records whose images are files: `file_name`, under a root, and what else a JSON object says.
 
@@ -73,7 +81,7 @@ class ImageFolder:
   @classmethod
   def of(cls, root: pathlib.Path, rows: Iterable[dict]) -> "ImageFolder":
     """From objects that are in memory one at a time."""
-    return cls.of_texts(root, (json.dumps(row).encode() for row in rows))
+    return cls.of_texts(root, map(_written, rows))
 
   @classmethod
   def of_texts(cls, root: pathlib.Path, rows: Iterable[bytes]) -> "ImageFolder":

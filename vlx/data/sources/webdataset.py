@@ -25,6 +25,8 @@ TEXTS = ("txt", "json")  # the first that is there gives the caption
 COLUMNS = 6
 MAX_TARS, MAX_DIGITS = 10**6, 15
 BLOCK = tarfile.BLOCKSIZE
+# Over names of 2^62 bytes, and headers of headers of headers.
+TRIPPED = (OverflowError, MemoryError, RecursionError)
 
 
 class WebDatasetSource:
@@ -132,6 +134,8 @@ def _read_index(tar: pathlib.Path) -> dict[str, np.ndarray]:
     # A damaged header costs its file, not all that is behind it.
     with tarfile.open(tar, "r:", ignore_zeros=True) as members:
       for member in members:
+        if member.size < 0 or members.offset <= member.offset:  # it would be read again and again
+          raise tarfile.ReadError(f"{member.name} says that it has {member.size} bytes")
         damaged += member.offset - end
         sparse = member.issparse()  # its bytes do not lie one after another
         end = member.offset_data + -(-member.size // BLOCK) * BLOCK
@@ -144,7 +148,7 @@ def _read_index(tar: pathlib.Path) -> dict[str, np.ndarray]:
           kind = "image" if extension.lower() in IMAGES else extension.lower()
           samples.setdefault(f"{folder}/{stem}", {})[kind] = (member.offset_data, member.size)
         members.members = []  # it would keep all it has seen
-  except (tarfile.TarError, OSError, ValueError) as e:
+  except (tarfile.TarError, OSError, ValueError, *TRIPPED) as e:
     logging.warning("%s is damaged behind its sample %d: %s", tar, len(samples), e)
   if damaged:
     logging.warning("%s: %d bytes between its files are damaged and left out", tar, damaged)

@@ -17,6 +17,7 @@ from vlx.data.tokenizers.library import LARGEST_ID, PLACES
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _CONTROL = re.compile(r"<\|.*\|>")
+_DIGITS = 9  # of an id; Python makes no number of thousands of them
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 
 
@@ -148,7 +149,7 @@ def _added(folder, config, special, known) -> dict[int, tokenizers.AddedToken]:
     raise UserError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder is no object")
   added = {}
   for number, token in (*known.items(), *decoder.items()):
-    if not number.isdecimal() or not isinstance(token, Mapping):
+    if not number.isdecimal() or len(number) > _DIGITS or not isinstance(token, Mapping):
       raise UserError(
         f"{folder / 'tokenizer_config.json'}: added_tokens_decoder says {token!r} of {number!r}"
       )

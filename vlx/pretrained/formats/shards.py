@@ -57,6 +57,8 @@ def open_joined(files: Sequence[TensorFile], axes: Sequence[tuple[str, int]]) ->
 
   def shape(name):
     axis, whole = axis_of[name], list(files[0].shapes[name])
+    if axis is not None and axis >= len(whole):
+      raise UserError(f"the shards of {name} do not join along their axis {axis}: {whole}")
     for file in files[1:]:
       part = file.shapes[name]
       if len(part) != len(whole) or any(
