@@ -300,6 +300,18 @@ def test_a_damaged_tokenizer_of_a_run_is_one_line(whole, tmp_path):
     assert "\n" not in str(found.value)
 
 
+@pytest.mark.parametrize("change", [dict(vocab={}), dict(unk_token="x")])
+def test_whole_words_without_one_for_unknown_ones(change, tmp_path):
+  """The library would fail at the first unknown word of a text."""
+  trained.train_word_level(["ab a cd", "ab"], 30, 1).save(tmp_path / "t.json")
+  assert load_saved(tmp_path / "t.json").tokens("zz")
+  content = json.loads((tmp_path / "t.json").read_text())
+  content["model"] |= change
+  (tmp_path / "t.json").write_text(json.dumps(content))
+  with pytest.raises(UserError, match="t.json"):
+    load_saved(tmp_path / "t.json")
+
+
 def test_pieces_of_absurd_length_take_no_time():
   """Each is cut in two at each of its letters."""
   names = dict(

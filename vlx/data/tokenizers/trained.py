@@ -289,7 +289,11 @@ def from_json(content: Mapping[str, Any], what: str) -> Tokenizer:
   backend = library.from_json(content, what)
   if backend.token_to_id(START) is None or backend.token_to_id(END) is None:
     raise UserError(f"{what}: it has no {START} and {END}")
-  return (WordTokenizer if isinstance(backend.model, models.WordLevel) else Tokenizer)(backend)
+  whole_words = isinstance(backend.model, models.WordLevel)
+  # The library would fail over the first word that it does not know.
+  if whole_words and content["model"].get("unk_token") not in backend.get_vocab(False):
+    raise UserError(f"{what}: its vocabulary has no word for unknown ones")
+  return (WordTokenizer if whole_words else Tokenizer)(backend)
 
 
 def load_clip(path: str | pathlib.Path) -> Tokenizer:
