@@ -13,8 +13,8 @@ import pytest
 import tokenizers
 
 from vlx.core.errors import UserError
-from vlx.data.tokenizers import library, public, templates, trained
 from vlx.data.tokenizers import load as load_saved
+from vlx.data.tokenizers import public, rust, templates, trained
 
 PARITY = pathlib.Path(__file__).parents[1] / "parity"
 RECORDED = json.loads((PARITY / "tokenizer_files.json").read_text())
@@ -286,9 +286,9 @@ def test_a_prefix_that_the_library_would_die_of(second, tmp_path):
 def test_a_panic_of_the_library_is_one_line():
   """Rust's panics are no `Exception`s; what ends the process is none either, and goes on."""
   panic = type("PanicException", (BaseException,), {})
-  with pytest.raises(UserError, match="what: PanicException: two lines"), library.told("what"):
+  with pytest.raises(UserError, match="what: PanicException: two lines"), rust.told("what"):
     raise panic("two\nlines")
-  with pytest.raises(KeyboardInterrupt), library.told("what"):
+  with pytest.raises(KeyboardInterrupt), rust.told("what"):
     raise KeyboardInterrupt
 
 

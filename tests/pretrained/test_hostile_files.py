@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from vlx.core.errors import UserError
+from vlx.core.files import read_json
 from vlx.pretrained.arctic import read_options
 from vlx.pretrained.formats import files, pickles
 from vlx.pretrained.formats.gguf import open_gguf
@@ -271,7 +272,7 @@ def test_shapes_of_thousands_of_axes_are_none():
 
 @pytest.mark.timeout(10)  # a pipe is waited for
 @pytest.mark.parametrize(
-  "opener", [open_safetensors, open_torch, open_npz, open_gguf, open_tf_bundle, files.read_json]
+  "opener", [open_safetensors, open_torch, open_npz, open_gguf, open_tf_bundle, read_json]
 )
 def test_pipes_and_devices_are_no_files(tmp_path, opener):
   os.mkfifo(tmp_path / "x.index")

@@ -287,7 +287,7 @@ def test_shapes_that_no_model_has_are_told():
     module("resnet").from_shapes(names)
   names = {"encoder.blocks.group_1.block_1.res_path.conv_1.w": (1, 3, 3, 3)}
   names |= {"encoder.blocks.input.w": (3, 3, 7, 7), "decoder.blocks.input.w": (4, 9, 1, 1)}
-  with pytest.raises(UserError, match="encoder.blocks.input.w, 3 does not divide"):
+  with pytest.raises(UserError, match="encoder.blocks.input.w: the width 3 does not divide"):
     module("dvae").from_shapes(names)
   block = {f"encoder.blocks.group_{10**8 * i}.block_1.w": (4,) for i in range(1, 20)}
   with pytest.raises(UserError, match="19 layers"):

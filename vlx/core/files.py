@@ -1,14 +1,19 @@
-"""Files that are whole or not there, whenever the process is killed."""
+"""Files: written whole or not at all, whenever the process is killed; read as somebody may have sent
+them.
+"""
 
 import json
 import logging
 import os
 import pathlib
 import re
+import stat
 import tempfile
 from typing import Any
 
 from vlx.core.errors import UserError
+
+MAX_JSON = 1 << 28  # bytes
 
 
 def write(path: pathlib.Path, content: str | bytes) -> None:
@@ -39,6 +44,36 @@ def _umask() -> int:
 def cache_dir() -> pathlib.Path:
   """Where vlx keeps what it can make again: `$VLX_CACHE`, else `~/.cache/vlx`."""
   return pathlib.Path(os.environ.get("VLX_CACHE", "~/.cache/vlx")).expanduser()
+
+
+def check_ordinary(path: pathlib.Path) -> None:
+  """Raises `UserError` for what is no ordinary file: a pipe is waited for, a device has no end."""
+  try:
+    mode = path.stat().st_mode
+  except (OSError, ValueError) as e:  # half a surrogate pair
+    raise UserError(f"cannot read {path}: {getattr(e, 'strerror', e)}") from e
+  if not stat.S_ISREG(mode):
+    raise UserError(f"cannot read {path}: it is no ordinary file")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """The object in a file of JSON.
+
+  Raises:
+    UserError: where there is no such file, or something else in it.
+  """
+  check_ordinary(path)
+  try:
+    if path.stat().st_size > MAX_JSON:
+      raise ValueError(f"it has more than {MAX_JSON} bytes")
+    found = json.loads(path.read_bytes())
+  except OSError as e:
+    raise UserError(f"cannot read {path}: {e.strerror}") from e
+  except (ValueError, RecursionError) as e:
+    raise UserError(f"{path} is not JSON: {e}") from e
+  if not isinstance(found, dict):
+    raise UserError(f"{path} holds no object of JSON")
+  return found
 
 
 def read_steps(path: pathlib.Path) -> list[dict[str, Any]]:

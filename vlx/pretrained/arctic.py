@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from vlx.core.errors import UserError
+from vlx.core.files import check_ordinary
 from vlx.models.captioning.show_attend_tell import ShowAttendTell
 from vlx.models.vision.vgg import CONVOLUTIONS, VGGTower
 from vlx.pretrained import fields
 from vlx.pretrained.formats import TensorFile, pickles
-from vlx.pretrained.formats.files import check_ordinary
 from vlx.pretrained.tables import CheckpointMap, Row
 from vlx.pretrained.torchvision_ops import IMAGENET, torchvision_ops
 
@@ -90,7 +90,7 @@ def layout_of(options: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]])
   features, hidden = fields.shape(shapes, "ff_state_W", 2)
   words, embedding = fields.shape(shapes, "Wemb", 2)
   fields.must_be(options, "ctx_dim", features)
-  fields.divides(options, "ctx_dim", features, "the widths of VGG-19 over its first", 8)
+  fields.divides("ctx_dim", features, "the widths of VGG-19, in units of its first,", 8)
   annotation_layers = _layers(options, "n_layers_att", shapes, r"decoder_W_att_(\d+)$")
   init_layers = _layers(options, "n_layers_init", shapes, r"ff_init_(\d+)_W$")
   gated = bool(options.get("selector"))

@@ -197,7 +197,7 @@ def _tower(config: Mapping[str, Any]) -> BERT:
   width, heads = (
     fields.positive_int(config, name) for name in ("hidden_size", "num_attention_heads")
   )
-  fields.divides(config, "hidden_size", width, "num_attention_heads", heads)
+  fields.divides("hidden_size", width, "num_attention_heads", heads)
   return BERT(
     vocab_size=fields.positive_int(config, "vocab_size"),
     context_length=fields.length(config, "max_position_embeddings"),

@@ -159,7 +159,7 @@ def _tower(config: Mapping, part: str, width: int, num_heads: int) -> dict:
   """Fields that both towers have; the defaults are Hugging Face's."""
   width = fields.positive_int(config, f"{part}.hidden_size", width)
   num_heads = fields.positive_int(config, f"{part}.num_attention_heads", num_heads)
-  fields.divides(config, f"{part}.hidden_size", width, f"{part}.num_attention_heads", num_heads)
+  fields.divides(f"{part}.hidden_size", width, f"{part}.num_attention_heads", num_heads)
   return dict(
     width=width,
     num_heads=num_heads,
@@ -307,12 +307,12 @@ def from_open_clip(config: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> Ch
   text = text.clone(
     num_heads=fields.positive_int(model, "text_cfg.heads", 8), activation=activation
   )
-  fields.divides(model, "text_cfg.width", text.width, "text_cfg.heads", text.num_heads)
+  fields.divides("text_cfg.width", text.width, "text_cfg.heads", text.num_heads)
   head_width = fields.positive_int(model, "vision_cfg.head_width", 64)
   if resnet:
     fields.must_be(model, "vision_cfg.head_width", HEAD_DIM)
   else:
-    fields.divides(model, "vision_cfg.width", image.width, "vision_cfg.head_width", head_width)
+    fields.divides("vision_cfg.width", image.width, "vision_cfg.head_width", head_width)
     image = image.clone(num_heads=image.width // head_width, activation=activation)
   system = dataclasses.replace(system, image=image, text=text)
   return CheckpointMap(system, openai_rows(image, text.num_heads), ALIASES)

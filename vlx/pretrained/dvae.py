@@ -23,7 +23,7 @@ def from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CheckpointMap | None:
   groups = fields.count(shapes, block, most=fields.MAX_STAGES)
   blocks = fields.count(shapes, r"encoder\.blocks\.group_1\.block_(\d+)\.")
   width, *_ = fields.shape(shapes, "encoder.blocks.input.w", 4)
-  fields.divides({}, "the width of encoder.blocks.input.w,", width, "the parts of a block,", 4)
+  fields.divides("encoder.blocks.input.w: the width", width, "the narrowing of a block,", 4)
   code_dim, num_codes, *_ = fields.shape(shapes, "decoder.blocks.input.w", 4)
   return CheckpointMap(DVAE(256, width, num_codes, code_dim, groups, blocks), rows(groups, blocks))
 

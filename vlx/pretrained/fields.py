@@ -75,7 +75,7 @@ def patches(config: Mapping, image_size: str, patch_size: str, *defaults: int) -
     positive_int(config, name, *default, most=MAX_SIDE)
     for name, default in zip(names, ((x,) for x in defaults) if defaults else ((), ()))
   )
-  divides(config, image_size, side, patch_size, patch)
+  divides(image_size, side, patch_size, patch)
   checked_int("the number of patches", (side // patch) ** 2, MAX_LENGTH)
   return side, patch
 
@@ -135,9 +135,9 @@ def section(config: Mapping, name: str) -> Mapping:
   return value or {}
 
 
-def divides(config: Mapping, name: str, number: int, into: str, parts: int) -> None:
+def divides(name: str, number: int, into: str, parts: int) -> None:
   if number % parts:
-    raise UserError(f"config.json: {name} {number} does not divide by {into} {parts}")
+    raise UserError(f"{name} {number} does not divide by {into} {parts}")
 
 
 def exportable(what: str, module: Any, **wanted: Any) -> None:

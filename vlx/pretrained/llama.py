@@ -132,8 +132,8 @@ def from_hugging_face(
   width = fields.positive_int(config, "hidden_size", most=fields.MAX_WIDTH)
   heads = fields.positive_int(config, "num_attention_heads")
   groups = fields.positive_int(config, "num_key_value_heads", heads)
-  fields.divides(config, "hidden_size", width, "num_attention_heads", heads)
-  fields.divides(config, "num_attention_heads", heads, "num_key_value_heads", groups)
+  fields.divides("hidden_size", width, "num_attention_heads", heads)
+  fields.divides("num_attention_heads", heads, "num_key_value_heads", groups)
   if config.get("head_dim") is not None:
     fields.must_be(config, "head_dim", width // heads)
   tied = fields.flag(config, "tie_word_embeddings", False)
@@ -213,8 +213,8 @@ def from_meta(params: Mapping[str, Any]) -> CheckpointMap:
     mlp_dim=fields.checked_int("ffn_dim_multiplier times 8/3 dim", mlp_dim),
     epsilon=fields.epsilon(params, "norm_eps"),
   )
-  fields.divides(params, "dim", width, "n_heads", heads)
-  fields.divides(params, "n_heads", heads, "n_kv_heads", sizes["num_groups"])
+  fields.divides("dim", width, "n_heads", heads)
+  fields.divides("n_heads", heads, "n_kv_heads", sizes["num_groups"])
   published = [s["context_length"] for s in SIZES.values() if sizes.items() <= s.items()]
   vocab_size = params.get("vocab_size", -1)
   decoder = LLaMA(
@@ -244,8 +244,8 @@ def from_gguf(file: TensorFile) -> CheckpointMap:
   width = fields.positive_int(told, "embedding_length", most=fields.MAX_WIDTH)
   heads = fields.positive_int(told, "attention.head_count")
   groups = fields.positive_int(told, "attention.head_count_kv", heads)
-  fields.divides(told, "embedding_length", width, "attention.head_count", heads)
-  fields.divides(told, "attention.head_count", heads, "attention.head_count_kv", groups)
+  fields.divides("embedding_length", width, "attention.head_count", heads)
+  fields.divides("attention.head_count", heads, "attention.head_count_kv", groups)
   for name in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
     fields.must_be(told, name, width // heads)
   fields.must_be(told, "rope.scaling.type", "none")

@@ -23,13 +23,13 @@ from vlx.core import partition as partitions
 from vlx.core import system as systems
 from vlx.core.checkpoint import differences
 from vlx.core.errors import UserError
+from vlx.core.files import read_json
 from vlx.core.system import System, Variables, flatten, names
 from vlx.data import tokenizers
 from vlx.data.tokenizers import public as public_tokenizers
 from vlx.data.tokenizers.trained import load_clip
 from vlx.pretrained import prefixes, tables
 from vlx.pretrained.formats import TensorFile
-from vlx.pretrained.formats.files import read_json
 from vlx.pretrained.formats.npz import open_npz
 from vlx.pretrained.formats.safetensors import open_safetensors
 from vlx.pretrained.formats.shards import open_index, open_joined, open_parts

@@ -118,7 +118,7 @@ def from_hugging_face(
     fields.positive_int(config, "hidden_size"),
     fields.positive_int(config, "num_attention_heads"),
   )
-  fields.divides(config, "hidden_size", width, "num_attention_heads", heads)
+  fields.divides("hidden_size", width, "num_attention_heads", heads)
   image_size, patch_size = fields.patches(config, "image_size", "patch_size")
   tower = VisionTransformer(
     image_size=image_size,

@@ -11,7 +11,7 @@ import numpy as np
 
 from vlx.core.config import import_path, nearest
 from vlx.core.errors import UserError
-from vlx.data.tokenizers import library, public, trained
+from vlx.data.tokenizers import public, rust, trained
 
 # Ids and which of them are real: i32 and bool, `[length]`.
 Encoded = tuple[np.ndarray, np.ndarray]
@@ -67,7 +67,7 @@ def load(path: pathlib.Path) -> Tokenizer:
     UserError: where the file is damaged, or none of vlx's.
   """
   what = f"{path} is no tokenizer of vlx's, or damaged"
-  with library.told(what):
+  with rust.told(what):
     content = json.loads(path.read_text("utf-8"))
     return (
       public.from_saved(content, what) if "backend" in content else trained.from_json(content, what)

@@ -4,7 +4,6 @@
 as transformers writes them.
 """
 
-import json
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
@@ -12,8 +11,9 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
+from vlx.core import files
 from vlx.core.errors import UserError
-from vlx.data.tokenizers.library import LARGEST_ID, PLACES
+from vlx.data.tokenizers.rust import LARGEST_ID, PLACEHOLDERS
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _CONTROL = re.compile(r"<\|.*\|>")
@@ -97,7 +97,7 @@ def mark_special(backend: tokenizers.Tokenizer, words: Iterable[str]) -> None:
   """Those of the words that the vocabulary has become special tokens."""
   added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
   for word in words:
-    if backend.token_to_id(word) is None or word in PLACES:
+    if backend.token_to_id(word) is None or word in PLACEHOLDERS:
       continue
     if word in added and added[word].special:
       continue
@@ -159,7 +159,7 @@ def _added(folder, config, special, known) -> dict[int, tokenizers.AddedToken]:
       raise UserError(
         f"{folder / 'tokenizer_config.json'}: {text!r} has flags that are no booleans"
       )
-    flags["special"] = (flags["special"] or text in special) and text not in PLACES
+    flags["special"] = (flags["special"] or text in special) and text not in PLACEHOLDERS
     if int(number) in added and added[int(number)].content != text:
       raise UserError(f"{folder}: two files give the id {number} to different tokens")
     added[int(number)] = tokenizers.AddedToken(text, **flags)
@@ -175,7 +175,7 @@ def _added(folder, config, special, known) -> dict[int, tokenizers.AddedToken]:
       raise UserError(f"{folder}: two files give {text!r}, or the id {number}, another meaning")
     if here is None:
       texts[text] = number
-      is_special = text in special and text not in PLACES
+      is_special = text in special and text not in PLACEHOLDERS
       added[number] = tokenizers.AddedToken(text, special=is_special, normalized=not is_special)
   return added
 
@@ -190,14 +190,4 @@ def _text(folder, name, token: Any) -> str:
 
 def read_object(file: pathlib.Path) -> dict[str, Any]:
   """The object in a JSON file, {} where it is not there."""
-  if not file.is_file():
-    return {}
-  try:
-    found = json.loads(file.read_text("utf-8"))
-  except OSError as e:
-    raise UserError(f"cannot read {file}: {e.strerror}") from e
-  except (ValueError, RecursionError) as e:
-    raise UserError(f"{file} is not JSON: {e}") from e
-  if not isinstance(found, dict):
-    raise UserError(f"{file} holds no JSON object")
-  return found
+  return files.read_json(file) if file.exists() else {}

@@ -22,7 +22,7 @@ from tokenizers import normalizers
 from vlx.core import files
 from vlx.core.errors import UserError
 from vlx.data.tokenizers import beside as beside_files
-from vlx.data.tokenizers import builders, library, pieces, templates
+from vlx.data.tokenizers import builders, pieces, rust, templates
 from vlx.data.tokenizers.beside import Beside, mark_special
 from vlx.data.tokenizers.trained import shortened
 
@@ -94,7 +94,7 @@ class PublicTokenizer:
     Where a special token stands among the words of the vocabulary, a whole word of the text may be
     it: its letters are parted by a space.
     """
-    with library.told("the tokenizer cannot read a text"):
+    with rust.told("the tokenizer cannot read a text"):
       found = self._backend.encode(text, add_special_tokens=False)
       if self._special.isdisjoint(found.ids):
         return found
@@ -103,7 +103,7 @@ class PublicTokenizer:
 
   def _around(self, *parts: tokenizers.Encoding) -> tokenizers.Encoding:
     """A text, or two, with the special tokens around."""
-    with library.told("the tokenizer cannot put special tokens around a text"):
+    with rust.told("the tokenizer cannot put special tokens around a text"):
       return self._backend.post_process(*parts)
 
   def tokens(self, text: str) -> list[int]:
@@ -154,7 +154,7 @@ class PublicTokenizer:
   def decode(self, ids: Iterable[int]) -> str:
     """The text of ids, without special tokens."""
     known = [int(i) for i in ids if 0 <= int(i) < self.vocab_size]
-    with library.told("the tokenizer cannot make a text of ids"):
+    with rust.told("the tokenizer cannot make a text of ids"):
       return self._backend.decode(known)
 
   def save(self, path: pathlib.Path) -> None:
@@ -189,7 +189,7 @@ class PublicTokenizer:
 
   def rendered_ids(self, text: str) -> list[int]:
     """Ids of what a template wrote: here the letters of a special token are one."""
-    with library.told("the tokenizer cannot read a conversation"):
+    with rust.told("the tokenizer cannot read a conversation"):
       return self._of_templates.encode(text, add_special_tokens=False).ids
 
   def tokens_of(self, text: str) -> list[int]:
@@ -217,7 +217,7 @@ class PublicTokenizer:
     for token in content["added_tokens"]:
       if token["special"]:  # else they were searched for when the mark is gone
         token["normalized"] = False
-    backend = library.from_json(content, "the tokenizer")
+    backend = rust.from_json(content, "the tokenizer")
     rules = [backend.normalizer] if backend.normalizer is not None else []
     # Where they stand among the words of the vocabulary, they must stay apart.
     plain = set()
@@ -232,7 +232,7 @@ class PublicTokenizer:
 
 def from_saved(content: Mapping[str, Any], what: str) -> PublicTokenizer:
   """What `PublicTokenizer.save` wrote; `what` begins the line where it is damaged."""
-  backend = library.from_json(content["backend"], what)
+  backend = rust.from_json(content["backend"], what)
   return PublicTokenizer(backend, content["stop_ids"], content["template"], content["words"])
 
 
@@ -261,7 +261,7 @@ def load(path: str | pathlib.Path) -> PublicTokenizer | None:
     raise UserError(f"no file {path}")
   beside = beside_files.read(folder)
   try:
-    with library.told(f"{file} is no tokenizer that vlx can read"):
+    with rust.told(f"{file} is no tokenizer that vlx can read"):
       template = templates.find(beside)
       match file.suffix:
         case ".json":
@@ -288,7 +288,7 @@ def _whole(file: pathlib.Path, beside: Beside, chats: bool) -> tokenizers.Tokeni
   """A `tokenizer.json`, with what was added beside it; BERT's options beside it count, as they do for
   transformers.
   """
-  backend = library.from_json(json.loads(file.read_bytes()), f"{file} is no tokenizer")
+  backend = rust.from_json(json.loads(file.read_bytes()), f"{file} is no tokenizer")
   rules = backend.normalizer
   if isinstance(rules, normalizers.BertNormalizer):
     backend.normalizer = normalizers.BertNormalizer(
@@ -317,7 +317,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> PublicTokenizer | None:
   }
   if "model" not in told:
     return None
-  with library.told("the GGUF file's tokenizer is damaged"):
+  with rust.told("the GGUF file's tokenizer is damaged"):
     tokens, kinds = told["tokens"], told.get("token_type", [1] * len(told["tokens"]))
     match told["model"]:
       case "llama":

@@ -30,7 +30,7 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
 from vlx.core import files
 from vlx.core.errors import UserError
-from vlx.data.tokenizers import beside, library
+from vlx.data.tokenizers import beside, rust
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 UNKNOWN = "<unk>"
@@ -286,7 +286,7 @@ def _word_rules(model: models.WordLevel) -> tokenizers.Tokenizer:
 
 def from_json(content: Mapping[str, Any], what: str) -> Tokenizer:
   """A tokenizer that `Tokenizer.save` wrote; `what` begins the line where it is damaged."""
-  backend = library.from_json(content, what)
+  backend = rust.from_json(content, what)
   if backend.token_to_id(START) is None or backend.token_to_id(END) is None:
     raise UserError(f"{what}: it has no {START} and {END}")
   whole_words = isinstance(backend.model, models.WordLevel)
@@ -318,7 +318,7 @@ def load_clip(path: str | pathlib.Path) -> Tokenizer:
     vocabulary, merges = _of_gzip(path)
   if not {START, END} <= vocabulary.keys():
     raise UserError(f"{path} is not a vocabulary of CLIP: it has no {START} and {END}")
-  with library.told(f"the vocabulary and the merges of {path} do not belong together"):
+  with rust.told(f"the vocabulary and the merges of {path} do not belong together"):
     bpe = models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>")
   backend = _with_clip_rules(bpe)
   backend.add_special_tokens([START, END])

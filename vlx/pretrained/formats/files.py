@@ -1,11 +1,9 @@
 """Helpers of all readers of formats: types by name, arrays that lie in files."""
 
-import json
 import lzma
 import math
 import os
 import pathlib
-import stat
 import zipfile
 import zlib
 from typing import Any
@@ -13,24 +11,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from vlx.core.errors import UserError
-
-MAX_MEMBERS, MAX_UNPACKED, MAX_JSON = 100_000, 1 << 30, 1 << 28
+MAX_MEMBERS, MAX_UNPACKED = 100_000, 1 << 30
 # Of arrays: numpy has no more axes, and counts an array's bytes in 63 bits, those of empty ones too.
 _MAX_AXES, _MAX_SIZE, _MAX_NUMBERS = 32, 1 << 48, 1 << 56
 
 # What damaged members of a zip raise, by how they are compressed.
 BAD_BYTES = (zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
-
-
-def check_ordinary(path: pathlib.Path) -> None:
-  """Raises `UserError` for what is no ordinary file: a pipe is waited for, a device has no end."""
-  try:
-    mode = path.stat().st_mode
-  except (OSError, ValueError) as e:  # half a surrogate pair
-    raise UserError(f"cannot read {path}: {getattr(e, 'strerror', e)}") from e
-  if not stat.S_ISREG(mode):
-    raise UserError(f"cannot read {path}: it is no ordinary file")
 
 
 def read_array(path: pathlib.Path, dtype: Any, start: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -40,26 +26,6 @@ def read_array(path: pathlib.Path, dtype: Any, start: int, shape: tuple[int, ...
   if not math.prod(shape):
     return np.empty(shape, dtype)
   return np.asarray(np.memmap(path, dtype, "r", start, shape))
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """The object in a file of JSON.
-
-  Raises:
-    UserError: where there is no such file, or something else in it.
-  """
-  check_ordinary(path)
-  try:
-    if path.stat().st_size > MAX_JSON:
-      raise ValueError(f"it has more than {MAX_JSON} bytes")
-    found = json.loads(path.read_bytes())
-  except OSError as e:
-    raise UserError(f"cannot read {path}: {e.strerror}") from e
-  except (ValueError, RecursionError) as e:
-    raise UserError(f"{path} is not JSON: {e}") from e
-  if not isinstance(found, dict):
-    raise UserError(f"{path} holds no object of JSON")
-  return found
 
 
 def is_shape(value: Any) -> bool:

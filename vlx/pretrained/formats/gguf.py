@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from vlx.core.errors import UserError
+from vlx.core.files import check_ordinary
 from vlx.pretrained.formats import TensorFile
-from vlx.pretrained.formats.files import check_ordinary
 
 
 def _check_places(reader, size: int) -> None:

@@ -8,8 +8,9 @@ import ml_dtypes
 import numpy as np
 
 from vlx.core.errors import UserError
+from vlx.core.files import check_ordinary
 from vlx.pretrained.formats import TensorFile
-from vlx.pretrained.formats.files import BAD_BYTES, check_members, check_ordinary, is_shape
+from vlx.pretrained.formats.files import BAD_BYTES, check_members, is_shape
 
 MAX_HEADER = 10_000  # numpy's own bound
 _BFLOAT16 = np.dtype("V2")  # numpy has none of its own and keeps it as two nameless bytes

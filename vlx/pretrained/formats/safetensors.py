@@ -14,14 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlx.core.errors import UserError
+from vlx.core.files import check_ordinary
 from vlx.pretrained.formats import TensorFile
-from vlx.pretrained.formats.files import (
-  are_sizes,
-  check_ordinary,
-  dtype_named,
-  is_shape,
-  read_array,
-)
+from vlx.pretrained.formats.files import are_sizes, dtype_named, is_shape, read_array
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from vlx.core.errors import UserError
+from vlx.core.files import read_json
 from vlx.pretrained.formats import TensorFile
-from vlx.pretrained.formats.files import read_json
 
 
 def open_index(index: pathlib.Path, open_file: Callable[[pathlib.Path], TensorFile]) -> TensorFile:

@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from vlx.core.errors import UserError
+from vlx.core.files import check_ordinary
 from vlx.pretrained.formats import TensorFile
 from vlx.pretrained.formats.crc32c import crc32c
-from vlx.pretrained.formats.files import check_ordinary, dtype_named, is_shape, read_array
+from vlx.pretrained.formats.files import dtype_named, is_shape, read_array
 
 # tensorflow/core/framework/types.proto
 DTYPES = {

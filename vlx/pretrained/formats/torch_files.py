@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlx.core.errors import UserError
+from vlx.core.files import check_ordinary
 from vlx.pretrained.fields import shown
 from vlx.pretrained.formats import TensorFile, pickles
 from vlx.pretrained.formats.files import (
   BAD_BYTES,
   are_sizes,
   check_members,
-  check_ordinary,
   dtype_named,
   is_shape,
   read_array,

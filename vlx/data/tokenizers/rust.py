@@ -12,7 +12,7 @@ import tokenizers
 from vlx.core.errors import UserError
 
 # What stands for an image in what people say, by the convention of LLaVA's files: a word of theirs.
-PLACES = frozenset({"<image>"})
+PLACEHOLDERS = frozenset({"<image>"})
 
 # The library makes a list of all ids up to the largest that have no word.
 LARGEST_ID = 2**24
@@ -46,7 +46,7 @@ def from_json(content: Any, what: str) -> tokenizers.Tokenizer:
     if not isinstance(content, Mapping):
       raise UserError(f"{what}: it is no object of JSON")
     for token in content.get("added_tokens") or ():
-      token["special"] = token["special"] and token["content"] not in PLACES
+      token["special"] = token["special"] and token["content"] not in PLACEHOLDERS
     _check_prefix(content["model"], what)
     backend = tokenizers.Tokenizer.from_str(json.dumps(content))
     check_ids(content, backend, what)
