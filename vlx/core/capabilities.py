@@ -78,6 +78,22 @@ class EncodesText(Protocol):
 
 
 @runtime_checkable
+class MapsFeatures(Protocol):
+  """Maps of several layers of a convolutional network, each before the size is halved."""
+
+  def feature_maps(
+    self, v: Variables, image: Image
+  ) -> tuple[Float[Array, "batch _rows _columns _features"], ...]: ...
+
+
+@runtime_checkable
+class ComparesImages(Protocol):
+  """How different two images look, row by row; 0 for equal ones."""
+
+  def image_distance(self, v: Variables, image: Image, other: Image) -> Float[Array, " batch"]: ...
+
+
+@runtime_checkable
 class ScoresPairs(Protocol):
   """How well an image and a text fit, row by row; cross-encoders too."""
 
@@ -240,6 +256,8 @@ ALL = (
   ComparesEmbeddings,
   EncodesImages,
   EncodesText,
+  MapsFeatures,
+  ComparesImages,
   ScoresPairs,
   TokenizesImages,
   Reconstructs,

@@ -357,3 +357,31 @@ class CLIP:
   def attention_maps(self, variables, inputs) -> Float[Array, "batch rows columns"]:
     """Attention over `image`: rollout of a ViT's attention, or a ResNet's attention pool."""
     return self.image.attention_map(subnetwork(variables, "image"), inputs["image"])
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPTextEncoder:
+  """The text tower by itself: Stable Diffusion's, or one that learns along with what it is a part of.
+
+  From a CLIP: `config.init = (dict(source="runs/clip", take="text", put="text_encoder/text"),)`.
+  """
+
+  text: TextTransformer
+
+  @property
+  def text_length(self) -> int:
+    return self.text.context_length
+
+  @property
+  def vocab_size(self) -> int:
+    return self.text.vocab_size
+
+  def init(self, rng):
+    variables = apply.init(self.text, rng, text_inputs(self.text_length), "text", "text_mask")
+    return {"params": {"text": variables["params"]}, "state": {}}
+
+  def encode_text(
+    self, variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
+  ) -> Float[Array, "batch length features"]:
+    """The tokens, after the last norm."""
+    return self.text.apply(subnetwork(variables, "text"), text, text_mask)[1]

@@ -19,6 +19,8 @@ class MultiHeadAttention(nn.Module):
   """
 
   num_heads: int
+  head_dim: int = 0  # 0: width / num_heads
+  qkv_bias: bool = True
   kernel_init: Initializer = nn.initializers.xavier_uniform()
   out_init: Initializer = nn.initializers.xavier_uniform()
   dtype: str = "float32"
@@ -31,13 +33,14 @@ class MultiHeadAttention(nn.Module):
     context: Float[Array, "batch keys context_width"] | None = None,
   ) -> Float[Array, "batch length width"]:
     width = inputs.shape[-1]
-    if width % self.num_heads:
+    if not self.head_dim and width % self.num_heads:
       raise ValueError(f"width {width} does not divide into {self.num_heads} heads")
     context = inputs if context is None else context
 
     def project(name, x):
       return nn.DenseGeneral(
-        (self.num_heads, width // self.num_heads),
+        (self.num_heads, self.head_dim or width // self.num_heads),
+        use_bias=self.qkv_bias,
         kernel_init=self.kernel_init,
         dtype=self.dtype,
         dot_general=flat_dot_general,

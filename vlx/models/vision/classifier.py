@@ -92,6 +92,18 @@ class Classifier:
     return encode_places(self.tower, variables, "tower", image, layer)
 
 
+class MapsFeatures:
+  """Of a classifier whose tower sows its `maps`."""
+
+  def feature_maps(
+    self, variables, image: Float[Array, "batch height width 3"]
+  ) -> tuple[Float[Array, "batch _rows _columns _features"], ...]:
+    """The tower's last map of each size."""
+    own = subnetwork(variables, "tower")
+    _, sown = self.tower.apply(own, image, mutable=["intermediates"])
+    return sown["intermediates"]["maps"]
+
+
 def encode_places(
   tower, variables, name: str, image: Float[Array, "batch height width 3"], layer: int
 ) -> Float[Array, "batch places features"]:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vlx.models.vision.classifier import Classifier, LastMapOnly
+from vlx.models.vision.classifier import Classifier, LastMapOnly, MapsFeatures
 
 # Table 1.
 STAGE_SIZES = {
@@ -120,6 +120,7 @@ class ResNetTower(LastMapOnly, nn.Module):
           self.dtype,
           name=f"stage{stage}_block{i}",
         )(x)
+      self.sow("intermediates", "maps", x)
     return x.mean(axis=(1, 2)), x
 
 
@@ -136,7 +137,7 @@ class ResNetNetwork(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNet(Classifier):
+class ResNet(MapsFeatures, Classifier):
   """The classifier of the paper. Batches hold `image` and `label`."""
 
   tower: ResNetTower

@@ -22,7 +22,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from vlx.models.layers.pooling import adaptive_average_pool
-from vlx.models.vision.classifier import Classifier, LastMapOnly
+from vlx.models.vision.classifier import Classifier, LastMapOnly, MapsFeatures
 
 # Table 1: how many convolutions stand before each pooling.
 CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -65,6 +65,7 @@ class VGGTower(LastMapOnly, nn.Module):
           name=f"conv{stage + 1}_{i + 1}",
         )(x)
         x = jax.nn.relu(x)
+      self.sow("intermediates", "maps", x)
     return x.mean(axis=(1, 2)), x
 
 
@@ -93,7 +94,7 @@ class VGGNetwork(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class VGG(Classifier):
+class VGG(MapsFeatures, Classifier):
   """The classifier of the paper. Batches hold `image` and `label`; `encode_image` gives the
   annotations.
   """
