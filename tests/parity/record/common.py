@@ -36,7 +36,7 @@ def redrawn(model: torch.nn.Module, seed: int) -> torch.nn.Module:
 # As diffusers, ldm and guided-diffusion name them: the first layer of a model of images, the last of
 # each of its branches and the way into a transformer; and what an attention's weights and a gate
 # come from.
-FAINT = r"(conv_in|conv2|proj_in|to_out\.0|ff\.net\.2|input_blocks\.0\.0|out_layers\.3)\.\w+$"
+FAINT = r"((?<!decoder\.)conv_in|conv2|proj_in|to_out\.0|ff\.net\.2|input_blocks\.0\.0|out_layers\.3)\.\w+$"
 STRONG = r"(to_q|to_k|qkv|\.q|\.k|ff\.net\.0\.proj)\.\w+$"
 
 
