@@ -37,7 +37,7 @@ def redrawn(model: torch.nn.Module, seed: int) -> torch.nn.Module:
 # each of its branches and the way into a transformer; and what an attention's weights and a gate
 # come from.
 FAINT = r"((?<!decoder\.)conv_in|conv2|proj_in|to_out\.0|ff\.net\.2|input_blocks\.0\.0|out_layers\.3)\.\w+$"
-STRONG = r"(to_q|to_k|qkv|\.q|\.k|ff\.net\.0\.proj)\.\w+$"
+STRONG = r"(to_q|to_k|\.q|\.k|ff\.net\.0\.proj)\.\w+$"
 
 
 def telling(model: torch.nn.Module) -> torch.nn.Module:
@@ -49,7 +49,7 @@ def telling(model: torch.nn.Module) -> torch.nn.Module:
       if re.search(FAINT, name):
         weight.mul_(0.1)
       elif re.search(STRONG, name):
-        weight.mul_(3)
+        weight.mul_(min(3, 17 / weight[0].numel() ** 0.5))
   return model
 
 
