@@ -23,7 +23,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from vlx import pretrained
-from vlx.core import capabilities, partition
+from vlx.core import capabilities, partition, xla
 from vlx.core.capabilities import (
   CaptionsImages,
   Classifies,
@@ -53,11 +53,22 @@ AnyImage = Image.Image | np.ndarray | bytes | str | pathlib.Path
 ROWS = 64  # of a batch
 
 
-@functools.partial(jax.jit, static_argnames=("system", "method", "options"))
 def call(system, method: str, variables, *inputs, options: tuple[tuple[str, Any], ...] = ()):
   """`system.method(variables, *inputs, **options)`, compiled once; the result is on every
   device.
   """
+  return _compiled()(system, method, variables, *inputs, options=options)
+
+
+@functools.cache
+def _compiled():
+  options = xla.compiler_options(jax.default_backend(), xla.INFERENCE)
+  return jax.jit(
+    _call, static_argnames=("system", "method", "options"), compiler_options=options
+  )
+
+
+def _call(system, method: str, variables, *inputs, options: tuple[tuple[str, Any], ...]):
   result = getattr(system, method)(variables, *inputs, **dict(options))
   if jax.sharding.get_abstract_mesh().empty:
     return result

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vlx.core import checkpoint, distributed, files, partition
+from vlx.core import checkpoint, distributed, files, partition, xla
 from vlx.core.errors import UserError
 from vlx.core.system import Variables
 from vlx.data import batches
@@ -187,6 +187,7 @@ def compile_step(run: Run):
     donate_argnums=0,
     in_shardings=(state, shardings(run.frozen_shapes), shardings(run.batch_shapes)),
     out_shardings=(state, partition.replicated(run.mesh)),
+    compiler_options=xla.compiler_options(run.mesh.devices.flat[0].platform, xla.TRAINING),
   )
 
 
