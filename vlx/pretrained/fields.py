@@ -121,6 +121,16 @@ def one_of(
   return meanings[value]
 
 
+def one_of_numbers(config: Mapping, name: str, meanings: Mapping[int, Any], default: int) -> Any:
+  """The meaning of a number in a config."""
+  value = _of(config, name, default)
+  if type(value) is not int or value not in meanings:
+    raise UserError(
+      f"config.json: {name} is {shown(value)}; vlx knows {', '.join(map(str, meanings))}"
+    )
+  return meanings[value]
+
+
 def must_be(config: Mapping, name: str, wanted: Any) -> None:
   """For a field that a file may leave out, and that vlx takes at one value only."""
   if (value := config.get(name, wanted)) != wanted:

@@ -10,8 +10,8 @@ discriminator of patches (Isola et al., 2017), which is the second player: the w
 long as the other's at the decoder's last layer. Each term stands alone: without a `perceptual` part and with
 `adversarial_weight` 0 there is L1 alone, and one player.
 
-As in the released code, the generator's turn comes first. There ln-scale s is not among what its optimizer moves;
-here it learns, as the formula says.
+As in the released code, the generator's turn comes first. The scale s of its likelihood is 0 there, for it is not among
+what the optimizer moves; with `learned_scale` it learns, as the formula says.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ from vlx.core.system import Aux, Term, image_input, own, part
 from vlx.models.generation.vqvae import codebook_usage, init_codebook, quantize
 from vlx.models.layers import apply
 from vlx.models.layers.unet import (
+  Changed,
   Downsample,
   Images,
   ResidualBlock,
@@ -36,6 +37,8 @@ from vlx.models.layers.unet import (
   uniform,
 )
 from vlx.ops.nearest_code import nearest_code
+
+Latents = Float[Array, "batch rows columns dim"]
 
 EPSILON = 1e-6  # of the norms
 LARGEST_WEIGHT = 1e4  # of the adversarial term
@@ -60,14 +63,14 @@ class _Half(nn.Module):
   groups: int
   dtype: str
 
-  def level(self, x: Images, i: int, count: int) -> Images:
+  def level(self, x: Images, i: int, count: int) -> Changed:
     for j in range(count):
       x = self.block(self.width * self.multipliers[i], f"level{i}_block{j}")(x, None)
       if 2**i in self.attention_at:
         x = self.attention(f"level{i}_attention{j}")(x)
     return x
 
-  def middle(self, x: Images) -> Images:
+  def middle(self, x: Images) -> Changed:
     features = self.width * self.multipliers[-1]
     x = self.block(features, "middle_block0")(x, None)
     x = self.attention("middle_attention")(x)
@@ -102,7 +105,7 @@ class Decoder(_Half):
   """The encoder mirrored, but for the last layer."""
 
   @nn.compact
-  def __call__(self, x: Images) -> Float[Array, "batch height width features"]:
+  def __call__(self, x: Latents) -> Float[Array, "batch height width features"]:
     x = conv3x3(self.width * self.multipliers[-1], self.dtype, "in")(x.astype(self.dtype))
     x = self.middle(x)
     for i in reversed(range(len(self.multipliers))):
@@ -139,32 +142,34 @@ class AutoencoderNetwork(nn.Module):
   encoder: Encoder
   decoder: Decoder
   latent_channels: int
+  inner_channels: int
   num_codes: int  # 0: the latents are Gaussian
+  learned_scale: bool
   discriminator: Discriminator | None
   dtype: str
 
   def setup(self):
     dense = functools.partial(nn.Dense, kernel_init=uniform)
     self.to_latents = dense(self.latent_channels * (1 if self.num_codes else 2))
-    self.from_latents = dense(self.latent_channels)
+    self.from_latents = dense(self.inner_channels)
     self.out = nn.Conv(3, (3, 3), padding=1, kernel_init=uniform, dtype=self.dtype)
     if self.num_codes:
       self.codebook = self.param("codebook", init_codebook, (self.num_codes, self.latent_channels))
-    else:
+    if self.learned_scale:
       self.log_scale = self.param("log_scale", nn.initializers.zeros, ())  # s
 
   def encode(self, image: Images) -> Float[Array, "batch rows columns out"]:
     """Latents, or the mean and the log-variance of them."""
     return self.to_latents(self.encoder(image))
 
-  def features(self, latents: Images) -> Float[Array, "batch height width features"]:
+  def features(self, latents: Latents) -> Float[Array, "batch height width features"]:
     """All of the decoder but its last layer."""
     return self.decoder(self.from_latents(latents))
 
   def last(self, features: Images) -> Float[Array, "batch height width 3"]:
     return self.out(features).astype(jnp.float32)
 
-  def decode(self, latents: Images) -> Float[Array, "batch height width 3"]:
+  def decode(self, latents: Latents) -> Float[Array, "batch height width 3"]:
     return self.last(self.features(latents))
 
   def judge(self, image: Images, *, train: bool = False) -> Float[Array, "batch rows columns 1"]:
@@ -184,6 +189,7 @@ class _Autoencoder:
   Attributes:
     image_size: of the images that it learns of; others work.
     latent_channels: of the latents.
+    inner_channels: of what the encoder gives for them, and the decoder takes; 0: as many.
     perceptual: how different two images look; a part, frozen.
     width: see `_Half`, as the next three.
     multipliers: the sides are halved once less than there are levels.
@@ -200,6 +206,7 @@ class _Autoencoder:
 
   image_size: int
   latent_channels: int
+  inner_channels: int = 0
   perceptual: ComparesImages | None = None
   width: int = 128
   multipliers: tuple[int, ...] = (1, 2, 4, 4)
@@ -214,6 +221,7 @@ class _Autoencoder:
   dtype: str = "float32"
 
   num_codes = 0
+  learned_scale = False
 
   def __post_init__(self):
     if self.image_size % self.factor:
@@ -241,12 +249,15 @@ class _Autoencoder:
       groups=self.groups,
       dtype=self.dtype,
     )
+    inner = self.inner_channels or self.latent_channels
     judge = Discriminator(self.discriminator_width, self.discriminator_layers, self.dtype)
     return AutoencoderNetwork(
-      Encoder(channels=self.latent_channels * (1 if self.num_codes else 2), **half),
+      Encoder(channels=inner * (1 if self.num_codes else 2), **half),
       Decoder(**half),
       self.latent_channels,
+      inner,
       self.num_codes,
+      self.learned_scale,
       judge if self.adversarial_weight else None,
       self.dtype,
     )
@@ -284,7 +295,7 @@ class _Autoencoder:
     return l1 + self.perceptual_weight * distance * image[0].size, {**metrics, "lpips": distance.mean()}
 
   def _reconstruction(self, variables, features, image, *, rng, step, train, frozen):
-    """(the terms that are common, metrics, the state) of the autoencoder's turn, per image.
+    """(the terms that both kinds have, metrics, the state) of the autoencoder's turn, per image.
 
     Args:
       variables: of everything.
@@ -343,6 +354,7 @@ class KLAutoencoder(_Autoencoder):
   """Latents of a Gaussian, whose divergence from the standard one has a small weight."""
 
   kl_weight: float = 1e-6
+  learned_scale: bool = False  # s
 
   def posterior(
     self, variables, image: Float[Array, "batch height width 3"]

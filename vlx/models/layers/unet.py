@@ -23,7 +23,9 @@ from vlx.models.layers.linear import flat_dot_general
 from vlx.ops.masks import Full, KeyPadding, Mask
 
 Images = Float[Array, "batch height width channels"]
+Changed = Float[Array, "batch _height _width _channels"]  # of another size or width
 Tokens = Float[Array, "batch length width"]
+Context = Float[Array, "batch keys context_width"]
 
 uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # hojonathanho/diffusion nn.py
 zeros = nn.initializers.zeros  # the last layer of each residual branch, and of the network
@@ -33,7 +35,7 @@ def conv3x3(features: int, dtype: str, name: str, kernel_init=uniform) -> nn.Con
   return nn.Conv(features, (3, 3), padding=1, kernel_init=kernel_init, dtype=dtype, name=name)
 
 
-def double(x: Images) -> Images:
+def double(x: Images) -> Changed:
   """Each pixel as 2x2."""
   return x.repeat(2, axis=1).repeat(2, axis=2)
 
@@ -60,7 +62,7 @@ class ResidualBlock(nn.Module):
   @nn.compact
   def __call__(
     self, x: Images, embedding: Float[Array, "batch dim"] | None, *, train: bool = False
-  ) -> Images:
+  ) -> Changed:
     norm = lambda name: nn.GroupNorm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name=name)
     dense = functools.partial(nn.Dense, kernel_init=uniform, dtype=self.dtype)
     sized = {
@@ -125,7 +127,7 @@ class TransformerBlock(nn.Module):
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x: Tokens, context: Tokens, mask: Mask) -> Tokens:
+  def __call__(self, x: Tokens, context: Context, mask: Mask) -> Tokens:
     norm = lambda name: nn.LayerNorm(1e-5, dtype=self.dtype, name=name)
     attend = lambda name: MultiHeadAttention(
       self.num_heads, qkv_bias=False, kernel_init=uniform, out_init=uniform, dtype=self.dtype, name=name
@@ -144,7 +146,7 @@ class SpatialTransformer(nn.Module):
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x: Images, context: Tokens, mask: Mask) -> Images:
+  def __call__(self, x: Images, context: Context, mask: Mask) -> Images:
     dense = functools.partial(nn.Dense, x.shape[-1], dtype=self.dtype, dot_general=flat_dot_general)
     h = nn.GroupNorm(self.groups, epsilon=1e-6, dtype=self.dtype, name="norm")(x)
     h = dense(kernel_init=uniform, name="in")(rearrange(h, "b h w c -> b (h w) c"))
@@ -162,7 +164,7 @@ class Downsample(nn.Module):
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x: Images) -> Images:
+  def __call__(self, x: Images) -> Changed:
     padding = ((1, 1), (1, 1)) if self.symmetric else ((0, 1), (0, 1))
     conv = nn.Conv(
       self.features, (3, 3), (2, 2), padding, kernel_init=uniform, dtype=self.dtype, name="conv"
@@ -177,7 +179,7 @@ class Upsample(nn.Module):
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x: Images) -> Images:
+  def __call__(self, x: Images) -> Changed:
     return conv3x3(self.features, self.dtype, "conv")(double(x))
 
 
