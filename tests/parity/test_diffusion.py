@@ -101,3 +101,86 @@ def test_autoencoders(case):
       assert_parity(log_variance, there["logvar"])
     assert_parity(system.decode_latents(variables, latents), there["decoded"])
   assert_returned(rows, jax.tree.map(np.float16, variables), recorded.weights)
+
+
+def mixture(means, std):
+  """(x, level) → E[x₀ | x_t] of Gaussians around these means, equally many of each."""
+
+  def x0_of(x, level):
+    alpha, sigma = (jnp.asarray(v, jnp.float32).reshape(-1, 1, 1, 1, 1) for v in level)
+    away = x[:, None] - alpha * means
+    variance = (alpha * std) ** 2 + sigma**2
+    share = jax.nn.softmax(-jnp.square(away).sum((2, 3, 4), keepdims=True) / (2 * variance), axis=1)
+    return (share * (means + std**2 * alpha / variance * away)).sum(1)
+
+  return x0_of
+
+
+TRAJECTORIES = (
+  "ddpm_small", "ddpm_large", "ddpm_small_free", "ddpm_large_free", "ddpm_learned", "ddpm_unet", "ddim", "ddim_noise",
+  "ddim_zero_snr", "ddim_zero_snr_noise", "ddim_unet", "dpm", "dpm_leading", "dpm_v", "euler", "euler_leading",
+)
+
+
+@pytest.mark.parametrize("case", TRAJECTORIES)
+def test_trajectories_of_diffusers(case, monkeypatch):
+  recorded = Recorded("schedulers", case)
+  config, inputs, expected = recorded.config, recorded.inputs, recorded.outputs
+  process = diffusers.process(config)
+  sampler = Sampler(20, eta=float(inputs.get("eta", 0.0)), **diffusers.sampler(config))
+  plan = samplers.plan(process, sampler)
+  np.testing.assert_allclose(plan.t, expected["timesteps"], atol=1e-3)
+  np.testing.assert_allclose(plan.step.now.alpha ** 2, expected["signals"], rtol=2e-4, atol=1e-7)
+
+  x0_of = mixture(inputs["means"], inputs["std"])
+  ratio = process.levels.sigma[::-1] / np.maximum(process.levels.alpha[::-1], samplers.LEAST_ALPHA)
+
+  def denoise(x, t):
+    # Where Euler asks between two steps.
+    between = jnp.interp(t, jnp.arange(process.timesteps), jnp.asarray(ratio[::-1], jnp.float32))
+    alpha = 1 / jnp.sqrt(1 + between**2)
+    level = process.level(t.astype(jnp.int32)) if "euler" not in case else Level(alpha, between * alpha)
+    x0 = x0_of(x, level)
+    answer = diffusion.target(process.prediction, x0, diffusion.eps_of(x, x0, level), level)
+    if case.endswith("_unet"):
+      answer += 0.1 * network.apply(variables, x, t)
+    return jnp.concatenate([answer, jnp.sin(3 * x)], -1) if process.learned_variance else answer
+
+  x = jnp.asarray(inputs["x"])
+  if case.endswith("_unet"):
+    small = Recorded("unet", "ddpm")
+    network = diffusers.unet_2d(small.config)
+    variables = loaded(small, network, unet.diffusers_rows(network), x, jnp.zeros(2))
+  if case == "euler":  # which starts with the noise of its first level alone
+    x = x * plan.step.now.sigma[0]
+  drawn = jnp.concatenate([x[None], inputs.get("noise", np.zeros((0, *x.shape), np.float32))])
+  monkeypatch.setattr(samplers, "noise", lambda seeds, index, shape: drawn[jnp.minimum(index, len(drawn) - 1)])
+  run = lambda: samplers.sample(denoise, denoise, process, sampler, jnp.arange(2), x.shape[1:], film=True)
+  found, film = jax.jit(run)()
+  assert_trajectory(found, expected["samples"][-1])
+  scale = np.ones(20) if "euler" not in case else plan.step.now.alpha
+  for i in range(20):
+    level = Level(plan.step.now.alpha[i], plan.step.now.sigma[i])
+    x = jnp.asarray(expected["samples"][i] * scale[i], jnp.float32)
+    there = diffusion.predict(process, jnp.asarray(expected["answers"][i]), x, level)
+    there = guidance.threshold(there, x, level, sampler.threshold, 1.0)
+    assert_trajectory(film[i], np.asarray(there.x0), 1e-3 if level.alpha < 0.1 else 1e-4)
+
+
+def assert_trajectory(found, expected, tolerance=1e-4):
+  np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+def test_tables_of_diffusers():
+  recorded = Recorded("schedulers", "tables")
+  for name, config in recorded.config.items():
+    process = diffusers.process({**config, "prediction_type": "v_prediction"})
+    np.testing.assert_allclose(process.betas, recorded.outputs[f"{name}/betas"], rtol=1e-4, atol=3e-7)
+    np.testing.assert_allclose(process.levels.alpha ** 2, recorded.outputs[f"{name}/alphas_cumprod"], atol=1e-5)
+  process = diffusers.process(recorded.config["scaled_linear"])
+  for key, expected in recorded.outputs.items():
+    if key.count("/") == 3:
+      kind, spacing, offset, steps = key.split("/")
+      method = diffusers.sampler({"_class_name": kind})["method"]
+      sampler = Sampler(int(steps), method, spacing=spacing, offset=int(offset))
+      np.testing.assert_allclose(samplers.plan(process, sampler).t, expected, atol=1e-3, err_msg=key)

@@ -140,6 +140,15 @@ class Process:
       log_alpha_bar = np.cumsum(np.log1p(-self.betas))
     return Level(np.exp(log_alpha_bar / 2), np.sqrt(-np.expm1(log_alpha_bar)))
 
+  def levels_at(self, t: np.ndarray) -> Level:
+    """Those of steps, f64; between two steps σ/α is linear, as in k-diffusion."""
+    whole = t.astype(int)
+    if (whole == t).all():
+      return Level(*(x[whole] for x in self.levels))
+    ratio = np.interp(t, np.arange(self.timesteps), self.levels.sigma / self.levels.alpha)
+    alpha = 1 / np.sqrt(1 + ratio**2)
+    return Level(alpha, ratio * alpha)
+
   @property
   def snr(self) -> np.ndarray:
     """ᾱ / (1 − ᾱ), f64 `[T]`."""

@@ -92,14 +92,16 @@ def plan(process: Process, sampler: Sampler) -> Plan:
   """
   solver = sampler.method == "dpm_solver"
   t = diffusion.spaced(process, sampler.num_steps, sampler.spacing, sampler.offset, ends_between=solver)
+  if sampler.method == "euler" and sampler.spacing == "linspace":  # between steps too, as in diffusers
+    t = np.linspace(process.timesteps - 1, 0, len(t))
   t = t[len(t) - int(len(t) * sampler.strength) :]
-  alpha, sigma = (np.asarray(x)[t.astype(int)] for x in process.levels)
+  alpha, sigma = process.levels_at(t)
   if sampler.method in ("dpm_solver", "euler"):
     alpha = np.maximum(alpha, LEAST_ALPHA)
   end = (1.0, 0.0) if process.ends_clean else (process.levels.alpha[0], process.levels.sigma[0])
   now, after = Level(alpha, sigma), Level(*(np.append(x[1:], e) for x, e in zip((alpha, sigma), end)))
   beta = 1 - (alpha / after.alpha) ** 2
-  return Plan(t.astype(np.int32), Step(now, after, beta, beta * (after.sigma / sigma) ** 2))
+  return Plan(t.astype(np.float32), Step(now, after, beta, beta * (after.sigma / sigma) ** 2))
 
 
 def ddim_step(x: Images, found: Prediction, step: Step, eta: float, noise: Images) -> Images:

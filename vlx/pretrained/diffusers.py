@@ -214,3 +214,30 @@ def process(config: Mapping) -> Process:
     learned_variance=learned,
     ends_clean=fields.flag(config, "set_alpha_to_one", True),
   )
+
+
+_METHODS = {
+  "DDPMScheduler": "ancestral",
+  "DDIMScheduler": "ddim",
+  "PNDMScheduler": "dpm_solver",  # Stable Diffusion's first, of order four; this one needs fewer steps
+  "DPMSolverMultistepScheduler": "dpm_solver",
+  "EulerDiscreteScheduler": "euler",
+}
+_SPACINGS = {name: name for name in ("trailing", "leading", "linspace")}
+
+
+def sampler(config: Mapping) -> dict[str, Any]:
+  """The fields of a `vlx.inference.samplers.Sampler` that a `scheduler_config.json` sets."""
+  method = fields.one_of(config, "_class_name", _METHODS)
+  default = "linspace" if method in ("dpm_solver", "euler") else "leading"
+  offset = config.get("steps_offset", 0)
+  if type(offset) is not int or not 0 <= offset < 1000:
+    raise UserError(f"config.json: steps_offset is {fields.shown(offset)}, not a small whole number")
+  clips = method in ("ancestral", "ddim") and fields.flag(config, "clip_sample", True)
+  return dict(
+    method=method,
+    spacing=fields.one_of(config, "timestep_spacing", _SPACINGS, default),
+    offset=offset,
+    threshold="static" if clips else "none",
+    variance=1.0 if config.get("variance_type") == "fixed_large" else 0.0,
+  )

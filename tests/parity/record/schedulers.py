@@ -49,10 +49,9 @@ CASES = {
   "ddpm_unet": (DDPMScheduler, dict(variance_type="fixed_large"), None),
   "ddim": (DDIMScheduler, STABLE_DIFFUSION, 0.0),
   "ddim_noise": (DDIMScheduler, STABLE_DIFFUSION, 1.0),
-  "ddim_clip": (DDIMScheduler, {}, 1.0),
   "ddim_zero_snr": (DDIMScheduler, ZERO_SNR, 0.0),
   "ddim_zero_snr_noise": (DDIMScheduler, ZERO_SNR, 0.5),
-  "ddim_unet": (DDIMScheduler, {}, 0.0),
+  "ddim_unet": (DDIMScheduler, dict(clip_sample=False), 0.0),
   "dpm": (DPMSolverMultistepScheduler, LATENTS, None),
   "dpm_leading": (
     DPMSolverMultistepScheduler,

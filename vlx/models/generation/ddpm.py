@@ -213,9 +213,18 @@ class DiffusionModel:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class PixelSampler(Sampler):
+  """Images on the way are kept in [-1, 1], as the paper's code does."""
+
+  threshold: str = "static"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DDPM(DiffusionModel):
   """The system in pixels, x₀ being the image."""
+
+  Sampler = PixelSampler
 
   @property
   def x0_shape(self) -> tuple[int, int, int]:
