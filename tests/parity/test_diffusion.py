@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import vlx
 from tests import contract
 from tests.parity.recorded import (
+  PARITY,
   Recorded,
   as_tree,
   assert_parity,
@@ -184,3 +186,22 @@ def test_tables_of_diffusers():
       method = diffusers.sampler({"_class_name": kind})["method"]
       sampler = Sampler(int(steps), method, spacing=spacing, offset=int(offset))
       np.testing.assert_allclose(samplers.plan(process, sampler).t, expected, atol=1e-3, err_msg=key)
+
+
+def test_a_stable_diffusion_is_read_and_gives_its_images(monkeypatch):
+  recorded = Recorded("pipeline", "stable_diffusion")
+  model = vlx.load(PARITY / "stable_diffusion")
+  text, mask = model.tokenizer.encode_batch(recorded.config["prompts"], model.system.text_length)
+  inputs = {"text": jnp.asarray(text), "text_mask": jnp.asarray(mask)}
+  for given, name in ((True, "told"), (False, "empty")):
+    found = model.system._condition(model.variables, inputs, given)
+    assert found.keys() == {"context"}
+    assert_parity(found["context"], recorded.outputs[name])
+  drawn = jnp.asarray(recorded.inputs["latents"])
+  monkeypatch.setattr(samplers, "noise", lambda *_: drawn)
+  sampler = Sampler(
+    recorded.config["num_steps"], spacing="leading", offset=1, guidance_scale=recorded.config["guidance_scale"]
+  )
+  sample = jax.jit(lambda v: model.system.sample_images(v, inputs, jnp.arange(2), sampler))
+  found = (sample(model.variables) + 1) / 2
+  np.testing.assert_allclose(found.clip(0, 1), recorded.outputs["images"], atol=1e-4)

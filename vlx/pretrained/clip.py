@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 
 from vlx.core.errors import UserError
-from vlx.models.contrastive.clip import CLIP, TextTransformer
+from vlx.models.contrastive.clip import CLIP, CLIPTextEncoder, TextTransformer
 from vlx.models.vision.modified_resnet import HEAD_DIM, ModifiedResNet
 from vlx.models.vision.vit import VisionTransformer
 from vlx.pretrained import fields, preprocessor
@@ -38,7 +38,7 @@ _OPENAI_BLOCK = dict(
 
 
 def hugging_face_rows(image_heads: int, text_heads: int) -> list[Row]:
-  image, text = "vision_model", "text_model"
+  image = "vision_model"
   return [
     Row("logit_scale", "params/logit_scale"),
     Row(f"{image}.embeddings.class_embedding", "params/image/cls", _ONE_TOKEN),
@@ -52,15 +52,22 @@ def hugging_face_rows(image_heads: int, text_heads: int) -> list[Row]:
     ),
     *layer_norm(f"{image}.post_layernorm", "image/final_norm"),
     Row("visual_projection.weight", "params/image_projection/kernel", _DENSE),
-    Row(f"{text}.embeddings.token_embedding.weight", "params/text/token_embedding/embedding"),
-    Row(f"{text}.embeddings.position_embedding.weight", "params/text/position_embedding"),
-    *transformer_block(
-      f"{text}.encoder.layers.{{layer}}", "text/transformer/blocks", text_heads, **_HF_BLOCK
-    ),
-    *layer_norm(f"{text}.final_layer_norm", "text/final_norm"),
+    *text_rows(text_heads),
     Row("text_projection.weight", "params/text_projection/kernel", _DENSE),
-    # The constant 0, 1, 2, …, in older files.
-    *(Row(f"{tower}.embeddings.position_ids", None) for tower in (image, text)),
+    Row(f"{image}.embeddings.position_ids", None),  # the constant 0, 1, 2, …, in older files
+  ]
+
+
+def text_rows(num_heads: int, *, ours: str = "text", public: str = "text_model") -> list[Row]:
+  """Of Hugging Face's text tower, also by itself (`CLIPTextModel`)."""
+  return [
+    Row(f"{public}.embeddings.token_embedding.weight", f"params/{ours}/token_embedding/embedding"),
+    Row(f"{public}.embeddings.position_embedding.weight", f"params/{ours}/position_embedding"),
+    *transformer_block(
+      f"{public}.encoder.layers.{{layer}}", f"{ours}/transformer/blocks", num_heads, **_HF_BLOCK
+    ),
+    *layer_norm(f"{public}.final_layer_norm", f"{ours}/final_norm"),
+    Row(f"{public}.embeddings.position_ids", None),
   ]
 
 
@@ -146,13 +153,22 @@ def from_hugging_face(
     resampling="cubic",
     **_tower(config, "vision_config", 768, 12),
   )
-  text = TextTransformer(
+  text = _text(config)
+  system = CLIP(image, text, fields.positive_int(config, "projection_dim", 512))
+  return CheckpointMap(system, hugging_face_rows(image.num_heads, text.num_heads))
+
+
+def _text(config: Mapping) -> TextTransformer:
+  return TextTransformer(
     vocab_size=fields.positive_int(config, "text_config.vocab_size", 49408),
     context_length=fields.length(config, "text_config.max_position_embeddings", 77),
     **_tower(config, "text_config", 512, 8),
   )
-  system = CLIP(image, text, fields.positive_int(config, "projection_dim", 512))
-  return CheckpointMap(system, hugging_face_rows(image.num_heads, text.num_heads))
+
+
+def text_encoder(config: Mapping) -> CLIPTextEncoder:
+  """Reads a `config.json` of `CLIPTextModel`."""
+  return CLIPTextEncoder(_text({f"text_config.{name}": value for name, value in config.items()}))
 
 
 def _tower(config: Mapping, part: str, width: int, num_heads: int) -> dict:

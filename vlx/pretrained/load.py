@@ -28,7 +28,7 @@ from vlx.core.system import System, Variables, flatten, names
 from vlx.data import tokenizers
 from vlx.data.tokenizers import public as public_tokenizers
 from vlx.data.tokenizers.trained import load_clip
-from vlx.pretrained import prefixes, tables
+from vlx.pretrained import diffusers, prefixes, tables
 from vlx.pretrained.formats import TensorFile
 from vlx.pretrained.formats.npz import open_npz
 from vlx.pretrained.formats.safetensors import open_safetensors
@@ -253,10 +253,17 @@ def _find(path: pathlib.Path) -> _Found:
     return _of_file(path)
   if (path / "params.json").is_file():
     return _of_meta(path)
+  if (path / diffusers.INDEX).is_file():
+    parts = diffusers.parts_of(path)
+    files = {name: _open(diffusers.weights_of(place)) for name, place in parts.items()}
+    return _Found("diffusers", diffusers.of_pipeline(path, parts), open_parts(files))
   halves = {half: path / f"{half}.pkl" for half in DVAE_HALVES}
   if all(file.is_file() for file in halves.values()):
     return _of_dvae(path, halves)
   weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+  config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+  if diffusers.is_part(config):
+    return _Found("diffusers", diffusers.of_part(config), _open(diffusers.weights_of(path)))
   if weights is None and (path / GOOGLE_BERT).is_file():
     return _of_google_bert(path)
   if weights is None:
@@ -271,7 +278,6 @@ def _find(path: pathlib.Path) -> _Found:
         f" {', '.join(WEIGHTS)}; name one of them"
       )
     (weights,) = files
-  config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
   if config.get("model_type") is None and (path / OPEN_CLIP).is_file():
     told = read_json(path / OPEN_CLIP)
     layout_of = lambda shapes: ("clip", module("clip").from_open_clip(told, shapes))
@@ -368,6 +374,8 @@ def _tokenizer(path: pathlib.Path, family: str) -> Any:
   """The tokenizer of the files beside the weights; CLIP's text is mended by rules of its own first."""
   if path.suffix == TF_INDEX:
     return public_tokenizers.load(path.parent)
+  if family == "diffusers":
+    return load_clip(path / "tokenizer") if (path / "tokenizer").is_dir() else None
   if family != "clip":
     return public_tokenizers.load(path) if path.is_dir() else None
   folder = path if path.is_dir() else path.parent

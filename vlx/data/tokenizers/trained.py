@@ -92,6 +92,10 @@ class Tokenizer:
     """Start, tokens, end."""
     return [self.start_id, *self._tokens(text), self.end_id]
 
+  def id_of(self, token: str) -> int | None:
+    """The id of one token by its name; None where there is none."""
+    return self._backend.token_to_id(token)
+
   def encode(
     self, text: str, length: int, *, dropout: float = 0.0, rng: np.random.Generator | None = None
   ) -> tuple[np.ndarray, np.ndarray]:

@@ -45,8 +45,8 @@ class DiffusionModel:
     num_classes: that images are of; 0: they are of none.
     text_encoder: a part that reads texts; None: there are no texts.
     text_length: tokens of a text.
-    empty_text: ids of a text that stands for none, all of which are attended to, as in Stable Diffusion; (): where there
-      is no text nothing is attended to, and padding never is.
+    empty_text: ids of a text that stands for none; then all tokens of a text are attended to, padding, which is its
+      last, too, as in Stable Diffusion. (): where there is no text nothing is attended to, and padding never is.
     condition_dropout: how often training leaves the condition out.
     weighting: of the loss's steps: simple, vlb or min_snr (`vlx.losses.diffusion.weights`).
     gamma: of min_snr.
@@ -142,6 +142,7 @@ class DiffusionModel:
     text, mask = inputs["text"], inputs["text_mask"]
     rows = jnp.broadcast_to(given, (len(text),))[:, None]
     if self.empty_text:
+      text = jnp.where(mask, text, self.empty_text[-1])
       text = jnp.where(rows, text, jnp.array(self.empty_text))
     encoded = self.text_encoder.encode_text(part(variables, "text_encoder"), text, mask)
     return {"context": encoded, **({} if self.empty_text else {"context_mask": mask & rows})}

@@ -42,8 +42,9 @@ class LatentDiffusion(DiffusionModel):
 
   def init(self, rng):
     variables = super().init(rng)
-    scale = jnp.float32(self.latent_scale or 1.0)
-    return {**variables, "state": {**variables["state"], "latents": {"scale": scale}}}
+    if self.latent_scale:
+      return variables
+    return {**variables, "state": {**variables["state"], "latents": {"scale": jnp.ones(())}}}
 
   def prepare(self, variables, batches, rng):
     """Measures the scale, where it is no constant."""
@@ -58,12 +59,15 @@ class LatentDiffusion(DiffusionModel):
     mine = self._own(variables)
     return {**mine, "state": {k: v for k, v in mine["state"].items() if k != "latents"}}
 
+  def _scale(self, variables):
+    return self.latent_scale or variables["state"]["latents"]["scale"]
+
   def _encode(self, variables, image, rng):
     latents = self.autoencoder.encode_latents(part(variables, "autoencoder"), image, rng)
-    return latents * variables["state"]["latents"]["scale"]
+    return latents * self._scale(variables)
 
   def _decode(self, variables, x0):
-    latents = x0 / variables["state"]["latents"]["scale"]
+    latents = x0 / self._scale(variables)
     return self.autoencoder.decode_latents(part(variables, "autoencoder"), latents)
 
   def reconstruct(
