@@ -1,7 +1,8 @@
 """python -m vlx.convert --source=DIR_OR_FILE_OR_NAME --output=DIR
 
 A public checkpoint (whatever `vlx.pretrained.load` reads) becomes a folder of vlx; a folder of vlx,
-converted or trained, becomes one of Hugging Face's that transformers' `from_pretrained` loads.
+converted or trained, becomes one of Hugging Face's that transformers' `from_pretrained` loads, or
+diffusers'.
 
 A folder of vlx that was converted is the part of a run's folder that says what the model is:
 `config.json` with `system`, `model` and `data.image_transform`; `checkpoints/0` with the variables,
@@ -21,7 +22,7 @@ from vlx.core import config as configs
 from vlx.core.errors import UserError
 from vlx.core.system import System, Variables
 from vlx.pretrained import load as load_public
-from vlx.pretrained import tables
+from vlx.pretrained import tables, to_diffusers
 from vlx.pretrained.formats.safetensors import write_safetensors
 from vlx.pretrained.load import CLIP_VOCABULARY, FAMILIES, family_of, is_vlx, locate, module
 
@@ -82,6 +83,11 @@ def to_hugging_face(source: pathlib.Path, output: pathlib.Path) -> None:
   if family is None:
     known = ", ".join(path for paths in FAMILIES.values() for path in paths)
     raise UserError(f"{source} holds a {kind}; vlx exports {known} to Hugging Face")
+  if family == "diffusers":
+    _write_diffusers(to_diffusers.folder(found.system, found.variables), found.variables, output)
+    if (source / "tokenizer").is_dir():
+      shutil.copytree(source / "tokenizer", output / "tokenizer")
+    return
   # CLIPModel takes a text's feature where its config says that texts end.
   ends = dict(end_id=found.tokenizer.end_id) if family == "clip" and found.tokenizer else {}
   config, layout = module(family).to_hugging_face(found.system, **ends)
@@ -94,11 +100,29 @@ def to_hugging_face(source: pathlib.Path, output: pathlib.Path) -> None:
   files.write(output / "config.json", configs.to_json(ml_collections.ConfigDict(config)))
 
 
+def _write_diffusers(
+  folder: to_diffusers.Folder, variables: Variables, output: pathlib.Path
+) -> None:
+  for name, network in folder.networks.items():
+    place = output / name
+    place.mkdir(parents=True, exist_ok=True)
+    # Of the text tower transformers asks for this name.
+    file = "model" if name == "text_encoder" else "diffusion_pytorch_model"
+    shapes = tables.public_shapes(network.rows, variables)
+    write_safetensors(place / f"{file}.safetensors", shapes, tables.export(network.rows, variables))
+    files.write(place / "config.json", configs.to_json(ml_collections.ConfigDict(network.config)))
+  for name, content in folder.configs.items():
+    (output / name).parent.mkdir(parents=True, exist_ok=True)
+    files.write(output / name, configs.to_json(ml_collections.ConfigDict(content)))
+
+
 def _copy_companions(source: pathlib.Path, output: pathlib.Path) -> None:
   folder = source if source.is_dir() else source.parent
   for name in COMPANIONS:
     if (folder / name).is_file():
       shutil.copy(folder / name, output / name)
+  if (folder / "tokenizer").is_dir():  # of a pipeline
+    shutil.copytree(folder / "tokenizer", output / "tokenizer")
 
 
 def main():

@@ -171,6 +171,25 @@ def text_encoder(config: Mapping) -> CLIPTextEncoder:
   return CLIPTextEncoder(_text({f"text_config.{name}": value for name, value in config.items()}))
 
 
+def text_config(text: TextTransformer, empty_text: tuple[int, ...]) -> dict:
+  """The `config.json` of `CLIPTextModel`; the ids of the empty text are its start, end and padding."""
+  return dict(
+    architectures=["CLIPTextModel"],
+    model_type="clip_text_model",
+    vocab_size=text.vocab_size,
+    hidden_size=text.width,
+    intermediate_size=text.mlp_dim,
+    num_hidden_layers=text.depth,
+    num_attention_heads=text.num_heads,
+    max_position_embeddings=text.context_length,
+    hidden_act=fields.public_activation(text.activation),
+    layer_norm_eps=text.layer_norm_epsilon,
+    bos_token_id=empty_text[0],
+    eos_token_id=empty_text[1],
+    pad_token_id=empty_text[-1],
+  )
+
+
 def _tower(config: Mapping, part: str, width: int, num_heads: int) -> dict:
   """Fields that both towers have; the defaults are Hugging Face's."""
   width = fields.positive_int(config, f"{part}.hidden_size", width)

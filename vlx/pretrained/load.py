@@ -38,17 +38,24 @@ from vlx.pretrained.formats.torch_files import open_torch
 from vlx.pretrained.hub import download
 from vlx.pretrained.tables import CheckpointMap
 
-# Families by `model_type` of a config.json, each the module `vlx.pretrained.NAME`; and what their
-# systems are.
+# Families by `model_type` of a config.json, and diffusers, each the module `vlx.pretrained.NAME`; and
+# what their systems are.
 FAMILIES = {
   "bert": (
     "vlx.models.pretraining.bert.MaskedLanguageModel",
     "vlx.models.pretraining.bert.BERTEncoder",
   ),
   "clip": ("vlx.models.contrastive.clip.CLIP",),
+  "diffusers": (
+    "vlx.models.generation.autoencoder.KLAutoencoder",
+    "vlx.models.generation.autoencoder.VQAutoencoder",
+    "vlx.models.generation.ddpm.DDPM",
+    "vlx.models.generation.latent_diffusion.LatentDiffusion",
+  ),
   "llama": ("vlx.models.language.llama.LanguageModel", "vlx.models.language.llama.LLaMAEncoder"),
   "vit": ("vlx.models.vision.vit.ViT", "vlx.models.vision.vit.ViTEncoder"),
 }
+MODEL_TYPES = [name for name in FAMILIES if name != "diffusers"]
 DVAE_HALVES = ("encoder", "decoder")  # of OpenAI's, files of their own
 # Those whose files also come bare, and are known by their names and shapes.
 BARE = ("vgg", "resnet", "googlenet", "vit", "clip")
@@ -284,9 +291,9 @@ def _find(path: pathlib.Path) -> _Found:
     return _fitting(weights, _open(weights), layout_of)
   if config.get("model_type") is None:
     return _of_file(weights)
-  if not isinstance(config["model_type"], str) or config["model_type"] not in FAMILIES:
+  if not isinstance(config["model_type"], str) or config["model_type"] not in MODEL_TYPES:
     raise UserError(
-      f"{path / 'config.json'}: the model type is {config['model_type']!r}; vlx knows {', '.join(FAMILIES)}"
+      f"{path / 'config.json'}: the model type is {config['model_type']!r}; vlx knows {', '.join(MODEL_TYPES)}"
     )
   family = config["model_type"]
   return _fitting(
