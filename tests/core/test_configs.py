@@ -25,14 +25,20 @@ VARIANTS = [
 ]
 
 
+RUNS = {
+  "runs/show_and_tell": "configs/show_and_tell.py:scenes",
+  "runs/vqvae_ablation": "configs/vqvae.py:ablation",
+  "runs/vqvae": "configs/vqvae.py:emoji",
+  "runs/autoencoder": "configs/autoencoder.py:emoji",
+}
+
+
 def resolved(config):
   """With what stands for the runs that its parts name."""
   for field, value in config.model.to_dict().items():
     if configs.is_part(value) and "system" not in value:
       with config.unlocked():
-        captioner = value["source"].startswith("runs/show_and_tell")
-        variant = "ablation" if "ablation" in value["source"] else "emoji"
-        path = "configs/show_and_tell.py:scenes" if captioner else f"configs/vqvae.py:{variant}"
+        path = next(path for run, path in RUNS.items() if value["source"].startswith(run))
         config.model[field] = configs.part_from(path)
   return config
 

@@ -177,7 +177,10 @@ def with_defaults(cls: type, section: Mapping[str, Any]) -> dict[str, Any]:
     elif isinstance(value, Mapping) and (kinds := _dataclasses(hints[name])):
       complete[name] = with_defaults(_choose(kinds, value), value)
     elif field.default is not dataclasses.MISSING:
-      complete.setdefault(name, field.default)
+      default = field.default
+      complete.setdefault(
+        name, section_of(default) if dataclasses.is_dataclass(default) else default
+      )
   return complete
 
 

@@ -57,12 +57,11 @@ class ResidualBlock(nn.Module):
   dropout: float = 0.0
   scale_shift: bool = False  # of what is normalised; else the embedding is added
   resample: str = ""  # down or up
+  train: bool = False
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(
-    self, x: Images, embedding: Float[Array, "batch dim"] | None, *, train: bool = False
-  ) -> Changed:
+  def __call__(self, x: Images, embedding: Float[Array, "batch dim"] | None) -> Changed:
     norm = lambda name: nn.GroupNorm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name=name)
     dense = functools.partial(nn.Dense, kernel_init=uniform, dtype=self.dtype)
     sized = {
@@ -80,7 +79,7 @@ class ResidualBlock(nn.Module):
         h = h_norm(h) * (1 + scale) + shift
       else:
         h = h_norm(h + e)
-    h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
+    h = nn.Dropout(self.dropout, deterministic=not self.train)(nn.silu(h))
     h = conv3x3(self.features, self.dtype, "conv2", zeros)(h)
     if x.shape[-1] != self.features:
       x = dense(self.features, dot_general=flat_dot_general, name="shortcut")(x)
@@ -251,10 +250,10 @@ class UNet(nn.Module):
       low_resolution: an image that is put beside x_t, at its size.
       train: with dropout.
     """
-    residual = nn.remat(ResidualBlock, static_argnums=()) if self.remat else ResidualBlock
+    residual = nn.remat(ResidualBlock) if self.remat else ResidualBlock
     block = functools.partial(
       residual, groups=self.groups, epsilon=self.epsilon, dropout=self.dropout, scale_shift=self.scale_shift,
-      dtype=self.dtype,
+      train=train, dtype=self.dtype,
     )
     mask = Full() if context_mask is None else KeyPadding(context_mask)
 
@@ -274,30 +273,30 @@ class UNet(nn.Module):
     for i in levels:
       features = self.width * self.multipliers[i]
       for j in range(self.num_blocks):
-        x = block(features, name=f"down{i}_block{j}")(x, e, train=train)
+        x = block(features, name=f"down{i}_block{j}")(x, e)
         if 2**i in self.attention_at:
           x = attend(x, f"down{i}_attention{j}")
         kept.append(x)
       if i != levels[-1]:
         if self.residual_resampling:
-          x = block(features, resample="down", name=f"down{i}_resample")(x, e, train=train)
+          x = block(features, resample="down", name=f"down{i}_resample")(x, e)
         else:
           x = Downsample(features, self.symmetric_padding, self.dtype, name=f"down{i}_resample")(x)
         kept.append(x)
-    x = block(features, name="middle_block0")(x, e, train=train)
+    x = block(features, name="middle_block0")(x, e)
     x = attend(x, "middle_attention")
-    x = block(features, name="middle_block1")(x, e, train=train)
+    x = block(features, name="middle_block1")(x, e)
     for i in reversed(levels):
       features = self.width * self.multipliers[i]
       for j in range(self.num_blocks + 1):
         x = block(features, name=f"up{i}_block{j}")(
-          jnp.concatenate([x, kept.pop()], axis=-1), e, train=train
+          jnp.concatenate([x, kept.pop()], axis=-1), e
         )
         if 2**i in self.attention_at:
           x = attend(x, f"up{i}_attention{j}")
       if i:
         if self.residual_resampling:
-          x = block(features, resample="up", name=f"up{i}_resample")(x, e, train=train)
+          x = block(features, resample="up", name=f"up{i}_resample")(x, e)
         else:
           x = Upsample(features, self.dtype, name=f"up{i}_resample")(x)
     x = nn.silu(nn.GroupNorm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name="out_norm")(x))
