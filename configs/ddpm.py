@@ -17,10 +17,7 @@ ADM_UNET = dict(
   attention_at=(2, 4, 8), head_dim=64, scale_shift=True, residual_resampling=True, num_blocks=3
 )
 # The kernels of convolutions over the two axes that share parameters.
-PARTITION = (
-  (r".*(conv\d?|in|out)/kernel", (None, None, None, "fsdp")),
-  (r".*", ()),
-)
+PARTITION = ((r".*(conv\d?|in|out)/kernel", (None, None, None, "fsdp")), (r".*", ()))
 
 
 def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
@@ -43,9 +40,7 @@ def _base(size: int) -> ml_collections.ConfigDict:
       nearest_in="",
       sampler=dict(num_steps=50),
     ),
-    loss=dict(
-      type="vlx.evaluate.tasks.loss.HeldOutLoss", splits=("train", "combo", "concept")
-    ),
+    loss=dict(type="vlx.evaluate.tasks.loss.HeldOutLoss", splits=("train", "combo", "concept")),
   )
   return config
 
@@ -77,7 +72,9 @@ def emoji() -> ml_collections.ConfigDict:
   config.steps = 5000
   config.data.batch_size = 64
   config.optim.update(
-    dict(lr=5e-4, warmup_steps=200, final_lr_ratio=0.05, b2=0.99, weight_decay=0.01, ema_decay=0.999)
+    dict(
+      lr=5e-4, warmup_steps=200, final_lr_ratio=0.05, b2=0.99, weight_decay=0.01, ema_decay=0.999
+    )
   )
   return config
 
@@ -156,9 +153,7 @@ def adm_imagenet64() -> ml_collections.ConfigDict:
   config.data.image_transform = "decode|resize_small(64)|central_crop(64)|normalize"
   config.data.update(threads=32, prefetch=8)
   config.steps = 540_000
-  config.optim.update(
-    dict(lr=3e-4, schedule="constant", clip_norm=0.0, ema_decay=0.9999, rules=())
-  )
+  config.optim.update(dict(lr=3e-4, schedule="constant", clip_norm=0.0, ema_decay=0.9999, rules=()))
   config.evaluators.generation.update(
     dict(splits=("validation",), sampler=dict(num_steps=250, method="ancestral"))
   )

@@ -72,7 +72,13 @@ def smoke() -> ml_collections.ConfigDict:
     text_encoder=_text_encoder(1000, 12, 16, 1),
     text_length=12,
     unet=dict(
-      channels=2, width=8, multipliers=(1, 2), num_blocks=1, attention_at=(2,), transformer_depth=1, groups=4
+      channels=2,
+      width=8,
+      multipliers=(1, 2),
+      num_blocks=1,
+      attention_at=(2,),
+      transformer_depth=1,
+      groups=4,
     ),
     process=dict(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
   )
@@ -81,7 +87,13 @@ def smoke() -> ml_collections.ConfigDict:
   config.log_every = 1
   config.optim.lr = 1e-3
   config.evaluators.generation.update(
-    dict(splits=("combo",), prompts=2, samples=2, nearest_in="", sampler=dict(num_steps=2, guidance_scale=2.0))
+    dict(
+      splits=("combo",),
+      prompts=2,
+      samples=2,
+      nearest_in="",
+      sampler=dict(num_steps=2, guidance_scale=2.0),
+    )
   )
   config.evaluators.loss.splits = ("combo",)
   return config
@@ -116,7 +128,9 @@ def emoji() -> ml_collections.ConfigDict:
   config.steps = 3000
   config.data.batch_size = 64
   config.optim.update(
-    dict(lr=1e-3, warmup_steps=100, final_lr_ratio=0.05, b2=0.99, weight_decay=0.01, ema_decay=0.998)
+    dict(
+      lr=1e-3, warmup_steps=100, final_lr_ratio=0.05, b2=0.99, weight_decay=0.01, ema_decay=0.998
+    )
   )
   return config
 
@@ -168,7 +182,11 @@ def paper() -> ml_collections.ConfigDict:
       remat=True,
       dtype="bfloat16",
     ),
-    autoencoder={**part_from("configs/autoencoder.py:kl_f8"), "image_size": 512, "adversarial_weight": 0.0},
+    autoencoder={
+      **part_from("configs/autoencoder.py:kl_f8"),
+      "image_size": 512,
+      "adversarial_weight": 0.0,
+    },
     latent_scale=0.18215,
     text_encoder=dict(
       system="vlx.models.contrastive.clip.CLIPTextEncoder", text={**text, "dtype": "bfloat16"}
@@ -176,7 +194,9 @@ def paper() -> ml_collections.ConfigDict:
     empty_text=(CLIP_START, *(CLIP_END,) * 76),
     process=dict(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, ends_clean=False),
   )
-  config.init = (dict(source="hub:openai/clip-vit-large-patch14", take="text", put="text_encoder/text"),)
+  config.init = (
+    dict(source="hub:openai/clip-vit-large-patch14", take="text", put="text_encoder/text"),
+  )
   config.tokenizer = dict(
     vocabulary="bpe_simple_vocab_16e6.txt.gz", vocab_size=49_408, fields=("caption",)
   )
@@ -191,7 +211,12 @@ def paper() -> ml_collections.ConfigDict:
   config.steps = 225_000
   config.optim.update(
     dict(
-      lr=1e-4, warmup_steps=10_000, schedule="constant", weight_decay=0.01, clip_norm=0.0, ema_decay=0.9999
+      lr=1e-4,
+      warmup_steps=10_000,
+      schedule="constant",
+      weight_decay=0.01,
+      clip_norm=0.0,
+      ema_decay=0.9999,
     )
   )
   # Parts rest in half precision.

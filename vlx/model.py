@@ -63,9 +63,7 @@ def call(system, method: str, variables, *inputs, options: tuple[tuple[str, Any]
 @functools.cache
 def _compiled():
   options = xla.compiler_options(jax.default_backend(), xla.INFERENCE)
-  return jax.jit(
-    _call, static_argnames=("system", "method", "options"), compiler_options=options
-  )
+  return jax.jit(_call, static_argnames=("system", "method", "options"), compiler_options=options)
 
 
 def _call(system, method: str, variables, *inputs, options: tuple[tuple[str, Any], ...]):

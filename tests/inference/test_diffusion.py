@@ -28,7 +28,11 @@ def gaussian(x, level):
   return (MEAN + along @ AXES.T).reshape(x.shape).astype(x.dtype)
 
 
-CENTERS, SPREAD, SHARES = np.array([[-0.8, 0.0], [0.7, 0.5]], np.float32), 0.2, np.array([0.3, 0.7], np.float32)
+CENTERS, SPREAD, SHARES = (
+  np.array([[-0.8, 0.0], [0.7, 0.5]], np.float32),
+  0.2,
+  np.array([0.3, 0.7], np.float32),
+)
 
 
 def log_density(x, level, components=(0, 1)):
@@ -37,7 +41,9 @@ def log_density(x, level, components=(0, 1)):
   variance = (alpha * SPREAD) ** 2 + sigma**2
   flat = x.reshape(len(x), 2)
   each = [
-    np.log(SHARES[k]) - ((flat - alpha * CENTERS[k]) ** 2).sum(-1) / (2 * variance[:, 0]) - jnp.log(variance[:, 0])
+    np.log(SHARES[k])
+    - ((flat - alpha * CENTERS[k]) ** 2).sum(-1) / (2 * variance[:, 0])
+    - jnp.log(variance[:, 0])
     for k in components
   ]
   return jax.scipy.special.logsumexp(jnp.stack(each), axis=0)
@@ -75,7 +81,10 @@ WAYS = [
   (Process("linear", 250, 4e-4, 0.08), Sampler(250, "ancestral", variance=1.0)),
   (Process(timesteps=250, **COSINE_V), Sampler(250, "ancestral")),
   (Process(**COSINE_V), Sampler(60, "dpm_solver")),
-  (Process("scaled_linear", 1000, 0.00085, 0.012, zero_terminal_snr=True, prediction="v"), Sampler(200)),
+  (
+    Process("scaled_linear", 1000, 0.00085, 0.012, zero_terminal_snr=True, prediction="v"),
+    Sampler(200),
+  ),
   (Process(**COSINE_V), Sampler(200, "euler", spacing="leading", offset=1)),
 ]
 
@@ -137,7 +146,9 @@ def test_the_order_of_convergence(step_of, order):
 
 def test_euler_is_ddim_without_noise():
   process = Process("linear", 100, 1e-3, 0.2)
-  ddim, euler = (sampled(process, Sampler(20, method), gaussian, SEEDS[:50]) for method in ("ddim", "euler"))
+  ddim, euler = (
+    sampled(process, Sampler(20, method), gaussian, SEEDS[:50]) for method in ("ddim", "euler")
+  )
   np.testing.assert_allclose(ddim, euler, atol=1e-4)
 
 
@@ -168,7 +179,9 @@ def test_zero_terminal_snr_leaves_nothing_of_the_image():
 
 def test_published_schedules():
   assert Process().levels.alpha[-1] ** 2 == pytest.approx(4.04e-5, rel=2e-3)
-  assert Process("scaled_linear", 1000, 0.00085, 0.012).levels.alpha[-1] ** 2 == pytest.approx(0.00466, rel=1e-3)
+  assert Process("scaled_linear", 1000, 0.00085, 0.012).levels.alpha[-1] ** 2 == pytest.approx(
+    0.00466, rel=1e-3
+  )
   assert Process(schedule="cosine").betas.max() == 0.999
 
 
@@ -184,7 +197,10 @@ def test_the_bound_of_a_gaussian_is_its_entropy():
     x0 = now.alpha * deviation**2 / marginal * x
     beta = jnp.asarray(steps.beta, jnp.float32)[t][:, None, None, None]
     variance = beta * (after.alpha**2 * deviation**2 + after.sigma**2) / marginal
-    ln = [jnp.asarray(np.log(v), jnp.float32)[t][:, None, None, None] for v in (steps.beta, steps.beta_tilde)]
+    ln = [
+      jnp.asarray(np.log(v), jnp.float32)[t][:, None, None, None]
+      for v in (steps.beta, steps.beta_tilde)
+    ]
     v = (jnp.log(variance) - ln[1]) / (ln[0] - ln[1])
     return jnp.concatenate([diffusion.eps_of(x, x0, now), 2 * v * jnp.ones_like(x) - 1], axis=-1)
 
@@ -202,7 +218,9 @@ def test_a_pixel_of_256_values_has_the_probability_one():
   for mean, log_variance in ((0.1, -3.0), (-0.97, -9.0), (3.0, -2.0), (0.996, -12.0)):
     probabilities = jnp.exp(losses.pixel_log_likelihood(values, mean, jnp.asarray(log_variance)))
     assert probabilities.sum() == pytest.approx(1, abs=1e-4)
-  gradient = jax.grad(lambda m: losses.pixel_log_likelihood(values, m, jnp.asarray(-14.0)).sum())(0.9)
+  gradient = jax.grad(lambda m: losses.pixel_log_likelihood(values, m, jnp.asarray(-14.0)).sum())(
+    0.9
+  )
   assert np.isfinite(gradient)
 
 
@@ -228,7 +246,9 @@ def test_weights_make_every_prediction_the_same_loss(prediction):
 
 def test_the_hybrid_loss_moves_the_variance_alone():
   process = Process(learned_variance=True)
-  x0, output = (jax.random.normal(jax.random.key(i), (4, 2, 2, c)) * 0.3 for i, c in ((0, 3), (1, 6)))
+  x0, output = (
+    jax.random.normal(jax.random.key(i), (4, 2, 2, c)) * 0.3 for i, c in ((0, 3), (1, 6))
+  )
   t = jnp.array([0, 3, 500, 999])
   x = diffusion.add_noise(x0, jax.random.normal(jax.random.key(2), x0.shape), process.level(t))
   gradient = jax.grad(lambda out: losses.hybrid_term(process, out, x0, x, t).sum)(output)
@@ -245,7 +265,9 @@ def test_guidance_by_the_exact_classifier_gives_the_class():
     found = Prediction(x0, diffusion.eps_of(x, x0, level))
     return guidance.by_classifier(found, x, level, classifier, 1.0).eps
 
-  run = jax.jit(lambda seeds: samplers.sample(denoise, denoise, process, Sampler(200), seeds, SHAPE)[0])
+  run = jax.jit(
+    lambda seeds: samplers.sample(denoise, denoise, process, Sampler(200), seeds, SHAPE)[0]
+  )
   x = np.asarray(run(SEEDS[:1000])).reshape(-1, 2)
   np.testing.assert_allclose(x.mean(0), CENTERS[0], atol=4 * SPREAD / 1000**0.5 + 0.005)
   np.testing.assert_allclose(x.std(0), SPREAD, rtol=0.1)
@@ -254,7 +276,9 @@ def test_guidance_by_the_exact_classifier_gives_the_class():
 def test_classifier_free_guidance_is_linear_and_rescaling_keeps_the_deviation():
   given, without = (jax.random.normal(jax.random.key(i), (3, 4, 4, 2)) for i in (0, 1))
   np.testing.assert_allclose(guidance.guide(given, without, 1.0), given, atol=1e-6)
-  np.testing.assert_allclose(guidance.guide(given, without, 3.0), 3 * given - 2 * without, atol=1e-5)
+  np.testing.assert_allclose(
+    guidance.guide(given, without, 3.0), 3 * given - 2 * without, atol=1e-5
+  )
   rescaled = guidance.guide(given, without, 3.0, 1.0)
   np.testing.assert_allclose(rescaled.std((1, 2, 3)), given.std((1, 2, 3)), rtol=1e-5)
 
@@ -298,7 +322,9 @@ def test_strength_and_mask_keep_the_given_image():
   denoise = network(process, gaussian)
   start = jnp.asarray(np.random.default_rng(0).normal(0, 0.5, (8, 1, 2, 2)), jnp.float32)
   flat = lambda x, t: denoise(x.reshape(-1, *SHAPE), jnp.repeat(t, 2)).reshape(x.shape)
-  run = lambda sampler, **given: samplers.sample(flat, flat, process, sampler, SEEDS[:8], (1, 2, 2), **given)[0]
+  run = lambda sampler, **given: samplers.sample(
+    flat, flat, process, sampler, SEEDS[:8], (1, 2, 2), **given
+  )[0]
   np.testing.assert_array_equal(run(Sampler(10, strength=0.0), start=start), start)
   near, far = (np.abs(run(Sampler(20, strength=s), start=start) - start).mean() for s in (0.1, 0.9))
   assert 0 < near < far / 2

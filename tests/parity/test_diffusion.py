@@ -7,16 +7,9 @@ import pytest
 
 import vlx
 from tests import contract
-from tests.parity.recorded import (
-  PARITY,
-  Recorded,
-  as_tree,
-  assert_parity,
-  assert_returned,
-  named_shapes,
-)
+from tests.parity.recorded import PARITY, Recorded, as_tree, assert_parity, assert_returned
 from vlx.inference import diffusion, guidance, samplers
-from vlx.inference.diffusion import Level, Process
+from vlx.inference.diffusion import Level
 from vlx.inference.samplers import Sampler
 from vlx.models.generation.autoencoder import KLAutoencoder
 from vlx.models.layers.unet import UNet
@@ -24,17 +17,34 @@ from vlx.pretrained import diffusers, tables, unet
 
 GROUPS = dict(groups=8)
 ADM = dict(
-  channels=6, width=32, multipliers=(1, 1), num_blocks=1, attention_at=(2,), head_dim=16, scale_shift=True,
-  residual_resampling=True, num_classes=5, **GROUPS,
+  channels=6,
+  width=32,
+  multipliers=(1, 1),
+  num_blocks=1,
+  attention_at=(2,),
+  head_dim=16,
+  scale_shift=True,
+  residual_resampling=True,
+  num_classes=5,
+  **GROUPS,
 )
 ORIGINAL_SD = dict(
-  channels=4, width=32, multipliers=(1, 1), num_blocks=2, attention_at=(1,), num_heads=8, transformer_depth=1, **GROUPS
+  channels=4,
+  width=32,
+  multipliers=(1, 1),
+  num_blocks=2,
+  attention_at=(1,),
+  num_heads=8,
+  transformer_depth=1,
+  **GROUPS,
 )
 
 
 def loaded(recorded, network, rows, x, t, **given):
   wanted = jax.eval_shape(lambda rng: network.init(rng, x, t, **given), jax.random.key(0))
-  found = tables.read(rows, wanted, recorded.shapes, recorded.weights.__getitem__, aliases=unet.DIFFUSERS_ALIASES)
+  found = tables.read(
+    rows, wanted, recorded.shapes, recorded.weights.__getitem__, aliases=unet.DIFFUSERS_ALIASES
+  )
   return as_tree(found, wanted)
 
 
@@ -78,7 +88,9 @@ def test_unets_of_the_authors_code(case):
 def test_autoencoders(case):
   if case == "original":
     recorded = Recorded("autoencoder_original", "kl")
-    system = KLAutoencoder(image_size=16, latent_channels=4, width=32, multipliers=(1, 2), num_blocks=1, **GROUPS)
+    system = KLAutoencoder(
+      image_size=16, latent_channels=4, width=32, multipliers=(1, 2), num_blocks=1, **GROUPS
+    )
   else:
     recorded = Recorded("autoencoder", case)
     name = "VQModel" if case == "vq" else "AutoencoderKL"
@@ -89,7 +101,8 @@ def test_autoencoders(case):
   variables = as_tree(found, wanted)
   for image in recorded.inputs:
     there = {
-      name.removeprefix(f"{image}_"): x for name, x in recorded.outputs.items()
+      name.removeprefix(f"{image}_"): x
+      for name, x in recorded.outputs.items()
       if case == "original" or name.startswith(image)
     }
     x = jnp.asarray(recorded.inputs[image])
@@ -119,8 +132,22 @@ def mixture(means, std):
 
 
 TRAJECTORIES = (
-  "ddpm_small", "ddpm_large", "ddpm_small_free", "ddpm_large_free", "ddpm_learned", "ddpm_unet", "ddim", "ddim_noise",
-  "ddim_zero_snr", "ddim_zero_snr_noise", "ddim_unet", "dpm", "dpm_leading", "dpm_v", "euler", "euler_leading",
+  "ddpm_small",
+  "ddpm_large",
+  "ddpm_small_free",
+  "ddpm_large_free",
+  "ddpm_learned",
+  "ddpm_unet",
+  "ddim",
+  "ddim_noise",
+  "ddim_zero_snr",
+  "ddim_zero_snr_noise",
+  "ddim_unet",
+  "dpm",
+  "dpm_leading",
+  "dpm_v",
+  "euler",
+  "euler_leading",
 )
 
 
@@ -132,7 +159,7 @@ def test_trajectories_of_diffusers(case, monkeypatch):
   sampler = Sampler(20, eta=float(inputs.get("eta", 0.0)), **diffusers.sampler(config))
   plan = samplers.plan(process, sampler)
   np.testing.assert_allclose(plan.t, expected["timesteps"], atol=1e-3)
-  np.testing.assert_allclose(plan.step.now.alpha ** 2, expected["signals"], rtol=2e-4, atol=1e-7)
+  np.testing.assert_allclose(plan.step.now.alpha**2, expected["signals"], rtol=2e-4, atol=1e-7)
 
   x0_of = mixture(inputs["means"], inputs["std"])
   ratio = process.levels.sigma[::-1] / np.maximum(process.levels.alpha[::-1], samplers.LEAST_ALPHA)
@@ -141,7 +168,9 @@ def test_trajectories_of_diffusers(case, monkeypatch):
     # Where Euler asks between two steps.
     between = jnp.interp(t, jnp.arange(process.timesteps), jnp.asarray(ratio[::-1], jnp.float32))
     alpha = 1 / jnp.sqrt(1 + between**2)
-    level = process.level(t.astype(jnp.int32)) if "euler" not in case else Level(alpha, between * alpha)
+    level = (
+      process.level(t.astype(jnp.int32)) if "euler" not in case else Level(alpha, between * alpha)
+    )
     x0 = x0_of(x, level)
     answer = diffusion.target(process.prediction, x0, diffusion.eps_of(x, x0, level), level)
     if case.endswith("_unet"):
@@ -156,8 +185,12 @@ def test_trajectories_of_diffusers(case, monkeypatch):
   if case == "euler":  # which starts with the noise of its first level alone
     x = x * plan.step.now.sigma[0]
   drawn = jnp.concatenate([x[None], inputs.get("noise", np.zeros((0, *x.shape), np.float32))])
-  monkeypatch.setattr(samplers, "noise", lambda seeds, index, shape: drawn[jnp.minimum(index, len(drawn) - 1)])
-  run = lambda: samplers.sample(denoise, denoise, process, sampler, jnp.arange(2), x.shape[1:], film=True)
+  monkeypatch.setattr(
+    samplers, "noise", lambda seeds, index, shape: drawn[jnp.minimum(index, len(drawn) - 1)]
+  )
+  run = lambda: samplers.sample(
+    denoise, denoise, process, sampler, jnp.arange(2), x.shape[1:], film=True
+  )
   found, film = jax.jit(run)()
   assert_trajectory(found, expected["samples"][-1])
   scale = np.ones(20) if "euler" not in case else plan.step.now.alpha
@@ -177,15 +210,21 @@ def test_tables_of_diffusers():
   recorded = Recorded("schedulers", "tables")
   for name, config in recorded.config.items():
     process = diffusers.process({**config, "prediction_type": "v_prediction"})
-    np.testing.assert_allclose(process.betas, recorded.outputs[f"{name}/betas"], rtol=1e-4, atol=3e-7)
-    np.testing.assert_allclose(process.levels.alpha ** 2, recorded.outputs[f"{name}/alphas_cumprod"], atol=1e-5)
+    np.testing.assert_allclose(
+      process.betas, recorded.outputs[f"{name}/betas"], rtol=1e-4, atol=3e-7
+    )
+    np.testing.assert_allclose(
+      process.levels.alpha**2, recorded.outputs[f"{name}/alphas_cumprod"], atol=1e-5
+    )
   process = diffusers.process(recorded.config["scaled_linear"])
   for key, expected in recorded.outputs.items():
     if key.count("/") == 3:
       kind, spacing, offset, steps = key.split("/")
       method = diffusers.sampler({"_class_name": kind})["method"]
       sampler = Sampler(int(steps), method, spacing=spacing, offset=int(offset))
-      np.testing.assert_allclose(samplers.plan(process, sampler).t, expected, atol=1e-3, err_msg=key)
+      np.testing.assert_allclose(
+        samplers.plan(process, sampler).t, expected, atol=1e-3, err_msg=key
+      )
 
 
 def test_a_stable_diffusion_is_read_and_gives_its_images(monkeypatch):
@@ -200,7 +239,10 @@ def test_a_stable_diffusion_is_read_and_gives_its_images(monkeypatch):
   drawn = jnp.asarray(recorded.inputs["latents"])
   monkeypatch.setattr(samplers, "noise", lambda *_: drawn)
   sampler = Sampler(
-    recorded.config["num_steps"], spacing="leading", offset=1, guidance_scale=recorded.config["guidance_scale"]
+    recorded.config["num_steps"],
+    spacing="leading",
+    offset=1,
+    guidance_scale=recorded.config["guidance_scale"],
   )
   sample = jax.jit(lambda v: model.system.sample_images(v, inputs, jnp.arange(2), sampler))
   found = (sample(model.variables) + 1) / 2

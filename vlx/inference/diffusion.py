@@ -112,7 +112,9 @@ class Process:
       if value not in known:
         raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}")
     if not 0 < self.beta_start <= self.beta_end < 1:
-      raise ValueError(f"beta_start {self.beta_start} and beta_end {self.beta_end} do not rise in (0, 1)")
+      raise ValueError(
+        f"beta_start {self.beta_start} and beta_end {self.beta_end} do not rise in (0, 1)"
+      )
     if self.timesteps < 2:
       raise ValueError(f"timesteps must be at least 2, not {self.timesteps}")
     if self.zero_terminal_snr and self.prediction == "eps":
@@ -231,7 +233,9 @@ def log_variance(step: Step, v: Images | float) -> Images:
   return v * ln(large) + (1 - v) * ln(small)
 
 
-def spaced(process: Process, count: int, spacing: str, offset: int = 0, ends_between: bool = False) -> np.ndarray:
+def spaced(
+  process: Process, count: int, spacing: str, offset: int = 0, ends_between: bool = False
+) -> np.ndarray:
   """The steps that a sampler of `count` steps visits, from noise to image, f64; as in diffusers.
 
   Args:

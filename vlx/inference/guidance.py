@@ -34,7 +34,12 @@ def guide(given: Images, without: Images, scale: float, rescale: float = 0.0) ->
 
 
 def classifier_free(
-  network: Network, process: Process, condition: Any, nothing: Any, scale: float, rescale: float = 0.0
+  network: Network,
+  process: Process,
+  condition: Any,
+  nothing: Any,
+  scale: float,
+  rescale: float = 0.0,
 ) -> Callable[[Images, jax.Array], Images]:
   """(x, t) → guided output, both passes as one batch. Of a learned variance it is that under the condition."""
   both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), condition, nothing)
@@ -51,7 +56,11 @@ def classifier_free(
 
 
 def by_classifier(
-  found: Prediction, x: Images, level: Level, log_probability: Callable[[Images], jax.Array], scale: float
+  found: Prediction,
+  x: Images,
+  level: Level,
+  log_probability: Callable[[Images], jax.Array],
+  scale: float,
 ) -> Prediction:
   """ε − s σ ∇ ln p(y | x_t) (Dhariwal & Nichol, algorithm 2).
 
@@ -68,7 +77,9 @@ def by_classifier(
   return found._replace(eps=eps, x0=(x - sigma * eps) / alpha)
 
 
-def threshold(found: Prediction, x: Images, level: Level, kind: str, percentile: float) -> Prediction:
+def threshold(
+  found: Prediction, x: Images, level: Level, kind: str, percentile: float
+) -> Prediction:
   """Keeps x₀ where images are, in [-1, 1], and the noise with it.
 
   Args:

@@ -91,15 +91,22 @@ def plan(process: Process, sampler: Sampler) -> Plan:
     UserError: of `diffusion.spaced`.
   """
   solver = sampler.method == "dpm_solver"
-  t = diffusion.spaced(process, sampler.num_steps, sampler.spacing, sampler.offset, ends_between=solver)
-  if sampler.method == "euler" and sampler.spacing == "linspace":  # between steps too, as in diffusers
+  t = diffusion.spaced(
+    process, sampler.num_steps, sampler.spacing, sampler.offset, ends_between=solver
+  )
+  if (
+    sampler.method == "euler" and sampler.spacing == "linspace"
+  ):  # between steps too, as in diffusers
     t = np.linspace(process.timesteps - 1, 0, len(t))
   t = t[len(t) - int(len(t) * sampler.strength) :]
   alpha, sigma = process.levels_at(t)
   if sampler.method in ("dpm_solver", "euler"):
     alpha = np.maximum(alpha, LEAST_ALPHA)
   end = (1.0, 0.0) if process.ends_clean else (process.levels.alpha[0], process.levels.sigma[0])
-  now, after = Level(alpha, sigma), Level(*(np.append(x[1:], e) for x, e in zip((alpha, sigma), end)))
+  now, after = (
+    Level(alpha, sigma),
+    Level(*(np.append(x[1:], e) for x, e in zip((alpha, sigma), end))),
+  )
   beta = 1 - (alpha / after.alpha) ** 2
   return Plan(t.astype(np.float32), Step(now, after, beta, beta * (after.sigma / sigma) ** 2))
 
@@ -108,10 +115,16 @@ def ddim_step(x: Images, found: Prediction, step: Step, eta: float, noise: Image
   """√ᾱ_s x₀ + √(1 − ᾱ_s − σ²) ε + σ z, σ = η √β̃ (eq. 12 and 16)."""
   alpha, sigma = step.after.like(x)
   variance = eta**2 * step.beta_tilde
-  return alpha * found.x0 + jnp.sqrt((sigma**2 - variance).clip(0)) * found.eps + jnp.sqrt(variance) * noise
+  return (
+    alpha * found.x0
+    + jnp.sqrt((sigma**2 - variance).clip(0)) * found.eps
+    + jnp.sqrt(variance) * noise
+  )
 
 
-def ancestral_step(x: Images, found: Prediction, step: Step, variance: float, noise: Images) -> Images:
+def ancestral_step(
+  x: Images, found: Prediction, step: Step, variance: float, noise: Images
+) -> Images:
   """A draw of p(x_s | x_t) (DDPM, algorithm 2); none at the end."""
   v = variance if found.variance is None else found.variance
   deviation = jnp.exp(0.5 * diffusion.log_variance(step, v))
@@ -150,7 +163,9 @@ def dpm_solver_step(
 
 def noise(seeds: Int[Array, " batch"], index: int | jax.Array, shape: tuple[int, ...]) -> Images:
   """Noise `index` of each row, of this shape each."""
-  return jax.vmap(lambda seed: jax.random.normal(jax.random.fold_in(jax.random.key(seed), index), shape))(seeds)
+  return jax.vmap(
+    lambda seed: jax.random.normal(jax.random.fold_in(jax.random.key(seed), index), shape)
+  )(seeds)
 
 
 def sample(
@@ -187,7 +202,11 @@ def sample(
   drawn = noise(seeds, 0, shape)
   if not len(t):
     return start, None
-  x = drawn if sampler.strength == 1 else diffusion.add_noise(start, drawn, jax.tree.map(lambda v: v[0], steps.now))
+  x = (
+    drawn
+    if sampler.strength == 1
+    else diffusion.add_noise(start, drawn, jax.tree.map(lambda v: v[0], steps.now))
+  )
   low, high = (bound * process.timesteps for bound in sampler.guidance_interval)
   guides = (low <= t) & (t <= high) if sampler.guidance_scale != 1 else np.zeros(len(t), bool)
   last = Level(*(np.append(v[:1], v[:-1]) for v in steps.now))
@@ -220,7 +239,14 @@ def sample(
     return (x, found.x0), found.x0 if film else None
 
   f32 = lambda tree: jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), tree)
-  xs = (jnp.asarray(index), jnp.asarray(t), f32(steps), f32(last), jnp.asarray(first), jnp.asarray(guides))
+  xs = (
+    jnp.asarray(index),
+    jnp.asarray(t),
+    f32(steps),
+    f32(last),
+    jnp.asarray(first),
+    jnp.asarray(guides),
+  )
   (x, _), shown = jax.lax.scan(one, (x, jnp.zeros_like(x)), xs)
   return x, shown
 

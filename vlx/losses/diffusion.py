@@ -44,7 +44,12 @@ def weights(process: Process, kind: str, gamma: float = 5.0) -> np.ndarray:
 
 
 def squared_error(
-  process: Process, output: Images, x0: Images, eps: Images, t: Int[Array, " batch"], weights: np.ndarray
+  process: Process,
+  output: Images,
+  x0: Images,
+  eps: Images,
+  t: Int[Array, " batch"],
+  weights: np.ndarray,
 ) -> Term:
   """The weighted mean square of each row; of learned variances the part that says the mean."""
   if process.learned_variance:
@@ -55,7 +60,12 @@ def squared_error(
 
 
 def hybrid_term(
-  process: Process, output: Images, x0: Images, x: Images, t: Int[Array, " batch"], weight: float = 0.001
+  process: Process,
+  output: Images,
+  x0: Images,
+  x: Images,
+  t: Int[Array, " batch"],
+  weight: float = 0.001,
 ) -> Term:
   """T times the bound's part at t, in bits for each number, as a loss of the variance alone (Improved DDPM, eq. 16)."""
   mean, variance = jnp.split(output.astype(jnp.float32), 2, axis=-1)
@@ -89,7 +99,12 @@ def pixel_log_likelihood(x: Images, mean: Images, log_variance: jax.Array) -> Im
 
 
 def step_bits(
-  process: Process, found: Prediction, x0: Images, x: Images, t: Int[Array, " batch"], fixed_v: float = 0.0
+  process: Process,
+  found: Prediction,
+  x0: Images,
+  x: Images,
+  t: Int[Array, " batch"],
+  fixed_v: float = 0.0,
 ) -> Rows:
   """L_{t}, of t = 0 L_0 too, in bits for each number (DDPM, eq. 5).
 
@@ -120,7 +135,11 @@ def prior_bits(process: Process, x0: Images) -> Rows:
 
 
 def bound_bits(
-  denoise: Callable[[Images, jax.Array], Images], process: Process, x0: Images, rng: jax.Array, fixed_v: float = 0.0
+  denoise: Callable[[Images, jax.Array], Images],
+  process: Process,
+  x0: Images,
+  rng: jax.Array,
+  fixed_v: float = 0.0,
 ) -> Rows:
   """The negative variational bound of each image, in bits for each number: all T steps, one noise for each.
 

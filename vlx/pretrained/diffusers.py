@@ -1,5 +1,4 @@
-"""diffusers' `config.json`s: UNets, autoencoders, schedulers, and the pipelines that a `model_index.json` makes of them.
-"""
+"""What diffusers' configs say: UNets, autoencoders, schedulers, and the pipelines that a `model_index.json` makes of them."""
 
 import contextlib
 import dataclasses
@@ -34,16 +33,22 @@ def _levels(config: Mapping) -> tuple[int, tuple[int, ...]]:
   """(width, multipliers)."""
   widths = config.get("block_out_channels")
   if not isinstance(widths, list) or not 1 <= len(widths) <= fields.MAX_STAGES:
-    raise UserError(f"config.json: block_out_channels is {fields.shown(widths)}, not a list of widths")
+    raise UserError(
+      f"config.json: block_out_channels is {fields.shown(widths)}, not a list of widths"
+    )
   widths = [fields.checked_int("block_out_channels", w) for w in widths]
   if any(w % widths[0] for w in widths):
-    raise UserError(f"config.json: block_out_channels are {widths}; vlx takes multiples of the first")
+    raise UserError(
+      f"config.json: block_out_channels are {widths}; vlx takes multiples of the first"
+    )
   return widths[0], tuple(w // widths[0] for w in widths)
 
 
 def _kinds(config: Mapping, name: str, known: Mapping[str, Any], count: int) -> list:
   kinds = config.get(name)
-  if not isinstance(kinds, list) or len(kinds) != count or not all(isinstance(k, str) for k in kinds):
+  if (
+    not isinstance(kinds, list) or len(kinds) != count or not all(isinstance(k, str) for k in kinds)
+  ):
     raise UserError(f"config.json: {name} is {fields.shown(kinds)}, not a list of {count} blocks")
   for kind in kinds:
     if kind not in known:
@@ -51,7 +56,9 @@ def _kinds(config: Mapping, name: str, known: Mapping[str, Any], count: int) -> 
   return [known[kind] for kind in kinds]
 
 
-def _attention_at(config: Mapping, multipliers: tuple[int, ...], down: Mapping, up: Mapping) -> tuple[int, ...]:
+def _attention_at(
+  config: Mapping, multipliers: tuple[int, ...], down: Mapping, up: Mapping
+) -> tuple[int, ...]:
   """Factors of size at which blocks on both ways have attention."""
   downs = _kinds(config, "down_block_types", down, len(multipliers))
   ups = _kinds(config, "up_block_types", up, len(multipliers))
@@ -76,12 +83,26 @@ def unet_2d(config: Mapping) -> UNet:
     fields.must_be(config, name, wanted)
   resampling = fields.one_of(config, "downsample_type", {"conv": False, "resnet": True}, "conv")
   fields.must_be(config, "upsample_type", "resnet" if resampling else "conv")
-  kinds = {k: attends for k, (attends, residual) in _DOWN.items() if residual in (resampling, None) and "Cross" not in k}
-  ups = {k: attends for k, (attends, residual) in _UP.items() if residual in (resampling, None) and "Cross" not in k}
+  kinds = {
+    k: attends
+    for k, (attends, residual) in _DOWN.items()
+    if residual in (resampling, None) and "Cross" not in k
+  }
+  ups = {
+    k: attends
+    for k, (attends, residual) in _UP.items()
+    if residual in (resampling, None) and "Cross" not in k
+  }
   groups = fields.positive_int(config, "norm_num_groups", 32)
-  scale_shift = fields.one_of(config, "resnet_time_scale_shift", {"default": False, "scale_shift": True}, "default")
+  scale_shift = fields.one_of(
+    config, "resnet_time_scale_shift", {"default": False, "scale_shift": True}, "default"
+  )
   fields.must_be(config, "attn_norm_num_groups", groups if scale_shift else None)
-  head_dim = 0 if config.get("attention_head_dim", 8) is None else fields.positive_int(config, "attention_head_dim", 8)
+  head_dim = (
+    0
+    if config.get("attention_head_dim", 8) is None
+    else fields.positive_int(config, "attention_head_dim", 8)
+  )
   network = UNet(
     channels=fields.positive_int(config, "out_channels", 3),
     width=width,
@@ -94,7 +115,9 @@ def unet_2d(config: Mapping) -> UNet:
     symmetric_padding=fields.one_of_numbers(config, "downsample_padding", {0: False, 1: True}, 1),
     cos_first=fields.flag(config, "flip_sin_to_cos", True),
     frequency_shift=fields.one_of_numbers(config, "freq_shift", {0: 0, 1: 1}, 0),
-    num_classes=0 if config.get("num_class_embeds") is None else fields.positive_int(config, "num_class_embeds"),
+    num_classes=0
+    if config.get("num_class_embeds") is None
+    else fields.positive_int(config, "num_class_embeds"),
     groups=groups,
     epsilon=fields.epsilon(config, "norm_eps", 1e-5),
   )
@@ -137,10 +160,14 @@ def unet_2d_condition(config: Mapping) -> UNet:
   heads = heads if isinstance(heads, list) else [heads] * len(multipliers)
   heads = [fields.checked_int("attention_head_dim", n) for n in heads]
   if len(heads) != len(multipliers):
-    raise UserError(f"config.json: attention_head_dim has {len(heads)} numbers for {len(multipliers)} levels")
+    raise UserError(
+      f"config.json: attention_head_dim has {len(heads)} numbers for {len(multipliers)} levels"
+    )
   of_head = [width * m // n for m, n in zip(multipliers, heads)]
   if len(set(heads)) > 1 and len(set(of_head)) > 1:
-    raise UserError("config.json: attention_head_dim: vlx takes as many heads everywhere, or heads of one width")
+    raise UserError(
+      "config.json: attention_head_dim: vlx takes as many heads everywhere, or heads of one width"
+    )
   depth = config.get("transformer_layers_per_block", 1)
   groups = fields.positive_int(config, "norm_num_groups", 32)
   select = lambda kinds: {k: a for k, (a, residual) in kinds.items() if residual is False}
@@ -177,7 +204,13 @@ def autoencoder(config: Mapping) -> KLAutoencoder | VQAutoencoder:
   fields.must_be(config, "act_fn", "silu")
   fields.must_be(config, "mid_block_add_attention", True)
   for name, wanted in (
-    dict(use_quant_conv=True, use_post_quant_conv=True, shift_factor=None, latents_mean=None, latents_std=None)
+    dict(
+      use_quant_conv=True,
+      use_post_quant_conv=True,
+      shift_factor=None,
+      latents_mean=None,
+      latents_std=None,
+    )
     if kl
     else dict(norm_type="group", lookup_from_codebook=False)
   ).items():
@@ -199,7 +232,9 @@ def autoencoder(config: Mapping) -> KLAutoencoder | VQAutoencoder:
   fields.divides("sample_size", shared["image_size"], "the factor of size", factor)
   if kl:
     return KLAutoencoder(latent_channels=channels, **shared)
-  code_dim = channels if config.get("vq_embed_dim") is None else fields.positive_int(config, "vq_embed_dim")
+  code_dim = (
+    channels if config.get("vq_embed_dim") is None else fields.positive_int(config, "vq_embed_dim")
+  )
   return VQAutoencoder(
     latent_channels=code_dim,
     inner_channels=channels,
@@ -240,7 +275,9 @@ def sampler(config: Mapping) -> dict[str, Any]:
   default = "linspace" if method in ("dpm_solver", "euler") else "leading"
   offset = config.get("steps_offset", 0)
   if type(offset) is not int or not 0 <= offset < 1000:
-    raise UserError(f"config.json: steps_offset is {fields.shown(offset)}, not a small whole number")
+    raise UserError(
+      f"config.json: steps_offset is {fields.shown(offset)}, not a small whole number"
+    )
   clips = method in ("ancestral", "ddim") and fields.flag(config, "clip_sample", True)
   return dict(
     method=method,
@@ -293,7 +330,9 @@ def of_part(config: Mapping) -> CheckpointMap:
       system = autoencoder(config)
       return CheckpointMap(system, unet.autoencoder_rows(system), unet.DIFFUSERS_ALIASES)
     case "UNet2DConditionModel":
-      raise UserError("this is the UNet of a pipeline: name the pipeline's folder, which has a model_index.json")
+      raise UserError(
+        "this is the UNet of a pipeline: name the pipeline's folder, which has a model_index.json"
+      )
     case other:
       raise UserError(f"config.json: _class_name is {fields.shown(other)}, which vlx does not know")
 
@@ -353,8 +392,14 @@ def _ddpm(config: Mapping, scheduler: Mapping, public: str) -> CheckpointMap:
   return CheckpointMap(system, unet.diffusers_rows(network, public=public), unet.DIFFUSERS_ALIASES)
 
 
-def _stable_diffusion(configs: Mapping[str, Mapping], scheduler: Mapping, empty: tuple[int, ...]) -> CheckpointMap:
-  network, vae, text = unet_2d_condition(configs["unet"]), autoencoder(configs["vae"]), clip.text_encoder(configs["text_encoder"])
+def _stable_diffusion(
+  configs: Mapping[str, Mapping], scheduler: Mapping, empty: tuple[int, ...]
+) -> CheckpointMap:
+  network, vae, text = (
+    unet_2d_condition(configs["unet"]),
+    autoencoder(configs["vae"]),
+    clip.text_encoder(configs["text_encoder"]),
+  )
   side = fields.positive_int(configs["unet"], "sample_size", 64, most=fields.MAX_SIDE)
   fields.must_be(configs["unet"], "cross_attention_dim", text.text.width)
   fields.must_be(configs["unet"], "in_channels", vae.latent_channels)
@@ -374,7 +419,9 @@ def _stable_diffusion(configs: Mapping[str, Mapping], scheduler: Mapping, empty:
   rows = [
     *unet.diffusers_rows(network, linear=linear, public="unet."),
     *unet.autoencoder_rows(vae, ours="autoencoder/", public="vae."),
-    *clip.text_rows(text.text.num_heads, ours="text_encoder/text", public="text_encoder.text_model"),
+    *clip.text_rows(
+      text.text.num_heads, ours="text_encoder/text", public="text_encoder.text_model"
+    ),
   ]
   return CheckpointMap(system, rows, (*unet.DIFFUSERS_ALIASES, _TEXT_ALIAS))
 

@@ -1,4 +1,4 @@
-"""Folders that diffusers opens: the networks of a system, their `config.json`s, a pipeline's index."""
+"""Folders that diffusers opens: the networks of a system, their configs, a pipeline's index."""
 
 from typing import Any, NamedTuple
 
@@ -50,7 +50,9 @@ def folder(system: Any, variables: Variables) -> Folder:
       if system.process.learned_variance:
         how["variance_type"] = "learned_range"
       index = _index("DDPMPipeline", unet="UNet2DModel", scheduler="DDPMScheduler")
-      return Folder({"unet": network}, {"model_index.json": index, "scheduler/scheduler_config.json": how})
+      return Folder(
+        {"unet": network}, {"model_index.json": index, "scheduler/scheduler_config.json": how}
+      )
     case LatentDiffusion(text_encoder=CLIPTextEncoder(), autoencoder=KLAutoencoder()):
       return _stable_diffusion(system, variables)
   raise UserError(f"diffusers has no pipeline for this {type(system).__name__}")
@@ -59,7 +61,9 @@ def folder(system: Any, variables: Variables) -> Folder:
 def _stable_diffusion(system: LatentDiffusion, variables: Variables) -> Folder:
   text, vae, what = system.text_encoder.text, system.autoencoder, "a Stable Diffusion"
   if not system.empty_text:
-    raise UserError(f"{what} needs an empty_text, and attends to all tokens; this model masks padding")
+    raise UserError(
+      f"{what} needs an empty_text, and attends to all tokens; this model masks padding"
+    )
   fields.exportable(what, text, causal=True, token_norm=0.0)
   scale = system.latent_scale or float(variables["state"]["latents"]["scale"])
   how = {
@@ -70,15 +74,26 @@ def _stable_diffusion(system: LatentDiffusion, variables: Variables) -> Folder:
     "steps_offset": 1,
   }
   index = _index(
-    "StableDiffusionPipeline", unet="UNet2DConditionModel", vae="AutoencoderKL", scheduler="DDIMScheduler"
+    "StableDiffusionPipeline",
+    unet="UNet2DConditionModel",
+    vae="AutoencoderKL",
+    scheduler="DDIMScheduler",
   )
-  index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
-  index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+  index |= {
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+  }
+  index |= {
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+  }
   networks = {
     "unet": Network(_unet_2d_condition(system), unet.diffusers_rows(system.unet)),
     "vae": Network(_autoencoder(vae, scale), unet.autoencoder_rows(vae, ours="autoencoder/")),
     "text_encoder": Network(
-      clip.text_config(text, system.empty_text), clip.text_rows(text.num_heads, ours="text_encoder/text")
+      clip.text_config(text, system.empty_text),
+      clip.text_rows(text.num_heads, ours="text_encoder/text"),
     ),
   }
   return Folder(networks, {"model_index.json": index, "scheduler/scheduler_config.json": how})
@@ -119,7 +134,9 @@ def _unet(network: UNet, sample_size: int) -> dict[str, Any]:
   )
 
 
-def _mirrored(network: Any, plain: str, attends: str, plain_up: str, attends_up: str) -> dict[str, list[str]]:
+def _mirrored(
+  network: Any, plain: str, attends: str, plain_up: str, attends_up: str
+) -> dict[str, list[str]]:
   at = [2**i in network.attention_at for i in range(len(network.multipliers))]
   return dict(
     down_block_types=[attends if a else plain for a in at],
@@ -137,7 +154,13 @@ def _unet_2d(system: DDPM) -> dict[str, Any]:
     _class_name="UNet2DModel",
     **_unet(network, system.image_size),
     in_channels=3,
-    **_mirrored(network, resampling.format("Down"), "AttnDownBlock2D", resampling.format("Up"), "AttnUpBlock2D"),
+    **_mirrored(
+      network,
+      resampling.format("Down"),
+      "AttnDownBlock2D",
+      resampling.format("Up"),
+      "AttnUpBlock2D",
+    ),
     downsample_type=kind,
     upsample_type=kind,
     attention_head_dim=network.head_dim or None,
@@ -149,7 +172,9 @@ def _unet_2d(system: DDPM) -> dict[str, Any]:
 
 def _unet_2d_condition(system: LatentDiffusion) -> dict[str, Any]:
   network, text = system.unet, system.text_encoder.text
-  fields.exportable("a Stable Diffusion", network, scale_shift=False, residual_resampling=False, num_classes=0)
+  fields.exportable(
+    "a Stable Diffusion", network, scale_shift=False, residual_resampling=False, num_classes=0
+  )
   side = system.image_size // system.autoencoder.factor
   blocks = ("DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D")
   widths = [network.width * m for m in network.multipliers]
@@ -160,7 +185,9 @@ def _unet_2d_condition(system: LatentDiffusion) -> dict[str, Any]:
     **_mirrored(network, *blocks),
     cross_attention_dim=text.width,
     transformer_layers_per_block=network.transformer_depth,
-    attention_head_dim=[w // network.head_dim for w in widths] if network.head_dim else network.num_heads,
+    attention_head_dim=[w // network.head_dim for w in widths]
+    if network.head_dim
+    else network.num_heads,
     use_linear_projection=False,
   )
 
@@ -169,10 +196,17 @@ def _autoencoder(system: KLAutoencoder | VQAutoencoder, scale: float) -> dict[st
   inner = system.inner_channels or system.latent_channels
   own = dict(_class_name="AutoencoderKL")
   if isinstance(system, VQAutoencoder):
-    own = dict(_class_name="VQModel", num_vq_embeddings=system.num_codes, vq_embed_dim=system.latent_channels)
+    own = dict(
+      _class_name="VQModel", num_vq_embeddings=system.num_codes, vq_embed_dim=system.latent_channels
+    )
   elif inner != system.latent_channels:
     raise UserError("diffusers' AutoencoderKL has as many inner_channels as latent_channels")
-  blocks = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D", "UpDecoderBlock2D", "AttnUpDecoderBlock2D")
+  blocks = (
+    "DownEncoderBlock2D",
+    "AttnDownEncoderBlock2D",
+    "UpDecoderBlock2D",
+    "AttnUpDecoderBlock2D",
+  )
   return dict(
     **own,
     _diffusers_version=VERSION,

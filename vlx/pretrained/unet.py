@@ -55,44 +55,74 @@ def _modules(unet: UNet) -> Iterator[_Module]:
   for i, width in enumerate(widths):
     for j in range(unet.num_blocks):
       yield _Module(
-        f"down{i}_block{j}", "block", (before, width), f"down_blocks.{i}.resnets.{j}", f"input_blocks.{at}.0"
+        f"down{i}_block{j}",
+        "block",
+        (before, width),
+        f"down_blocks.{i}.resnets.{j}",
+        f"input_blocks.{at}.0",
       )
       if 2**i in unet.attention_at:
         yield _Module(
-          f"down{i}_attention{j}", "attention", (width, width), f"down_blocks.{i}.attentions.{j}", f"input_blocks.{at}.1"
+          f"down{i}_attention{j}",
+          "attention",
+          (width, width),
+          f"down_blocks.{i}.attentions.{j}",
+          f"input_blocks.{at}.1",
         )
       kept.append(width)
       before, at = width, at + 1
     if i != last:
       yield _Module(
-        f"down{i}_resample", "resample", (width, width), f"down_blocks.{i}.downsamplers.0", f"input_blocks.{at}.0"
+        f"down{i}_resample",
+        "resample",
+        (width, width),
+        f"down_blocks.{i}.downsamplers.0",
+        f"input_blocks.{at}.0",
       )
       kept.append(width)
       at += 1
   for name, kind, theirs in (
-    ("block0", "block", "resnets.0"), ("attention", "attention", "attentions.0"), ("block1", "block", "resnets.1")
+    ("block0", "block", "resnets.0"),
+    ("attention", "attention", "attentions.0"),
+    ("block1", "block", "resnets.1"),
   ):
     index = ("block0", "attention", "block1").index(name)
-    yield _Module(f"middle_{name}", kind, (before, before), f"mid_block.{theirs}", f"middle_block.{index}")
+    yield _Module(
+      f"middle_{name}", kind, (before, before), f"mid_block.{theirs}", f"middle_block.{index}"
+    )
   at = 0
   for i, width in reversed(list(enumerate(widths))):
     for j in range(unet.num_blocks + 1):
       there = f"up_blocks.{last - i}"
       yield _Module(
-        f"up{i}_block{j}", "block", (before + kept.pop(), width), f"{there}.resnets.{j}", f"output_blocks.{at}.0"
+        f"up{i}_block{j}",
+        "block",
+        (before + kept.pop(), width),
+        f"{there}.resnets.{j}",
+        f"output_blocks.{at}.0",
       )
       if attends := 2**i in unet.attention_at:
         yield _Module(
-          f"up{i}_attention{j}", "attention", (width, width), f"{there}.attentions.{j}", f"output_blocks.{at}.1"
+          f"up{i}_attention{j}",
+          "attention",
+          (width, width),
+          f"{there}.attentions.{j}",
+          f"output_blocks.{at}.1",
         )
       if i and j == unet.num_blocks:
         yield _Module(
-          f"up{i}_resample", "resample", (width, width), f"{there}.upsamplers.0", f"output_blocks.{at}.{1 + attends}"
+          f"up{i}_resample",
+          "resample",
+          (width, width),
+          f"{there}.upsamplers.0",
+          f"output_blocks.{at}.{1 + attends}",
         )
       before, at = width, at + 1
 
 
-def diffusers_rows(unet: UNet, *, linear: bool = False, ours: str = "", public: str = "") -> list[Row]:
+def diffusers_rows(
+  unet: UNet, *, linear: bool = False, ours: str = "", public: str = ""
+) -> list[Row]:
   """Of `UNet2DModel` and `UNet2DConditionModel`.
 
   Args:
@@ -119,7 +149,13 @@ def diffusers_rows(unet: UNet, *, linear: bool = False, ours: str = "", public: 
     elif unet.transformer_depth:
       rows += _transformer(theirs, mine, unet, module.widths[0], linear)
     else:
-      rows += _attention(theirs, mine, "group_norm", ("to_q", "to_k", "to_v", "to_out.0"), _heads(unet, module.widths[0]))
+      rows += _attention(
+        theirs,
+        mine,
+        "group_norm",
+        ("to_q", "to_k", "to_v", "to_out.0"),
+        _heads(unet, module.widths[0]),
+      )
   return rows
 
 
@@ -162,7 +198,9 @@ def _heads(unet: UNet, width: int) -> int:
   return width // unet.head_dim if unet.head_dim else unet.num_heads
 
 
-def _block(public: str, ours: str, names: _Block, widths: tuple[int, int], *, embedded: bool) -> list[Row]:
+def _block(
+  public: str, ours: str, names: _Block, widths: tuple[int, int], *, embedded: bool
+) -> list[Row]:
   rows = [
     *layer_norm(f"{public}.{names.norm1}", f"{ours}/norm1"),
     *convolution(f"{public}.{names.conv1}", f"{ours}/conv1", bias=True),
@@ -188,7 +226,9 @@ def _attention(
       Row(f"{public}.{theirs}.weight", f"{mine}/kernel", (f"(h e) d{square} -> d h e", sizes)),
       Row(f"{public}.{theirs}.bias", f"{mine}/bias", ("(h e) -> h e", sizes)),
     ]
-  return rows + dense(f"{public}.{names[3]}", f"{ours}/attention/out", (f"d (h e){square} -> h e d", sizes))
+  return rows + dense(
+    f"{public}.{names[3]}", f"{ours}/attention/out", (f"d (h e){square} -> h e d", sizes)
+  )
 
 
 def _fused_attention(public: str, ours: str, heads: int, legacy: bool) -> list[Row]:
@@ -218,10 +258,14 @@ def _transformer(public: str, ours: str, unet: UNet, width: int, linear: bool) -
       for x, projection in (("q", "query"), ("k", "key"), ("v", "value")):
         path = f"params/{mine}/{name}_attention/{projection}/kernel"
         rows.append(Row(f"{theirs}.attn{k}.to_{x}.weight", path, ("(h e) d -> d h e", sizes)))
-      rows += dense(f"{theirs}.attn{k}.to_out.0", f"{mine}/{name}_attention/out", ("d (h e) -> h e d", sizes))
+      rows += dense(
+        f"{theirs}.attn{k}.to_out.0", f"{mine}/{name}_attention/out", ("d (h e) -> h e d", sizes)
+      )
     for k, name in ((1, "self_norm"), (2, "cross_norm"), (3, "mlp_norm")):
       rows += layer_norm(f"{theirs}.norm{k}", f"{mine}/{name}")
-    rows += dense(f"{theirs}.ff.net.0.proj", f"{mine}/mlp/fc1") + dense(f"{theirs}.ff.net.2", f"{mine}/mlp/fc2")
+    rows += dense(f"{theirs}.ff.net.0.proj", f"{mine}/mlp/fc1") + dense(
+      f"{theirs}.ff.net.2", f"{mine}/mlp/fc2"
+    )
   return rows
 
 
@@ -249,7 +293,9 @@ def autoencoder_rows(
     rows += convolution(f"{theirs}.conv_in", f"{mine}/in", bias=True)
     out = f"{mine}/out" if half == "encoder" else f"{ours}out"
     rows += convolution(f"{theirs}.conv_out", out, bias=True)
-    rows += layer_norm(f"{theirs}.{'conv_norm_out' if diffusers else 'norm_out'}", f"{mine}/out_norm")
+    rows += layer_norm(
+      f"{theirs}.{'conv_norm_out' if diffusers else 'norm_out'}", f"{mine}/out_norm"
+    )
 
     def attend(public, ours):
       norm, square = ("group_norm", "") if diffusers else ("norm", " 1 1")
@@ -269,7 +315,9 @@ def autoencoder_rows(
         level = f"{theirs}.{'down' if down else 'up'}.{i}"
       for j in range(count):
         there = f"{level}.resnets.{j}" if diffusers else f"{level}.block.{j}"
-        rows += _block(there, f"{mine}/level{i}_block{j}", names, (before, widths[i]), embedded=False)
+        rows += _block(
+          there, f"{mine}/level{i}_block{j}", names, (before, widths[i]), embedded=False
+        )
         before = widths[i]
         if 2**i in system.attention_at:
           there = f"{level}.attentions.{j}" if diffusers else f"{level}.attn.{j}"

@@ -51,7 +51,10 @@ SCHEDULER = dict(
 def tokenizer(folder: str) -> CLIPTokenizer:
   letters = [*string.ascii_lowercase, *(f"{c}</w>" for c in string.ascii_lowercase), "ab", "ab</w>"]
   words = {word: i for i, word in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
-  for name, text in (("vocab.json", json.dumps(words)), ("merges.txt", "#version: 0.2\na b\na b</w>\n")):
+  for name, text in (
+    ("vocab.json", json.dumps(words)),
+    ("merges.txt", "#version: 0.2\na b\na b</w>\n"),
+  ):
     with open(f"{folder}/{name}", "w") as f:
       f.write(text)
   made = CLIPTokenizer.from_pretrained(folder)
@@ -103,7 +106,11 @@ if __name__ == "__main__":
   outputs = dict(images=images.permute(0, 2, 3, 1), told=told, empty=empty)
   inputs = dict(latents=latents.permute(0, 2, 3, 1))
   config = dict(prompts=PROMPTS, num_steps=4, guidance_scale=3.0)
-  save("pipeline", {"stable_diffusion": dict(config=config, inputs=inputs, outputs=outputs)}, ("diffusers", "transformers"))
+  save(
+    "pipeline",
+    {"stable_diffusion": dict(config=config, inputs=inputs, outputs=outputs)},
+    ("diffusers", "transformers"),
+  )
   shutil.rmtree(FOLDER, ignore_errors=True)
   pipe.to(torch.float16).save_pretrained(FOLDER)
   for file in FOLDER.rglob("*.safetensors"):

@@ -125,13 +125,17 @@ class Discriminator(nn.Module):
   @nn.compact
   def __call__(self, x: Images, *, train: bool = False) -> Float[Array, "batch rows columns 1"]:
     normal = nn.initializers.normal(0.02)
-    conv = functools.partial(nn.Conv, kernel_size=(4, 4), padding=1, kernel_init=normal, dtype=self.dtype)
+    conv = functools.partial(
+      nn.Conv, kernel_size=(4, 4), padding=1, kernel_init=normal, dtype=self.dtype
+    )
     x = nn.leaky_relu(conv(self.width, strides=2, name="conv0")(x.astype(self.dtype)), 0.2)
     for i in range(1, self.num_layers + 1):
       stride = 2 if i < self.num_layers else 1
       x = conv(self.width * min(2**i, 8), strides=stride, use_bias=False, name=f"conv{i}")(x)
       scale = lambda key, shape, dtype=jnp.float32: 1 + 0.02 * jax.random.normal(key, shape, dtype)
-      norm = nn.BatchNorm(not train, momentum=0.9, scale_init=scale, dtype=self.dtype, name=f"norm{i}")
+      norm = nn.BatchNorm(
+        not train, momentum=0.9, scale_init=scale, dtype=self.dtype, name=f"norm{i}"
+      )
       x = nn.leaky_relu(norm(x), 0.2)
     return conv(1, name="out")(x).astype(jnp.float32)
 
@@ -292,7 +296,10 @@ class _Autoencoder:
     if self.perceptual is None:
       return l1, metrics
     distance = self.perceptual.image_distance(part(variables, "perceptual"), made, image)
-    return l1 + self.perceptual_weight * distance * image[0].size, {**metrics, "lpips": distance.mean()}
+    return l1 + self.perceptual_weight * distance * image[0].size, {
+      **metrics,
+      "lpips": distance.mean(),
+    }
 
   def _reconstruction(self, variables, features, image, *, rng, step, train, frozen):
     """(the terms that both kinds have, metrics, the state) of the autoencoder's turn, per image.

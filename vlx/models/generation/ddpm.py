@@ -69,18 +69,24 @@ class DiffusionModel:
 
   def __post_init__(self):
     if self.weighting not in losses.WEIGHTINGS:
-      raise ValueError(f"weighting is one of {', '.join(losses.WEIGHTINGS)}, not {self.weighting!r}")
+      raise ValueError(
+        f"weighting is one of {', '.join(losses.WEIGHTINGS)}, not {self.weighting!r}"
+      )
     if self.num_classes and self.text_encoder is not None:
       raise ValueError("images are of a class or of a text, not of both")
     if (self.text_encoder is not None) != bool(self.unet.transformer_depth):
-      raise ValueError("a text_encoder goes with a unet of transformer_depth above 0, and none with 0")
+      raise ValueError(
+        "a text_encoder goes with a unet of transformer_depth above 0, and none with 0"
+      )
     rows = self.num_classes + bool(self.num_classes and self.condition_dropout)
     if self.unet.num_classes != rows:
       raise ValueError(
         f"unet.num_classes must be {rows}: one for each class, and one for none where condition_dropout is above 0"
       )
     if self.empty_text and len(self.empty_text) != self.text_length:
-      raise ValueError(f"empty_text has {len(self.empty_text)} ids, and text_length is {self.text_length}")
+      raise ValueError(
+        f"empty_text has {len(self.empty_text)} ids, and text_length is {self.text_length}"
+      )
     height, width, channels = self.x0_shape
     halved = 2 ** (len(self.unet.multipliers) - 1)
     if height % halved or width % halved:
@@ -89,7 +95,9 @@ class DiffusionModel:
       )
     channels *= 1 + self.process.learned_variance
     if self.unet.channels != channels:
-      raise ValueError(f"unet.channels must be {channels}, what the network says, not {self.unet.channels}")
+      raise ValueError(
+        f"unet.channels must be {channels}, what the network says, not {self.unet.channels}"
+      )
 
   @property
   def x0_shape(self) -> tuple[int, int, int]:
@@ -127,7 +135,9 @@ class DiffusionModel:
     return apply.init(network, rng, {**inputs, **given}, "x", "t", *given, method=method)
 
   def _encoded_example(self, rng):
-    text = {name: jnp.zeros((1, *s.shape), s.dtype) for name, s in text_inputs(self.text_length).items()}
+    text = {
+      name: jnp.zeros((1, *s.shape), s.dtype) for name, s in text_inputs(self.text_length).items()
+    }
     return self.text_encoder.encode_text(systems.init(self.text_encoder, rng), **text)
 
   def _own(self, variables):
@@ -157,8 +167,14 @@ class DiffusionModel:
     x = diffusion.add_noise(x0, eps, self.process.level(t))
     given = jax.random.bernoulli(keys[3], 1 - self.condition_dropout, (len(x0),)) if train else True
     output, state = apply.forward(
-      self.unet, self._network_variables(variables), x, t, **self._condition(variables, batch, given),
-      rng=keys[4], train=train, frozen=frozen,
+      self.unet,
+      self._network_variables(variables),
+      x,
+      t,
+      **self._condition(variables, batch, given),
+      rng=keys[4],
+      train=train,
+      frozen=frozen,
     )
     weights = losses.weights(self.process, self.weighting, self.gamma)
     terms = {"error": losses.squared_error(self.process, output, x0, eps, t, weights)}
@@ -199,18 +215,31 @@ class DiffusionModel:
     condition = self._condition(variables, inputs, True)
     if sampler.guidance_scale != 1 and not condition:
       raise UserError("guidance_scale is of a class or a text, and this model has neither")
-    nothing = self._condition(variables, inputs, False) if sampler.guidance_scale != 1 else condition
+    nothing = (
+      self._condition(variables, inputs, False) if sampler.guidance_scale != 1 else condition
+    )
     guided = guidance.classifier_free(
       network, self.process, condition, nothing, sampler.guidance_scale, sampler.guidance_rescale
     )
-    start = self._encode(variables, inputs["image"], jax.random.key(0)) if "image" in inputs else None
+    start = (
+      self._encode(variables, inputs["image"], jax.random.key(0)) if "image" in inputs else None
+    )
     mask = inputs.get("mask")
     if mask is not None:  # a position is new where any of its pixels is
       rows, columns, _ = self.x0_shape
-      mask = mask.reshape(len(mask), rows, mask.shape[1] // rows, columns, -1).max(axis=(2, 4))[..., None]
+      mask = mask.reshape(len(mask), rows, mask.shape[1] // rows, columns, -1).max(axis=(2, 4))[
+        ..., None
+      ]
     return samplers.sample(
-      lambda x, t: network(x, t, condition), guided, self.process, sampler, seeds, self.x0_shape,
-      start=start, mask=mask, film=film,
+      lambda x, t: network(x, t, condition),
+      guided,
+      self.process,
+      sampler,
+      seeds,
+      self.x0_shape,
+      start=start,
+      mask=mask,
+      film=film,
     )
 
 

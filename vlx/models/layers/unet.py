@@ -27,7 +27,9 @@ Changed = Float[Array, "batch _height _width _channels"]  # of another size or w
 Tokens = Float[Array, "batch length width"]
 Context = Float[Array, "batch keys context_width"]
 
-uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # hojonathanho/diffusion nn.py
+uniform = nn.initializers.variance_scaling(
+  1.0, "fan_avg", "uniform"
+)  # hojonathanho/diffusion nn.py
 zeros = nn.initializers.zeros  # the last layer of each residual branch, and of the network
 
 
@@ -40,7 +42,9 @@ def double(x: Images) -> Changed:
   return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
-def sinusoids(t: Float[Array, " batch"], width: int, *, cos_first: bool, shift: int) -> Float[Array, "batch width"]:
+def sinusoids(
+  t: Float[Array, " batch"], width: int, *, cos_first: bool, shift: int
+) -> Float[Array, "batch width"]:
   """sin and cos of t · 10000^(−i / (width/2 − shift)): DDPM has shift 1, what came later cos first and shift 0."""
   half = width // 2
   angles = t[:, None] * jnp.exp(-math.log(10_000) / (half - shift) * jnp.arange(half))
@@ -64,16 +68,18 @@ class ResidualBlock(nn.Module):
   def __call__(self, x: Images, embedding: Float[Array, "batch dim"] | None) -> Changed:
     norm = lambda name: nn.GroupNorm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name=name)
     dense = functools.partial(nn.Dense, kernel_init=uniform, dtype=self.dtype)
-    sized = {
-      "": lambda x: x, "up": double, "down": lambda x: nn.avg_pool(x, (2, 2), (2, 2))
-    }[self.resample]
+    sized = {"": lambda x: x, "up": double, "down": lambda x: nn.avg_pool(x, (2, 2), (2, 2))}[
+      self.resample
+    ]
     h = conv3x3(self.features, self.dtype, "conv1")(sized(nn.silu(norm("norm1")(x))))
     x = sized(x)
     h_norm = norm("norm2")
     if embedding is None:
       h = h_norm(h)
     else:
-      e = dense(self.features * (1 + self.scale_shift), name="embedding")(nn.silu(embedding))[:, None, None]
+      e = dense(self.features * (1 + self.scale_shift), name="embedding")(nn.silu(embedding))[
+        :, None, None
+      ]
       if self.scale_shift:
         scale, shift = jnp.split(e, 2, axis=-1)
         h = h_norm(h) * (1 + scale) + shift
@@ -111,7 +117,9 @@ class GEGLU(nn.Module):
 
   @nn.compact
   def __call__(self, x: Tokens) -> Tokens:
-    dense = functools.partial(nn.Dense, kernel_init=uniform, dtype=self.dtype, dot_general=flat_dot_general)
+    dense = functools.partial(
+      nn.Dense, kernel_init=uniform, dtype=self.dtype, dot_general=flat_dot_general
+    )
     width = x.shape[-1]
     x, gate = jnp.split(dense(8 * width, name="fc1")(x), 2, axis=-1)
     return dense(width, name="fc2")(x * nn.gelu(gate, approximate=False))
@@ -129,7 +137,12 @@ class TransformerBlock(nn.Module):
   def __call__(self, x: Tokens, context: Context, mask: Mask) -> Tokens:
     norm = lambda name: nn.LayerNorm(1e-5, dtype=self.dtype, name=name)
     attend = lambda name: MultiHeadAttention(
-      self.num_heads, qkv_bias=False, kernel_init=uniform, out_init=uniform, dtype=self.dtype, name=name
+      self.num_heads,
+      qkv_bias=False,
+      kernel_init=uniform,
+      out_init=uniform,
+      dtype=self.dtype,
+      name=name,
     )
     x = x + attend("self_attention")(norm("self_norm")(x))
     x = x + attend("cross_attention")(norm("cross_norm")(x), mask, context)
@@ -252,8 +265,13 @@ class UNet(nn.Module):
     """
     residual = nn.remat(ResidualBlock) if self.remat else ResidualBlock
     block = functools.partial(
-      residual, groups=self.groups, epsilon=self.epsilon, dropout=self.dropout, scale_shift=self.scale_shift,
-      train=train, dtype=self.dtype,
+      residual,
+      groups=self.groups,
+      epsilon=self.epsilon,
+      dropout=self.dropout,
+      scale_shift=self.scale_shift,
+      train=train,
+      dtype=self.dtype,
     )
     mask = Full() if context_mask is None else KeyPadding(context_mask)
 
@@ -261,7 +279,9 @@ class UNet(nn.Module):
       heads = x.shape[-1] // self.head_dim if self.head_dim else self.num_heads
       if not self.transformer_depth:
         return SelfAttention(heads, self.groups, self.epsilon, self.dtype, name=name)(x)
-      transformer = SpatialTransformer(heads, self.transformer_depth, self.groups, self.dtype, name=name)
+      transformer = SpatialTransformer(
+        heads, self.transformer_depth, self.groups, self.dtype, name=name
+      )
       return transformer(x, context, mask)
 
     e = self._embed(t, label)
@@ -289,9 +309,7 @@ class UNet(nn.Module):
     for i in reversed(levels):
       features = self.width * self.multipliers[i]
       for j in range(self.num_blocks + 1):
-        x = block(features, name=f"up{i}_block{j}")(
-          jnp.concatenate([x, kept.pop()], axis=-1), e
-        )
+        x = block(features, name=f"up{i}_block{j}")(jnp.concatenate([x, kept.pop()], axis=-1), e)
         if 2**i in self.attention_at:
           x = attend(x, f"up{i}_attention{j}")
       if i:
@@ -299,7 +317,9 @@ class UNet(nn.Module):
           x = block(features, resample="up", name=f"up{i}_resample")(x, e)
         else:
           x = Upsample(features, self.dtype, name=f"up{i}_resample")(x)
-    x = nn.silu(nn.GroupNorm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name="out_norm")(x))
+    x = nn.silu(
+      nn.GroupNorm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name="out_norm")(x)
+    )
     return conv3x3(self.channels, self.dtype, "out", zeros)(x).astype(jnp.float32)
 
   def _embed(self, t, label) -> Float[Array, "batch dim"]:
@@ -309,6 +329,8 @@ class UNet(nn.Module):
     )
     e = dense(name="time2")(nn.silu(dense(name="time1")(e)))
     if self.num_classes:
-      table = nn.Embed(self.num_classes, 4 * self.width, embedding_init=nn.initializers.normal(0.02), name="label")
+      table = nn.Embed(
+        self.num_classes, 4 * self.width, embedding_init=nn.initializers.normal(0.02), name="label"
+      )
       e = e + table(label).astype(e.dtype)
     return e
