@@ -7,6 +7,7 @@ or of vlx (a run, or what `vlx.convert` wrote); a single file of safetensors, to
 TensorFlow or llama.cpp; or the name of a repository on Hugging Face's hub.
 """
 
+import functools
 import importlib
 import pathlib
 from collections.abc import Callable, Mapping
@@ -241,8 +242,12 @@ def is_vlx(path: pathlib.Path) -> bool:
   )
 
 
+@functools.lru_cache(maxsize=8)
 def variable_shapes(system: System) -> Variables:
-  """The shapes of a system's variables, those of its parts too; no array is made."""
+  """The shapes of a system's variables, those of its parts too; no array is made.
+
+  They are asked for twice while a checkpoint is read, and a large network takes seconds to say them.
+  """
   return jax.eval_shape(lambda rng: systems.init(system, rng), jax.random.key(0))
 
 
