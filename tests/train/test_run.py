@@ -21,6 +21,12 @@ from vlx.train import defaults, loop
 from vlx.train.run import Run, open_run
 
 
+@pytest.fixture(scope="module", autouse=True)
+def shared_steps():
+  with contract.shared_steps():
+    yield
+
+
 def read_metrics(workdir):
   return read_steps(workdir / "metrics.jsonl")
 
