@@ -4,7 +4,11 @@ run.
 
 import gc
 import importlib.metadata
+import json
 import os
+import pathlib
+import subprocess
+import sys
 
 # Tests compile much and compute little: by XLA's quickest ways to code they take half the time. XLA
 # ends the process at a flag that it does not know; fusion emitters went with JAX 0.11.
@@ -51,6 +55,28 @@ def pytest_collection_finish():
   """What is imported stays, and is not looked through again."""
   gc.collect()
   gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def command():
+  """command(module, flag, …) → (exit code, stdout, stderr), by a process that has imported JAX."""
+  root = pathlib.Path(__file__).parents[1]
+  process = subprocess.Popen(
+    [sys.executable, root / "tests" / "forked.py"],
+    env=os.environ | {"PYTHONPATH": str(root)},
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+
+  def run(*args):
+    process.stdin.write(json.dumps(args) + "\n")
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
+
+  yield run
+  process.stdin.close()
+  process.wait()
 
 
 @pytest.fixture

@@ -48,8 +48,11 @@ def loss(system, variables, batch, rng, *, step, train, frozen=frozenset()):
 def model(run, variables=None):
   """What evaluators are given of a run, freshly drawn."""
   if variables is None:
-    with jax.set_mesh(run.mesh):
-      variables = run.variables(*run.fresh())
+    variables = jax.tree.map(
+      lambda x, name: jax.device_put(x, run.variable_shapes[name].sharding),
+      init(run.system),
+      systems.names(run.shapes),
+    )
   return Model(run.system, variables, run.tokenizer, run.config.data.image_transform, run.mesh)
 
 
