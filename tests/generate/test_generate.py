@@ -27,6 +27,7 @@ from vlx.train.run import Run
 @pytest.fixture(scope="module")
 def captioner(tmp_path_factory):
   config = configs.load_config("configs/show_attend_tell.py:smoke")
+  config.steps = 40
   run = Run(config, tmp_path_factory.mktemp("runs") / "show_attend_tell")
   loop.train(run)  # evaluation has tests of its own
   return run
