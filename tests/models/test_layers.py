@@ -36,7 +36,9 @@ def test_attention_is_softmax_of_scaled_products_times_values():
   expected = (
     jnp.einsum("bhqk,bkhe,hed->bqd", weights, v, params["out"]["kernel"]) + params["out"]["bias"]
   )
-  found, sown = module.apply({"params": params}, x, mask, mutable=["intermediates"])
+  found, sown = jax.jit(lambda p: module.apply({"params": p}, x, mask, mutable=["intermediates"]))(
+    params
+  )
   np.testing.assert_allclose(found, expected, atol=2e-4, rtol=1e-4)
   np.testing.assert_allclose(sown["intermediates"]["attention"][0], weights, atol=1e-5)
 
@@ -52,7 +54,7 @@ def test_flat_product_is_the_product_and_so_are_its_gradients(axes, kernel):
     lambda f: f(x, w, numbers),
     lambda f: jax.grad(lambda x, w: (f(x, w, numbers) ** 3).sum(), (0, 1))(x, w),
   ):
-    flat, plain = of(flat_dot_general), of(jax.lax.dot_general)
+    flat, plain = (jax.jit(lambda: of(f))() for f in (flat_dot_general, jax.lax.dot_general))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), flat, plain)
 
 
@@ -61,9 +63,8 @@ def test_permuting_tokens_permutes_the_output():
   x = normal(2, 6, 8)
   params = jax.jit(stack.init)(jax.random.key(0), x)
   order = np.random.default_rng(0).permutation(6)
-  np.testing.assert_allclose(
-    stack.apply(params, x[:, order]), stack.apply(params, x)[:, order], atol=1e-5
-  )
+  run = jax.jit(stack.apply)
+  np.testing.assert_allclose(run(params, x[:, order]), run(params, x)[:, order], atol=1e-5)
 
 
 def test_causal_mask_by_gradient():
@@ -71,7 +72,7 @@ def test_causal_mask_by_gradient():
   stack = Transformer(depth=2, num_heads=2, mlp_dim=16)
   x = normal(1, 5, 8)
   params = jax.jit(stack.init)(jax.random.key(0), x)
-  jacobian = jax.jacobian(lambda x: stack.apply(params, x, Causal())[0])(x)[:, :, 0]
+  jacobian = jax.jit(jax.jacobian(lambda x: stack.apply(params, x, Causal())[0]))(x)[:, :, 0]
   reach = np.abs(jacobian).sum(axis=(1, 3)) > 1e-7
   np.testing.assert_array_equal(reach, np.tril(np.ones((5, 5), bool)))
 
@@ -81,7 +82,9 @@ def test_how_the_stack_is_run_changes_no_value_and_no_gradient(how):
   x = normal(2, 4, 8)
   plain, saved = (Transformer(depth=3, num_heads=2, mlp_dim=16, **h) for h in ({}, how))
   params = jax.jit(plain.init)(jax.random.key(0), x)
-  loss = lambda stack: jax.value_and_grad(lambda p: (stack.apply(p, x) ** 2).mean())(params)
+  loss = lambda stack: jax.jit(jax.value_and_grad(lambda p: (stack.apply(p, x) ** 2).mean()))(
+    params
+  )
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), loss(plain), loss(saved)
   )
@@ -131,10 +134,10 @@ def test_dropout_is_off_unless_training():
   x = normal(1, 4, 8)
   stack = Transformer(depth=2, num_heads=2, mlp_dim=16, dropout=0.5)
   params = jax.jit(stack.init)(jax.random.key(0), x)
-  np.testing.assert_array_equal(stack.apply(params, x), stack.apply(params, x))
-  one, other = (
-    stack.apply(params, x, train=True, rngs={"dropout": jax.random.key(i)}) for i in range(2)
-  )
+  still = jax.jit(stack.apply)
+  np.testing.assert_array_equal(still(params, x), still(params, x))
+  train = jax.jit(lambda key: stack.apply(params, x, train=True, rngs={"dropout": key}))
+  one, other = (train(jax.random.key(i)) for i in range(2))
   assert not np.allclose(one, other)
 
 
