@@ -77,16 +77,25 @@ def test_causal_mask_by_gradient():
   np.testing.assert_array_equal(reach, np.tril(np.ones((5, 5), bool)))
 
 
-@pytest.mark.parametrize("how", [dict(remat=True), dict(unroll=3), dict(remat=True, unroll=2)])
-def test_how_the_stack_is_run_changes_no_value_and_no_gradient(how):
+@pytest.fixture(scope="module")
+def run_as():
+  """how → (loss, gradients) of one stack with the same parameters, however it is run."""
   x = normal(2, 4, 8)
-  plain, saved = (Transformer(depth=3, num_heads=2, mlp_dim=16, **h) for h in ({}, how))
-  params = jax.jit(plain.init)(jax.random.key(0), x)
-  loss = lambda stack: jax.jit(jax.value_and_grad(lambda p: (stack.apply(p, x) ** 2).mean()))(
-    params
-  )
+  made = lambda how: Transformer(depth=3, num_heads=2, mlp_dim=16, **how)
+  params = jax.jit(made({}).init)(jax.random.key(0), x)
+  loss = lambda stack: lambda p: (stack.apply(p, x) ** 2).mean()
+  return lambda how: jax.jit(jax.value_and_grad(loss(made(how))))(params)
+
+
+@pytest.fixture(scope="module")
+def plainly(run_as):
+  return run_as({})
+
+
+@pytest.mark.parametrize("how", [dict(remat=True), dict(unroll=3), dict(remat=True, unroll=2)])
+def test_how_the_stack_is_run_changes_no_value_and_no_gradient(how, run_as, plainly):
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), loss(plain), loss(saved)
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), plainly, run_as(how)
   )
 
 
@@ -103,9 +112,15 @@ def test_a_pooled_token_is_that_of_the_whole_stack_and_so_are_its_gradients(norm
   def pooled(params, x):
     return stack.apply(params, x, at, Causal(), UpTo(at[:, None]), method="pooled")[0]
 
-  for of in (lambda f: f, lambda f: jax.grad(lambda *a: jnp.sin(f(*a)).sum(), (0, 1))):
-    one, other = (jax.jit(of(f))(params, x) for f in (whole, pooled))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, other)
+  def both(f):
+    def loss(*args):
+      out = f(*args)
+      return jnp.sin(out).sum(), out
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, x)
+
+  one, other = both(whole), both(pooled)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, other)
 
 
 def test_a_pooled_token_saves_most_of_the_last_layer():
@@ -187,7 +202,8 @@ def test_torchs_initialization_is_that_of_its_modules():
   """Within the bounds of torch.nn.Linear, and of MultiheadAttention's q, k and v as one matrix."""
   width, mlp = 64, 256
   block = Transformer(depth=1, num_heads=4, mlp_dim=mlp, initialization="torch")
-  params = block.init(jax.random.key(0), jnp.zeros((1, 2, width)))["params"]["blocks"]
+  x = jnp.zeros((1, 2, width))
+  params = jax.jit(block.init)(jax.random.key(0), x)["params"]["blocks"]
   bounds = {
     "attention/query/kernel": (6 / (4 * width)) ** 0.5,
     "attention/value/kernel": (6 / (4 * width)) ** 0.5,
