@@ -1,7 +1,7 @@
 """vlx's commands as a shell runs them, without each importing JAX anew: a process that has imported
 it forks for each command.
 
-  python tests/forked.py    reads a JSON list of arguments a line, and answers [code, stderr]
+  python tests/forked.py    reads a JSON list of arguments a line, answers [code, stdout, stderr]
 """
 
 import json
@@ -42,8 +42,8 @@ def main():
         sys.stderr.flush()
         os._exit(code)
       _, status = os.waitpid(child, 0)
-      err.seek(0)
-      print(json.dumps([os.waitstatus_to_exitcode(status), err.read().decode()]), flush=True)
+      said = [file.seek(0) or file.read().decode() for file in (out, err)]
+      print(json.dumps([os.waitstatus_to_exitcode(status), *said]), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """What a user's mistake looks like: one line on stderr, exit code 2, nothing harmed."""
 
 import errno
-import json
 import os
 import pathlib
 import shlex
@@ -14,30 +13,6 @@ from vlx import cli
 from vlx.core import config as configs
 from vlx.core.errors import UserError
 from vlx.train.run import check_numbers
-
-
-@pytest.fixture(scope="module")
-def command():
-  """command(module, flag, …) → (exit code, stderr)."""
-  root = pathlib.Path(__file__).parents[1]
-  process = subprocess.Popen(
-    [sys.executable, root / "tests" / "forked.py"],
-    env=os.environ | {"PYTHONPATH": str(root)},
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    text=True,
-  )
-
-  def run(*args):
-    process.stdin.write(json.dumps(args) + "\n")
-    process.stdin.flush()
-    code, err = json.loads(process.stdout.readline())
-    return code, err.strip()
-
-  yield run
-  process.stdin.close()
-  process.wait()
-
 
 SMOKE = "--config=configs/clip.py:smoke"
 
@@ -85,7 +60,7 @@ SMOKE = "--config=configs/clip.py:smoke"
   ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(args, message, tmp_path, command):
-  code, stderr = command(*(a.format(tmp_path) for a in args))
+  code, _, stderr = command(*(a.format(tmp_path) for a in args))
   assert code == 2, stderr
   assert stderr.startswith("error: ") and len(stderr.splitlines()) == 1
   assert message in stderr

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 COMPILERS = ROOT / ".venv/compilers"
 
 
-def command(*args):
+def compile_command(*args):
   done = subprocess.run(
     [sys.executable, "-m", "vlx.compile", *args],
     capture_output=True,
@@ -29,7 +29,7 @@ def command(*args):
 
 
 def test_on_virtual_devices():
-  code, stdout, stderr = command(
+  code, stdout, stderr = compile_command(
     "--config=configs/vit.py:smoke",
     "--topology=cpu:4",
     "--config.mesh.data=1",
@@ -86,8 +86,8 @@ def test_on_virtual_devices():
     ),
   ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(args, message):
-  code, stdout, stderr = command(*args)
+def test_a_mistake_is_one_line_and_exit_code_2(args, message, command):
+  code, stdout, stderr = command("vlx.compile", *args)
   assert code == 2 and not stdout
   assert stderr.startswith("error: ") and len(stderr.splitlines()) == 1 and message in stderr
 
@@ -151,7 +151,7 @@ def test_paper_variants_compile_for_a_pod(path):
 @pytest.mark.slow
 def test_what_does_not_fit_says_by_how_much():
   assert COMPILERS.is_dir(), "no .venv/compilers: make test-all installs them"
-  code, stdout, stderr = command(
+  code, stdout, stderr = compile_command(
     "--config=configs/vit.py:smoke",
     "--topology=v5e:1x1",
     "--config.data.batch_size=4000000",
@@ -168,7 +168,9 @@ def test_what_does_not_fit_says_by_how_much():
 @pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "h100:8"])
 def test_every_kind_of_chip(name):
   assert COMPILERS.is_dir(), "no .venv/compilers: make test-all installs them"
-  code, stdout, stderr = command("--config=configs/vit.py:smoke", f"--topology={name}", "--json")
+  code, stdout, stderr = compile_command(
+    "--config=configs/vit.py:smoke", f"--topology={name}", "--json"
+  )
   result = json.loads(stdout)
   assert code == 0 and not stderr and result["fits"]
   assert result["devices"] == topologies.parse(name).devices == result["mesh"]["data"]

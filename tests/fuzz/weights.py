@@ -1,7 +1,6 @@
 """Readers of tensors: one for each format."""
 
 import contextlib
-import functools
 import importlib
 import io
 import json
@@ -106,10 +105,6 @@ def _write_meta(folder):
   params = dict(dim=32, multiple_of=16, n_heads=4, n_kv_heads=2, n_layers=3, norm_eps=1e-5)
   params |= dict(ffn_dim_multiplier=0.56, vocab_size=50)
   (folder / "params.json").write_text(json.dumps(params))
-
-
-# Equal systems have equal shapes, and to find them takes a while.
-load.variable_shapes = functools.lru_cache(64)(load.variable_shapes)
 
 
 def read_model(path: pathlib.Path, texts=()) -> Content:

@@ -5,8 +5,6 @@ input, folders that move.
 import collections
 import json
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -29,6 +27,7 @@ from vlx.train.run import Run
 @pytest.fixture(scope="module")
 def captioner(tmp_path_factory):
   config = configs.load_config("configs/show_attend_tell.py:smoke")
+  config.steps = 40
   run = Run(config, tmp_path_factory.mktemp("runs") / "show_attend_tell")
   loop.train(run)  # evaluation has tests of its own
   return run
@@ -161,26 +160,15 @@ def test_sampler_fields_of_a_flag():
       outputs.sampler_fields(text)
 
 
-def test_the_command_says_what_a_run_can_do(runs):
-  def run(*arguments):
-    return subprocess.run(
-      [sys.executable, "-m", "vlx.generate", *arguments],
-      capture_output=True,
-      text=True,
-      timeout=300,
-    )
-
-  done = run(f"--workdir={runs['vqvae']}", "--prompt=red apple")
-  assert done.returncode == 2 and done.stdout == ""
-  assert (
-    "holds a VQVAE, which generates neither" in done.stderr and "TokenizesImages" in done.stderr
-  )
-  done = run(
-    f"--workdir={runs['dalle']}", "--prompt=a red: apple?", "--num=2", "--sampler=temperature=0.5"
-  )
-  assert done.returncode == 0, done.stderr
+def test_the_command_says_what_a_run_can_do(runs, command):
+  code, out, err = command("vlx.generate", f"--workdir={runs['vqvae']}", "--prompt=red apple")
+  assert code == 2 and out == ""
+  assert "holds a VQVAE, which generates neither" in err and "TokenizesImages" in err
+  flags = ("--prompt=a red: apple?", "--num=2", "--sampler=temperature=0.5")
+  code, out, err = command("vlx.generate", f"--workdir={runs['dalle']}", *flags)
+  assert code == 0, err
   path = runs["dalle"] / "generated" / "a_red_apple_temperature_0_5.png"
-  assert done.stdout.strip() == str(path) and path.is_file()
+  assert out.strip() == str(path) and path.is_file()
 
 
 def test_a_run_without_a_checkpoint_is_told(runs, tmp_path):

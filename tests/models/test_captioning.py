@@ -35,19 +35,9 @@ def batch(seed=0, rows=4, length=LENGTH):
   }
 
 
-def redrawn(variables, scale=0.4):
-  """Weights far from the small ones at which training starts, where everything is nearly
-  uniform.
-  """
-  leaves, tree = jax.tree.flatten(variables["params"])
-  keys = jax.random.split(jax.random.key(9), len(leaves))
-  leaves = [scale * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
-  return {**variables, "params": jax.tree.unflatten(tree, leaves)}
-
-
 def made(cls, **fields):
   system = build(cls, {**(ATTEND if cls is ShowAttendTell else SECTION), **fields}, "model")
-  return system, redrawn(contract.init(system))
+  return system, contract.drawn(system, 0.4)
 
 
 SYSTEMS = [
@@ -213,10 +203,10 @@ def exact(system, params, data):
   ).sum()
 
 
-@pytest.mark.parametrize("baseline", [0.0, -4.0])
-def test_reinforce_is_unbiased(baseline):
-  """10^5 draws: their mean gradient against that of the expectation, each coordinate and all
-  together.
+@pytest.fixture(scope="module")
+def drawn_and_summed():
+  """(Baseline → gradients of 100 times 1000 draws; the sum of p and the gradient of
+  the expectation.)
   """
   system, variables, data = tiny()
   learned = {k: v for k, v in variables["params"].items() if k != "encoder"}
@@ -224,18 +214,28 @@ def test_reinforce_is_unbiased(baseline):
   total, gradient = jax.jit(
     jax.value_and_grad(lambda p: exact(system, with_encoder(p), data), has_aux=True)
   )(learned)
-  np.testing.assert_allclose(total[1], 1.0, rtol=1e-5)
-  state = {"reward": {"baseline": jnp.float32(baseline)}}
-  rows, chunks = 1000, 100
-  many = {k: jnp.tile(v, (rows, *[1] * (v.ndim - 1))) for k, v in data.items()}
+  many = {k: jnp.tile(v, (1000, *[1] * (v.ndim - 1))) for k, v in data.items()}
 
-  def loss(params, key):
-    variables = {"params": with_encoder(params), "state": state}
+  def loss(params, baseline, key):
+    variables = {"params": with_encoder(params), "state": {"reward": {"baseline": baseline}}}
     return contract.loss(system, variables, many, key, step=0, train=True)[0]
 
-  estimates = jax.jit(lambda keys: jax.lax.map(lambda k: jax.grad(loss)(learned, k), keys))(
-    jax.random.split(jax.random.key(5), chunks)
-  )
+  @jax.jit
+  def estimates(baseline):
+    keys = jax.random.split(jax.random.key(5), 100)
+    return jax.lax.map(lambda k: jax.grad(loss)(learned, baseline, k), keys)
+
+  return estimates, total[1], gradient
+
+
+@pytest.mark.parametrize("baseline", [0.0, -4.0])
+def test_reinforce_is_unbiased(baseline, drawn_and_summed):
+  """10^5 draws: their mean gradient against that of the expectation, each coordinate and all
+  together.
+  """
+  estimates, total, gradient = drawn_and_summed
+  np.testing.assert_allclose(total, 1.0, rtol=1e-5)
+  estimates, chunks = estimates(jnp.float32(baseline)), 100
   flat = lambda tree, lead: np.concatenate(
     [np.asarray(x).reshape(*lead, -1) for x in jax.tree.leaves(tree)], -1
   )
@@ -321,9 +321,8 @@ def test_a_frozen_tower_is_a_constant(cls):
 def test_tokens_of_a_vision_transformer_are_annotations_without_the_class_token():
   encoder = dict(image_size=4, patch_size=2, width=8, depth=1, num_heads=2, mlp_dim=8)
   system = build(ShowAttendTell, {**ATTEND, "encoder": encoder}, "model")
-  variables = contract.init(system)
-  data = batch()
-  assert system.attention_maps(variables, data).shape == (4, LENGTH, 2, 2)
+  maps = jax.eval_shape(system.attention_maps, contract.shapes(system), batch())
+  assert maps.shape == (4, LENGTH, 2, 2)
 
 
 # No count is published: what the papers' sizes add up to, part by part, decoder and then tower.

@@ -50,11 +50,16 @@ def drawn(system):
   """Variables with every parameter of the decoder drawn: logits of some size, norms that are not
   1.
   """
-  variables = contract.init(system)
-  rng = np.random.default_rng(1)
-  own, tokenizer = systems.own(variables, "tokenizer")["params"], variables["params"]["tokenizer"]
-  params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32), own)
-  return {**variables, "params": {**params, "tokenizer": tokenizer}}
+  own, tokenizer = contract.drawn(system, 0.3), contract.init(system.tokenizer)
+  return {kind: {**own[kind], "tokenizer": tokenizer[kind]} for kind in ("params", "state")}
+
+
+# Equal systems are compiled once.
+token_logits = jax.jit(DALLE.token_logits, static_argnums=0)
+image_to_tokens = jax.jit(TOKENIZER.image_to_tokens)
+sample = jax.jit(
+  lambda system, sampler, *args: system.sample_tokens(*args, sampler=sampler), static_argnums=(0, 1)
+)
 
 
 def codes(batch=3, seed=2):
@@ -138,10 +143,11 @@ def test_loss_by_hand():
   loss, aux = jax.jit(
     lambda v, b: contract.loss(system, v, b, jax.random.key(0), step=0, train=True)
   )(variables, batch)
-  encode = jax.jit(TOKENIZER.image_to_tokens)
-  ids = np.asarray(encode(systems.part(variables, "tokenizer"), batch["image"])).reshape(3, 16)
-  words, cells = jax.jit(system.token_logits)(
-    variables, batch["text"], batch["text_mask"], jnp.asarray(ids)
+  ids = np.asarray(image_to_tokens(systems.part(variables, "tokenizer"), batch["image"])).reshape(
+    3, 16
+  )
+  words, cells = token_logits(
+    system, variables, batch["text"], batch["text_mask"], jnp.asarray(ids)
   )
   logp = lambda logits, i: logits[i] - np.log(np.exp(np.asarray(logits, np.float64)).sum())
   text = [
@@ -157,7 +163,7 @@ def test_loss_by_hand():
 def test_padding_is_its_own_embedding_of_each_position():
   system = DALLE(**SMALL)
   variables, (text, text_mask), ids = drawn(system), texts(), codes().reshape(3, CELLS)
-  logits = jax.jit(system.token_logits)
+  logits = functools.partial(token_logits, system)
   cells = logits(variables, text, text_mask, ids)[1]
   other = jnp.where(text_mask, text, 14 - text)
   np.testing.assert_array_equal(logits(variables, other, text_mask, ids)[1], cells)
@@ -172,7 +178,7 @@ def test_logits_with_a_cache_are_those_of_teacher_forcing():
   system = DALLE(**SMALL)
   network, variables, (text, text_mask) = system.network, drawn(system), texts()
   params, ids = {"params": variables["params"]}, codes().reshape(3, CELLS)
-  expected = jax.jit(system.token_logits)(variables, text, text_mask, ids)[1]
+  expected = token_logits(system, variables, text, text_mask, ids)[1]
 
   @jax.jit
   def read(x, cache):
@@ -193,23 +199,22 @@ def test_logits_with_a_cache_are_those_of_teacher_forcing():
 
 def generate(system, text, text_mask, seeds, image=None, **how):
   inputs = {"text": text, "text_mask": text_mask} | ({} if image is None else {"image": image})
-  sample = functools.partial(system.sample_tokens, sampler=DALLE.Sampler(**how))
-  return jax.jit(sample)(drawn(system), inputs, seeds)
+  return sample(system, DALLE.Sampler(**how), drawn(system), inputs, seeds)
 
 
 def test_greedy_codes_are_the_likeliest_after_all_before_and_a_prefix_is_kept():
   system, seeds = DALLE(**SMALL), jnp.arange(3)
   (text, text_mask), image = texts(), batch_of()["image"]
   ids = generate(system, text, text_mask, seeds, image, temperature=0.0, keep_rows=1)
-  cells = jax.jit(system.token_logits)(drawn(system), text, text_mask, ids.reshape(3, CELLS))[1]
+  cells = token_logits(system, drawn(system), text, text_mask, ids.reshape(3, CELLS))[1]
   np.testing.assert_array_equal(ids.reshape(3, CELLS)[:, 4:], cells.argmax(-1)[:, 4:])
-  kept = jax.jit(TOKENIZER.image_to_tokens)(systems.part(drawn(system), "tokenizer"), image)
+  kept = image_to_tokens(systems.part(drawn(system), "tokenizer"), image)
   np.testing.assert_array_equal(ids[:, 0], kept[:, 0])
   np.testing.assert_array_equal(
     generate(system, text, text_mask, seeds, image, top_k=1, keep_rows=1), ids
   )
   whole = generate(system, text, text_mask, seeds, temperature=0.0)
-  cells = jax.jit(system.token_logits)(drawn(system), text, text_mask, whole.reshape(3, CELLS))[1]
+  cells = token_logits(system, drawn(system), text, text_mask, whole.reshape(3, CELLS))[1]
   np.testing.assert_array_equal(whole.reshape(3, CELLS), cells.argmax(-1))
   images = jax.jit(functools.partial(system.sample_images, sampler=DALLE.Sampler(temperature=0.0)))(
     drawn(system), {"text": text, "text_mask": text_mask}, seeds
@@ -246,7 +251,7 @@ def test_guidance_of_zero_forgets_the_text_and_of_two_goes_past_it():
   found = generate(system, text, text_mask, seeds, temperature=0.0, guidance_scale=0.0)
   np.testing.assert_array_equal(found, generate(system, text, nothing, seeds, temperature=0.0))
   found = generate(system, text, text_mask, seeds, temperature=0.0, guidance_scale=2.0)
-  logits = jax.jit(system.token_logits)
+  logits = functools.partial(token_logits, system)
   with_text, without = (
     logits(drawn(system), text, mask, found.reshape(3, CELLS))[1] for mask in (text_mask, nothing)
   )

@@ -36,7 +36,9 @@ def test_attention_is_softmax_of_scaled_products_times_values():
   expected = (
     jnp.einsum("bhqk,bkhe,hed->bqd", weights, v, params["out"]["kernel"]) + params["out"]["bias"]
   )
-  found, sown = module.apply({"params": params}, x, mask, mutable=["intermediates"])
+  found, sown = jax.jit(lambda p: module.apply({"params": p}, x, mask, mutable=["intermediates"]))(
+    params
+  )
   np.testing.assert_allclose(found, expected, atol=2e-4, rtol=1e-4)
   np.testing.assert_allclose(sown["intermediates"]["attention"][0], weights, atol=1e-5)
 
@@ -52,7 +54,7 @@ def test_flat_product_is_the_product_and_so_are_its_gradients(axes, kernel):
     lambda f: f(x, w, numbers),
     lambda f: jax.grad(lambda x, w: (f(x, w, numbers) ** 3).sum(), (0, 1))(x, w),
   ):
-    flat, plain = of(flat_dot_general), of(jax.lax.dot_general)
+    flat, plain = (jax.jit(lambda: of(f))() for f in (flat_dot_general, jax.lax.dot_general))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), flat, plain)
 
 
@@ -61,9 +63,8 @@ def test_permuting_tokens_permutes_the_output():
   x = normal(2, 6, 8)
   params = jax.jit(stack.init)(jax.random.key(0), x)
   order = np.random.default_rng(0).permutation(6)
-  np.testing.assert_allclose(
-    stack.apply(params, x[:, order]), stack.apply(params, x)[:, order], atol=1e-5
-  )
+  run = jax.jit(stack.apply)
+  np.testing.assert_allclose(run(params, x[:, order]), run(params, x)[:, order], atol=1e-5)
 
 
 def test_causal_mask_by_gradient():
@@ -71,19 +72,30 @@ def test_causal_mask_by_gradient():
   stack = Transformer(depth=2, num_heads=2, mlp_dim=16)
   x = normal(1, 5, 8)
   params = jax.jit(stack.init)(jax.random.key(0), x)
-  jacobian = jax.jacobian(lambda x: stack.apply(params, x, Causal())[0])(x)[:, :, 0]
+  jacobian = jax.jit(jax.jacobian(lambda x: stack.apply(params, x, Causal())[0]))(x)[:, :, 0]
   reach = np.abs(jacobian).sum(axis=(1, 3)) > 1e-7
   np.testing.assert_array_equal(reach, np.tril(np.ones((5, 5), bool)))
 
 
-@pytest.mark.parametrize("how", [dict(remat=True), dict(unroll=3), dict(remat=True, unroll=2)])
-def test_how_the_stack_is_run_changes_no_value_and_no_gradient(how):
+@pytest.fixture(scope="module")
+def run_as():
+  """how → (loss, gradients) of one stack with the same parameters, however it is run."""
   x = normal(2, 4, 8)
-  plain, saved = (Transformer(depth=3, num_heads=2, mlp_dim=16, **h) for h in ({}, how))
-  params = jax.jit(plain.init)(jax.random.key(0), x)
-  loss = lambda stack: jax.value_and_grad(lambda p: (stack.apply(p, x) ** 2).mean())(params)
+  made = lambda how: Transformer(depth=3, num_heads=2, mlp_dim=16, **how)
+  params = jax.jit(made({}).init)(jax.random.key(0), x)
+  loss = lambda stack: lambda p: (stack.apply(p, x) ** 2).mean()
+  return lambda how: jax.jit(jax.value_and_grad(loss(made(how))))(params)
+
+
+@pytest.fixture(scope="module")
+def plainly(run_as):
+  return run_as({})
+
+
+@pytest.mark.parametrize("how", [dict(remat=True), dict(unroll=3), dict(remat=True, unroll=2)])
+def test_how_the_stack_is_run_changes_no_value_and_no_gradient(how, run_as, plainly):
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), loss(plain), loss(saved)
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), plainly, run_as(how)
   )
 
 
@@ -100,9 +112,15 @@ def test_a_pooled_token_is_that_of_the_whole_stack_and_so_are_its_gradients(norm
   def pooled(params, x):
     return stack.apply(params, x, at, Causal(), UpTo(at[:, None]), method="pooled")[0]
 
-  for of in (lambda f: f, lambda f: jax.grad(lambda *a: jnp.sin(f(*a)).sum(), (0, 1))):
-    one, other = (jax.jit(of(f))(params, x) for f in (whole, pooled))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, other)
+  def both(f):
+    def loss(*args):
+      out = f(*args)
+      return jnp.sin(out).sum(), out
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, x)
+
+  one, other = both(whole), both(pooled)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, other)
 
 
 def test_a_pooled_token_saves_most_of_the_last_layer():
@@ -131,10 +149,10 @@ def test_dropout_is_off_unless_training():
   x = normal(1, 4, 8)
   stack = Transformer(depth=2, num_heads=2, mlp_dim=16, dropout=0.5)
   params = jax.jit(stack.init)(jax.random.key(0), x)
-  np.testing.assert_array_equal(stack.apply(params, x), stack.apply(params, x))
-  one, other = (
-    stack.apply(params, x, train=True, rngs={"dropout": jax.random.key(i)}) for i in range(2)
-  )
+  still = jax.jit(stack.apply)
+  np.testing.assert_array_equal(still(params, x), still(params, x))
+  train = jax.jit(lambda key: stack.apply(params, x, train=True, rngs={"dropout": key}))
+  one, other = (train(jax.random.key(i)) for i in range(2))
   assert not np.allclose(one, other)
 
 
@@ -184,7 +202,8 @@ def test_torchs_initialization_is_that_of_its_modules():
   """Within the bounds of torch.nn.Linear, and of MultiheadAttention's q, k and v as one matrix."""
   width, mlp = 64, 256
   block = Transformer(depth=1, num_heads=4, mlp_dim=mlp, initialization="torch")
-  params = block.init(jax.random.key(0), jnp.zeros((1, 2, width)))["params"]["blocks"]
+  x = jnp.zeros((1, 2, width))
+  params = jax.jit(block.init)(jax.random.key(0), x)["params"]["blocks"]
   bounds = {
     "attention/query/kernel": (6 / (4 * width)) ** 0.5,
     "attention/value/kernel": (6 / (4 * width)) ** 0.5,

@@ -76,14 +76,14 @@ def test_linear_resampling_keeps_a_plane_and_cubic_a_constant():
 def test_stem_keeps_the_grid():
   tower = VisionTransformer(**TINY, pool="mean", stem=(8, 16))
   params = jax.jit(tower.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
-  _, tokens = tower.apply(params, jnp.zeros((1, 16, 16, 3)))
+  _, tokens = jax.jit(tower.apply)(params, jnp.zeros((1, 16, 16, 3)))
   assert tokens.shape == (1, 16, 16)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_in_float32():
   tower = VisionTransformer(**TINY, dtype="bfloat16")
   params = jax.jit(tower.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
-  pooled, _ = tower.apply(params, jnp.ones((1, 16, 16, 3)))
+  pooled, _ = jax.jit(tower.apply)(params, jnp.ones((1, 16, 16, 3)))
   assert pooled.dtype == jnp.bfloat16
   assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
@@ -143,15 +143,19 @@ def test_classifiers_fit_a_batch(system):
   for _ in range(100):
     variables, value, accuracy = step(variables)
   assert value < 0.1 and accuracy == 1.0
-  assert system.class_logits(variables, data["image"]).shape == (8, 5)
+  assert jax.jit(system.class_logits)(variables, data["image"]).shape == (8, 5)
 
 
 def test_batch_statistics_are_state_and_move_only_in_training():
   system = ResNet(ResNetTower((1,), False, 8, stem="cifar"), 5)
   variables = contract.init(system)
   moved = {}
+  loss = jax.jit(
+    lambda v, train: contract.loss(system, v, batch(), jax.random.key(0), step=0, train=train),
+    static_argnums=1,
+  )
   for train in (False, True):
-    _, aux = contract.loss(system, variables, batch(), jax.random.key(0), step=0, train=train)
+    _, aux = loss(variables, train)
     same = jax.tree.map(lambda a, b: bool((a == b).all()), aux.state, variables["state"])
     moved[train] = not all(jax.tree.leaves(same))
   assert moved == {False: False, True: True}
@@ -168,13 +172,15 @@ def test_the_hybrids_patches_are_of_the_backbones_map():
     "params": variables["params"]["tower"],
     **{k: v["tower"] for k, v in variables["state"].items()},
   }
-  _, features = backbone.apply({k: v["backbone"] for k, v in own.items()}, image)
+  _, features = jax.jit(backbone.apply)({k: v["backbone"] for k, v in own.items()}, image)
   plain = VisionTransformer(**TINY)
   rest = {k: v for k, v in own["params"].items() if k != "backbone"}
   np.testing.assert_allclose(
-    system.tower.apply(own, image)[1], plain.apply({"params": rest}, features)[1], atol=1e-6
+    jax.jit(system.tower.apply)(own, image)[1],
+    jax.jit(plain.apply)({"params": rest}, features)[1],
+    atol=1e-6,
   )
-  assert system.attention_maps(variables, {"image": image}).shape == (8, 4, 4)
+  assert jax.jit(system.attention_maps)(variables, {"image": image}).shape == (8, 4, 4)
 
 
 def test_label_smoothing_has_its_known_value():
@@ -183,7 +189,9 @@ def test_label_smoothing_has_its_known_value():
   # Logits (a, 0, 0, 0, 0) for label 0: -(0.84 log p₀ + 4·0.04 log p₁).
   variables["params"]["head"]["bias"] = jnp.array([2.0, 0, 0, 0, 0])
   data = {**batch(), "label": jnp.zeros(8, jnp.int32)}
-  value, _ = contract.loss(smooth, variables, data, jax.random.key(0), step=0, train=False)
+  value, _ = jax.jit(
+    lambda v: contract.loss(smooth, v, data, jax.random.key(0), step=0, train=False)
+  )(variables)
   total = np.exp(2.0) + 4
   expected = -(0.84 * np.log(np.exp(2.0) / total) + 0.16 * np.log(1 / total))
   np.testing.assert_allclose(value, expected, rtol=1e-6)

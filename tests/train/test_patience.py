@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tests import contract
 from vlx.core import config as configs
 from vlx.core.errors import UserError
 from vlx.core.files import read_steps
@@ -30,6 +31,12 @@ class Told:
 
   def __call__(self, model, data):
     return Results({"val/error": self.values[self.label].pop(0)})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_steps():
+  with contract.shared_steps():
+    yield
 
 
 def config(**changes):

@@ -3,8 +3,7 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
+import signal
 
 import jax
 import numpy as np
@@ -19,6 +18,12 @@ from vlx.core.files import read_steps
 from vlx.evaluate.runner import Evaluation
 from vlx.train import defaults, loop
 from vlx.train.run import Run, open_run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_steps():
+  with contract.shared_steps():
+    yield
 
 
 def read_metrics(workdir):
@@ -56,6 +61,13 @@ def finished(tmp_path_factory):
   return run
 
 
+def new_run(finished, folder, **changes):
+  """A run in a new folder, with the tokenizer that it would make anew there."""
+  folder.mkdir()
+  shutil.copy(finished.workdir / "tokenizer.json", folder)
+  return Run(config(**changes), folder)
+
+
 def test_a_run_leaves_what_it_promises(finished):
   names = {p.name for p in finished.workdir.iterdir()}
   assert names >= {
@@ -81,7 +93,7 @@ def test_a_run_leaves_what_it_promises(finished):
 
 
 def test_the_same_config_gives_the_same_bits_twice(finished, tmp_path):
-  again = Run(config(), tmp_path / "again")
+  again = new_run(finished, tmp_path / "again")
   loop.train(again)
   step, state = last_state(again)
   assert step == 8
@@ -103,13 +115,13 @@ def test_damaged_lines_of_a_log_are_passed_over(finished, tmp_path, caplog):
   strange = (b"\xff\xfe", b"[1]", b'{"step": "x"}', b'{"loss": 1.0}', b'{"step": 3, "a": []}', b"{")
   path.write_bytes(b"\n".join([*lines[:4], *strange, *lines[4:]]))
   run = Run(config(), tmp_path / "run")
-  loop.train(run, on_evaluate=Evaluation.of(run))
+  loop.train(run)
   assert "6 damaged lines" in caplog.text
   assert [line["step"] for line in read_metrics(run.workdir)] == list(range(1, 9))
 
 
-def test_a_folder_that_is_removed_meanwhile_is_told(tmp_path, monkeypatch):
-  run = Run(config(**{"checkpoint.every": 2}), tmp_path / "run")
+def test_a_folder_that_is_removed_meanwhile_is_told(finished, tmp_path, monkeypatch):
+  run = new_run(finished, tmp_path / "run", **{"checkpoint.every": 2})
   compiled = loop.compile_step
 
   def removing(run):
@@ -147,7 +159,7 @@ class Interrupted(Exception):
 def test_a_run_cut_off_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch):
   """Cut at step 6, two steps after the last checkpoint; the same command again."""
   changes = {"checkpoint.every": 4}
-  whole = Run(config(**changes), tmp_path / "cut")
+  whole = new_run(finished, tmp_path / "cut", **changes)
   compiled = loop.compile_step
 
   def cut(run):
@@ -172,31 +184,37 @@ def test_a_run_cut_off_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch)
   assert lines == expected and len(read_metrics(whole.workdir)) == 8
 
 
-def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
-  script = (
-    "import os, signal\n"
-    "from vlx.core import config as configs\n"
-    "from vlx.train import loop\n"
-    "from vlx.train.run import Run\n"
-    "import pathlib\n"
-    "config = configs.load_config('configs/clip.py:smoke')\n"
-    "config.steps = 100000\n"
-    "write = loop.MetricsLog.write\n"
-    "def stop_at_three(self, step, values):\n"
-    "  write(self, step, values)\n"
-    "  if step == 3: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(2)]\n"
-    "loop.MetricsLog.write = stop_at_three\n"
-    f"loop.train(Run(config, pathlib.Path({str(tmp_path)!r})))\n"
-  )
-  done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
-  assert done.returncode == 0, done.stderr
-  assert "the same command goes on from there" in done.stdout
-  step = int(done.stdout.split("stopped at step ")[1].split()[0])
-  assert last_state(open_run(str(tmp_path)))[0] == step
+def test_sigterm_saves_and_says_how_to_go_on(finished, tmp_path, monkeypatch, capsys):
+  run = new_run(finished, tmp_path / "run")
+  write = loop.MetricsLog.write
+
+  def stop_at_three(self, step, values):
+    write(self, step, values)
+    if step == 3:
+      for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+  monkeypatch.setattr(loop.MetricsLog, "write", stop_at_three)
+  missed = []
+  before = signal.signal(signal.SIGTERM, lambda *_: missed.append(True))  # else it would end pytest
+  try:
+    with pytest.raises(SystemExit) as end:
+      loop.train(run)
+  finally:
+    ours = signal.signal(signal.SIGTERM, before)
+  assert end.value.code == 0 and not missed
+  ours()
+  assert missed  # the signal's handler is again the one from before
+  said = capsys.readouterr().out
+  assert "the same command goes on from there" in said
+  step = int(said.split("stopped at step ")[1].split()[0])
+  assert 3 <= step < 8 and last_state(open_run(str(run.workdir)))[0] == step
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_state_from_before(tmp_path, monkeypatch):
-  run = Run(config(steps=6), tmp_path / "nan")
+def test_a_loss_that_is_not_finite_stops_with_the_state_from_before(
+  finished, tmp_path, monkeypatch
+):
+  run = new_run(finished, tmp_path / "nan", steps=6)
   system = type(run.system)
   real = system.loss
 
@@ -262,8 +280,9 @@ def test_a_folder_of_another_config_is_left_alone(finished):
   assert before == sorted((p.name, p.stat().st_mtime_ns) for p in finished.workdir.rglob("*"))
 
 
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(tmp_path, caplog):
-  run = Run(config(**{"checkpoint.every": 4, "checkpoint.keep": 2}), tmp_path / "damaged")
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(finished, tmp_path, caplog):
+  changes = {"checkpoint.every": 4, "checkpoint.keep": 2}
+  run = new_run(finished, tmp_path / "damaged", **changes)
   loop.train(run)
   steps = sorted(int(p.name) for p in (run.workdir / "checkpoints").iterdir())
   assert steps == [4, 8]
@@ -300,7 +319,7 @@ def test_what_leaves_the_mathematics_alone_may_change_where_a_run_goes_on(tmp_pa
   them.
   """
   first = {"optim.decay_steps": 8, "steps": 4}
-  loop.train(Run(config(**first), tmp_path / "run"))
+  loop.train(new_run(finished, tmp_path / "run", **first))
   free = {"mesh.data": 4, "mesh.fsdp": 2, "log_every": 2, "checkpoint.every": 2, "data.threads": 2}
   loop.train(Run(config(**{**first, "steps": 8}, **free), tmp_path / "run"))
   kept = configs.read(tmp_path / "run")
@@ -341,18 +360,11 @@ def test_a_batch_in_parts_that_are_no_whole_is_refused(tmp_path):
     loop.train(Run(config(**{"optim.accumulate": 2}), tmp_path / "run"))
 
 
-def test_the_best_checkpoint_is_kept_beside_the_latest(tmp_path):
+def test_the_best_checkpoint_is_kept_beside_the_latest(finished, tmp_path):
   """By a measure of which lower is better: the smallest recall here."""
   measure = "retrieval/combo/text_to_image_r10"
-  found = config(
-    **{
-      "evaluators.retrieval.every": 2,
-      "checkpoint.every": 2,
-      "checkpoint.best": measure,
-      "steps": 6,
-    }
-  )
-  run = Run(found, tmp_path / "run")
+  changes = {"evaluators.retrieval.every": 2, "checkpoint.every": 2, "checkpoint.best": measure}
+  run = new_run(finished, tmp_path / "run", **changes)
   evaluation = Evaluation.of(run)
   order = []
 
@@ -366,7 +378,7 @@ def test_the_best_checkpoint_is_kept_beside_the_latest(tmp_path):
     def __call__(self, step, variables, log):
       saved = {int(p.name) for p in (run.workdir / "checkpoints").iterdir() if p.name.isdigit()}
       order.append((step, saved))
-      return {measure: {2: 3.0, 4: 1.0, 6: 2.0}[step]}
+      return {measure: {2: 3.0, 4: 1.0, 6: 2.0, 8: 2.5}[step]}
 
     def is_higher_better(self, name):
       return False
@@ -378,4 +390,4 @@ def test_the_best_checkpoint_is_kept_beside_the_latest(tmp_path):
     "value": 1.0,
   }
   left = sorted(int(p.name) for p in (run.workdir / "checkpoints").iterdir() if p.name.isdigit())
-  assert left == [4, 6]
+  assert left == [4, 8]

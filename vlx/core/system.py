@@ -6,6 +6,7 @@ tower below LLaVA. Its variables stand under the field's name, in `params` and i
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -142,6 +143,16 @@ def init(system: System, rng: jax.Array) -> Variables:
     kind: {**variables[kind], **{n: v[kind] for n, v in below.items()}}
     for kind in ("params", "state")
   }
+
+
+def variable_shapes(system: System) -> Variables:
+  """The shapes of a system's variables, those of its parts too; no array is made."""
+  return jax.tree.map(lambda s: s, _shapes(system))  # dicts of the caller's own
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(system: System) -> Variables:
+  return jax.eval_shape(functools.partial(init, system), jax.random.key(0))
 
 
 def part(variables: Variables, name: str) -> Variables:

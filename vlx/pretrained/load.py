@@ -7,7 +7,6 @@ or of vlx (a run, or what `vlx.convert` wrote); a single file of safetensors, to
 TensorFlow or llama.cpp; or the name of a repository on Hugging Face's hub.
 """
 
-import functools
 import importlib
 import pathlib
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from vlx.core import system as systems
 from vlx.core.checkpoint import differences
 from vlx.core.errors import UserError
 from vlx.core.files import read_json
-from vlx.core.system import System, Variables, flatten, names
+from vlx.core.system import System, Variables, flatten, names, variable_shapes
 from vlx.data import tokenizers
 from vlx.data.tokenizers import public as public_tokenizers
 from vlx.data.tokenizers.trained import load_clip
@@ -240,15 +239,6 @@ def is_vlx(path: pathlib.Path) -> bool:
   return (path / "config.json").is_file() and bool(
     {"system", "schema"} & read_json(path / "config.json").keys()
   )
-
-
-@functools.lru_cache(maxsize=8)
-def variable_shapes(system: System) -> Variables:
-  """The shapes of a system's variables, those of its parts too; no array is made.
-
-  They are asked for twice while a checkpoint is read, and a large network takes seconds to say them.
-  """
-  return jax.eval_shape(lambda rng: systems.init(system, rng), jax.random.key(0))
 
 
 def _shapes_of(path: str | pathlib.Path, system: System) -> Variables:

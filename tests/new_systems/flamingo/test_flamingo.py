@@ -29,13 +29,16 @@ def model(run):
   return vlx.load(run.workdir)
 
 
+extend_cache = jax.jit(lambda system, *args: system.extend_cache(*args), static_argnums=0)
+
+
 def read(system, variables, images, text=TEXT):
   """Logits of what comes after each prefix: the texts token by token, through the cache."""
-  cache, found, extend = system.empty_cache(len(text), 16), [], jax.jit(system.extend_cache)
+  cache, found = system.empty_cache(len(text), 16), []
   for at in range(text.shape[1]):
     new = {"text": jnp.asarray(text[:, at : at + 1]), "text_mask": jnp.ones((len(text), 1), bool)}
     new |= {} if at else {"image": jnp.asarray(images)}
-    logits, cache = extend(variables, new, cache)
+    logits, cache = extend_cache(system, variables, new, cache)
     found.append(logits)
   return np.stack(found, axis=1)
 
@@ -54,7 +57,7 @@ def test_at_first_it_is_the_language_model(model):
   variables = {**fresh, "params": {**model.variables["params"], "gated": fresh["params"]["gated"]}}
   images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
   decoder, theirs = model.system.language_model.decoder, part(variables, "language_model")
-  expected, _ = apply.infer(decoder, theirs, jnp.asarray(TEXT))
+  expected, _ = jax.jit(lambda v: apply.infer(decoder, v, jnp.asarray(TEXT)))(theirs)
   np.testing.assert_allclose(read(model.system, variables, images), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -75,7 +78,8 @@ def test_the_image_is_seen_from_where_it_stands_and_not_before(model):
 
 def test_reading_token_by_token_is_reading_at_once(model):
   images = jnp.asarray(np.random.default_rng(1).normal(size=(2, 16, 16, 3)), jnp.float32)
-  at_once, _ = jax.jit(model.system.extend_cache)(
+  at_once, _ = extend_cache(
+    model.system,
     model.variables,
     {"text": jnp.asarray(TEXT), "text_mask": jnp.ones(TEXT.shape, bool), "image": images},
     model.system.empty_cache(2, 16),

@@ -74,7 +74,7 @@ def write(
 
 
 def _summary(config, system, metrics, workdir) -> str:
-  shapes = jax.eval_shape(lambda rng: systems.init(system, rng), jax.random.key(0))
+  shapes = systems.variable_shapes(system)
   count = sum(x.size for x in jax.tree.leaves(shapes["params"]))
   speeds = [m["examples_per_second"] for m in metrics if "examples_per_second" in m]
   done = max((m["step"] for m in metrics), default=0)
