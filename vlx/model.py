@@ -30,9 +30,11 @@ from vlx.core.capabilities import (
   ComparesEmbeddings,
   EmbedsImages,
   EmbedsText,
+  FilmsSampling,
   GeneratesImages,
   GeneratesText,
   Reconstructs,
+  SamplesWithoutText,
   SeesImages,
   ShowsAttention,
   TokenizesImages,
@@ -230,40 +232,83 @@ class Model:
     *,
     seed: int = 0,
     image: AnyImage | None = None,
+    mask: AnyImage | None = None,
     **sampler: Any,
   ) -> np.ndarray:
     """Samples of a prompt, uint8 `[num, H, W, 3]`, of the seeds `seed`, `seed` + 1, …
 
     Args:
-      prompt: where the system takes one.
+      prompt: where the system takes one; of a system of classes the number of one.
       num: how many.
       seed: of the first.
-      image: for systems whose sampler asks for one.
+      image: to start from, or that keeps a part of itself.
+      mask: an image of the same size, white where something new is wanted.
       **sampler: fields of the system's `Sampler`.
 
     Raises:
       UserError: for an empty prompt or one too long, and fields that do not fit.
     """
-    chosen = self.sampler(**sampler)
+    rows, seeds = self._sampled_rows(prompt, num, seed, image, mask)
+    return to_uint8(self.map("sample_images", rows, seeds, sampler=self.sampler(**sampler)))
+
+  def generate_film(
+    self,
+    prompt: str = "",
+    num: int = 8,
+    *,
+    seed: int = 0,
+    image: AnyImage | None = None,
+    mask: AnyImage | None = None,
+    **sampler: Any,
+  ) -> np.ndarray:
+    """What it takes its samples for on the way, uint8 `[num, frames, H, W, 3]`; as `generate_images`."""
+    self.require(FilmsSampling)
+    rows, seeds = self._sampled_rows(prompt, num, seed, image, mask)
+    return to_uint8(self.map("sample_film", rows, seeds, sampler=self.sampler(**sampler)))
+
+  def _sampled_rows(self, prompt, num, seed, image, mask):
+    """(inputs, seeds) of `num` samples."""
+    self.require(GeneratesImages)
     if num < 1:
       raise UserError(f"num must be at least 1, not {num}")
     inputs = self.prompt_inputs(prompt)
     if image is not None:
       inputs["image"] = self.prepare_images([image])[0]
+    if mask is not None:
+      if image is None or not getattr(self.system, "takes_mask", False):
+        name = type(self.system).__name__
+        raise UserError("a mask needs an image" if image is None else f"{name} takes no mask")
+      inputs["mask"] = self._prepare_mask(mask, image)
     rows = {name: np.repeat(x[None], num, axis=0) for name, x in inputs.items()}
-    seeds = (seed + np.arange(num)).astype(np.int32)
-    return to_uint8(self.map("sample_images", rows, seeds, sampler=chosen))
+    return rows, (seed + np.arange(num)).astype(np.int32)
+
+  def _prepare_mask(self, mask: AnyImage, image: AnyImage) -> Float[np.ndarray, "height width 1"]:
+    """1 where it is white, cut as the image is."""
+    sizes = [Image.open(io.BytesIO(encoded(x))).size for x in (mask, image)]
+    if sizes[0] != sizes[1]:
+      (w, h), (width, height) = sizes
+      raise UserError(
+        f"the mask is {w}x{h}, and the image {width}x{height}: they must be of one size"
+      )
+    ops = preprocess.parse(self.image_transform).without_normalize()
+    return (_prepared(ops, mask).mean(axis=-1, keepdims=True) > 127).astype(np.float32)
 
   def prompt_inputs(self, prompt: str) -> dict[str, np.ndarray]:
     """A prompt as the system takes it: one example, without a batch axis."""
-    wanted = self.system.sample_inputs()
+    wanted, name = self.system.sample_inputs(), type(self.system).__name__
+    if "label" in wanted:
+      count = self.system.num_classes
+      if not prompt.isdecimal() or int(prompt) >= count:
+        raise UserError(f"{name} takes the number of a class, 0 to {count - 1}, not {prompt!r}")
+      return {"label": np.int32(prompt)}
     if "text" not in wanted:
       if prompt:
-        name = type(self.system).__name__
         raise UserError(f"{name} samples images without a prompt; leave it out")
       return {}
     if not prompt.strip():
-      raise UserError("the prompt is empty")
+      if not capabilities.has(self.system, SamplesWithoutText):
+        raise UserError("the prompt is empty")
+      return self.system.empty_inputs()
     length = wanted["text"].shape[0]
     if len(self.tokenizer.tokens(prompt)) > length:
       raise UserError(

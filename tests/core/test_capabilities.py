@@ -24,6 +24,7 @@ def smoke(name):
   return configs.build_system(configs.load_config(f"configs/{name}.py:smoke"))
 
 
+DIFFUSION = {c.GeneratesImages, c.ChangesImages, c.SamplesWithoutText, c.FilmsSampling}
 SYSTEMS = {
   "clip": (
     lambda: smoke("clip"),
@@ -40,8 +41,8 @@ SYSTEMS = {
   "vqvae": (lambda: smoke("vqvae"), {c.TokenizesImages, c.Reconstructs}),
   "dvae": (lambda: smoke("dvae"), {c.TokenizesImages, c.Reconstructs}),
   "autoencoder": (lambda: smoke("autoencoder"), {c.Autoencodes, c.Reconstructs}),
-  "ddpm": (lambda: smoke("ddpm"), {c.GeneratesImages}),
-  "latent_diffusion": (lambda: smoke("latent_diffusion"), {c.GeneratesImages, c.Reconstructs}),
+  "ddpm": (lambda: smoke("ddpm"), DIFFUSION),
+  "latent_diffusion": (lambda: smoke("latent_diffusion"), DIFFUSION | {c.Reconstructs}),
   "dalle": (lambda: smoke("dalle"), {c.GeneratesImages, c.Reconstructs}),
   "show_and_tell": (lambda: smoke("show_and_tell"), {c.CaptionsImages}),
   "show_attend_tell": (lambda: smoke("show_attend_tell"), {c.CaptionsImages, c.ShowsAttention}),

@@ -160,6 +160,33 @@ class GeneratesImages(Protocol):
 
 
 @runtime_checkable
+class ChangesImages(GeneratesImages, Protocol):
+  """Samples from an `image` among the inputs too, of which the sampler's `strength` says how much goes; and where a
+  `mask` `[batch, height, width, 1]` is 1 alone, where there is one.
+  """
+
+  takes_mask: bool
+
+
+@runtime_checkable
+class SamplesWithoutText(GeneratesImages, Protocol):
+  """Samples of a text, and of none."""
+
+  def empty_inputs(self) -> dict[str, Any]:
+    """What stands for no text, one example, without a batch axis."""
+    ...
+
+
+@runtime_checkable
+class FilmsSampling(GeneratesImages, Protocol):
+  """Shows how its samples come about: frames, of which the last is the sample."""
+
+  def sample_film(
+    self, v: Variables, inputs: Inputs, seeds: Int[Array, " batch"], sampler: Any
+  ) -> Float[Array, "batch frames height width 3"]: ...
+
+
+@runtime_checkable
 class SamplesImageEmbeddings(Protocol):
   """A prior: samples embeddings of images."""
 
@@ -263,6 +290,9 @@ ALL = (
   Reconstructs,
   Autoencodes,
   GeneratesImages,
+  ChangesImages,
+  SamplesWithoutText,
+  FilmsSampling,
   SamplesImageEmbeddings,
   CaptionsImages,
   AnswersQuestions,

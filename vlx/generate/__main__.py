@@ -1,6 +1,8 @@
 """python -m vlx.generate --model=smollm2 --prompt="Why is the sky blue?"
 python -m vlx.generate --workdir=runs/captions --image=photo.png
 python -m vlx.generate --workdir=runs/dalle --prompt="a red apple" [--num=64 --rerank=runs/clip]
+python -m vlx.generate --workdir=runs/ldm --prompt="a red apple" --num_steps=30 --guidance_scale=3 [--film]
+    [--image=photo.png --strength=0.6 | --image=photo.png --mask=mask.png]
 
 What a model gives: text after a prompt or an answer to a message, captions of an image, images of a
 prompt. Which of these, its capabilities say. A model is a run (--workdir), or a public checkpoint
@@ -58,6 +60,17 @@ NUM = flags.DEFINE_integer("num", 8, "How many images.", lower_bound=1)
 SAMPLER = flags.DEFINE_string(
   "sampler", "", "Images: the system's own fields, e.g. temperature=0.7,guidance_scale=2."
 )
+NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Diffusion: steps of the sampler.")
+GUIDANCE_SCALE = flags.DEFINE_float(
+  "guidance_scale", None, "Images: how much the prompt counts; 1 is no guidance."
+)
+STRENGTH = flags.DEFINE_float(
+  "strength", None, "Diffusion: how much of --image becomes noise, 0 to 1."
+)
+MASK = flags.DEFINE_string(
+  "mask", None, "Diffusion: an image as large as --image, white where something new is wanted."
+)
+FILM = flags.DEFINE_bool("film", False, "Diffusion: also how the images come about.")
 RERANK = flags.DEFINE_string(
   "rerank", "", "A CLIP run or a public CLIP, by which the best image comes first."
 )
@@ -117,17 +130,34 @@ def write_images(model):
   for flag in (TEMPERATURE, TOP_K, TOP_P, PENALTY):
     if flag.present:
       raise UserError(f"--{flag.name} is of texts; images have --sampler={flag.name}={flag.value}")
-  prompt = PROMPT.value or ""
-  images = model.generate_images(
-    prompt, NUM.value, seed=SEED.value, image=IMAGE.value, **outputs.sampler_fields(SAMPLER.value)
-  )
+  prompt, sampler = PROMPT.value or "", _sampler()
+  how = dict(seed=SEED.value, image=IMAGE.value, mask=MASK.value, **sampler)
+  images = model.generate_images(prompt, NUM.value, **how)
   if RERANK.value:
     images, cosines = outputs.ranked(images, prompt, RERANK.value, model.mesh)
     print("cosines, best first:", " ".join(f"{c:.3f}" for c in cosines))
   title = prompt + (", best first" if RERANK.value else "")
   # What tells two sheets apart: one may be to be laid beside another.
-  told = (prompt or "samples", SAMPLER.value, RERANK.value and "ranked", str(SEED.value or ""))
-  print(outputs.save(outputs.images_sheet(images, title), _path(" ".join(filter(None, told)))))
+  fields = ",".join(f"{name}={value}" for name, value in sampler.items())
+  told = (prompt or "samples", fields, RERANK.value and "ranked", str(SEED.value or ""))
+  path = _path(" ".join(filter(None, told)))
+  print(outputs.save(outputs.images_sheet(images, title), path))
+  if FILM.value:
+    film = model.generate_film(prompt, NUM.value, **how)
+    strip = path.with_name(f"{path.stem}_film.png")
+    print(outputs.save(outputs.film_strip(film, prompt), strip))
+    print(outputs.save_animation(film, strip.with_suffix(".webp")))
+
+
+def _sampler() -> dict:
+  """The sampler's fields, by --sampler and the flags that are short for some of them."""
+  fields = outputs.sampler_fields(SAMPLER.value)
+  for flag in (NUM_STEPS, GUIDANCE_SCALE, STRENGTH):
+    if flag.value is not None:
+      if flag.name in fields:
+        raise UserError(f"--{flag.name} and --sampler both give {flag.name}")
+      fields[flag.name] = flag.value
+  return fields
 
 
 def _path(name: str) -> pathlib.Path:

@@ -5,12 +5,15 @@ captioner looked.
 import ast
 import hashlib
 import importlib.util
+import io
 import pathlib
 
 import numpy as np
+from einops import rearrange
 from jax.sharding import Mesh
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from PIL import Image
 
 from vlx.core import capabilities, files
 from vlx.core.capabilities import ShowsAttention
@@ -61,6 +64,26 @@ def images_sheet(images: np.ndarray, title: str) -> Figure:
   """uint8 `[N, H, W, 3]`, eight in a row."""
   values = images / np.float32(127.5) - 1
   return sheets.grid([values[i : i + COLUMNS] for i in range(0, len(values), COLUMNS)], title)
+
+
+def film_strip(film: np.ndarray, title: str) -> Figure:
+  """uint8 `[N, frames, H, W, 3]`: the first four samples, a row each, from noise to image."""
+  return sheets.grid(list(film[:4] / np.float32(127.5) - 1), title)
+
+
+def save_animation(film: np.ndarray, path: pathlib.Path) -> pathlib.Path:
+  """Writes all samples beside one another as a WebP; the last frame stays a second."""
+  columns = min(COLUMNS, len(film))
+  filled = np.concatenate([film, np.full_like(film[: -len(film) % columns], 255)])
+  frames = rearrange(filled, "(r c) f h w x -> f (r h) (c w) x", c=columns)
+  first, *rest = (Image.fromarray(frame) for frame in frames)
+  out = io.BytesIO()
+  durations = [100] * (len(frames) - 1) + [1000]
+  first.save(
+    out, "webp", save_all=True, append_images=rest, duration=durations, loop=0, lossless=True
+  )
+  files.write(path, out.getvalue())
+  return path
 
 
 def sampler_fields(text: str) -> dict:

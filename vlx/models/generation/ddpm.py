@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from vlx.core import system as systems
@@ -66,6 +67,7 @@ class DiffusionModel:
   vlb_weight: float = 0.001
 
   Sampler = Sampler
+  takes_mask = True
 
   def __post_init__(self):
     if self.weighting not in losses.WEIGHTINGS:
@@ -200,13 +202,24 @@ class DiffusionModel:
       image = jnp.where(inputs["mask"] > 0.5, image, inputs["image"])
     return image
 
+  def empty_inputs(self):
+    """What stands for no text."""
+    if self.text_encoder is None:
+      return {}
+    ids = self.empty_text or (0,) * self.text_length
+    return {
+      "text": np.array(ids, np.int32),
+      "text_mask": np.full(self.text_length, bool(self.empty_text)),
+    }
+
   def sample_film(
     self, variables, inputs, seeds: Int[Array, " batch"], sampler: Sampler
-  ) -> Float[Array, "frames batch height width 3"]:
+  ) -> Float[Array, "batch frames height width 3"]:
     """What the network takes the images for, at up to ten steps, the last the last."""
     _, film = self._sample(variables, inputs, seeds, sampler, film=True)
     chosen = np.linspace(0, len(film) - 1, min(len(film), FRAMES)).round().astype(int)
-    return jax.lax.map(functools.partial(self._decode, variables), film[chosen])
+    frames = jax.lax.map(functools.partial(self._decode, variables), film[chosen])
+    return rearrange(frames, "f b h w c -> b f h w c")
 
   def _sample(self, variables, inputs, seeds, sampler: Sampler, film: bool = False):
     """(x₀, the film)."""
