@@ -22,7 +22,7 @@ def init(system, seed=0):
   return _init(system, jax.random.key(seed))
 
 
-def drawn(system, scale, seed=9):
+def drawn(system, scale, seed=0):
   """Fresh state, and parameters far from the small ones at which training starts, where everything
   is nearly uniform.
   """
