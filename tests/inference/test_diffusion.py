@@ -60,7 +60,7 @@ def network(process, x0_of):
   """A network that is right."""
 
   def denoise(x, t):
-    level = process.level(t)
+    level = process.level(t.astype(int))
     x0 = x0_of(x, level)
     found = diffusion.target(process.prediction, x0, diffusion.eps_of(x, x0, level), level)
     return found
@@ -230,7 +230,7 @@ def test_weights_make_every_prediction_the_same_loss(prediction):
   key = jax.random.key(0)
   x0, eps, wrong = (jax.random.normal(k, (16, 2, 2, 3)) for k in jax.random.split(key, 3))
   t = jnp.arange(16) * 60 + 20
-  level = process.level(t)
+  level = process.level(t.astype(int))
   x = diffusion.add_noise(x0, eps, level)
   guess = x0 + 0.1 * wrong
   output = diffusion.target(prediction, guess, diffusion.eps_of(x, guess, level), level)
@@ -259,7 +259,7 @@ def test_guidance_by_the_exact_classifier_gives_the_class():
   process = Process()
 
   def denoise(x, t):
-    level = process.level(t)
+    level = process.level(t.astype(int))
     x0 = mixture(x, level)
     classifier = lambda x: log_density(x, level, (0,)) - log_density(x, level)
     found = Prediction(x0, diffusion.eps_of(x, x0, level))
