@@ -155,7 +155,9 @@ def test_sampler_fields_of_a_flag():
     "temperature": 0.7,
     "num_steps": 4,
   }
-  for text in ("temperature", "temperature=x y", "=3)"):
+  told = outputs.sampler_fields("method=dpm_solver,guidance_interval=(0.2, 0.8)")
+  assert told == {"method": "dpm_solver", "guidance_interval": (0.2, 0.8)}
+  for text in ("temperature", "temperature=x y", "=3)", "a=1)(b=2", "**a", "a=b(1)"):
     with pytest.raises(UserError, match="NAME=VALUE"):
       outputs.sampler_fields(text)
 

@@ -347,6 +347,9 @@ def test_the_film_ends_with_the_image():
 @pytest.mark.parametrize(
   "fields, message",
   [
+    (dict(num_steps="ten"), "num_steps must be a whole number, not 'ten'"),
+    (dict(guidance_scale="big"), "guidance_scale must be a number, not 'big'"),
+    (dict(guidance_interval=0.5), "guidance_interval must be two numbers, not 0.5"),
     (dict(num_steps=0), "num_steps must be at least 1, not 0"),
     (dict(num_steps=1001), "num_steps must be at most 1000, the steps of the process, not 1001"),
     (dict(method="heun"), "method is one of ddim, ancestral, dpm_solver, euler, not 'heun'"),

@@ -87,21 +87,28 @@ def save_animation(film: np.ndarray, path: pathlib.Path) -> pathlib.Path:
 
 
 def sampler_fields(text: str) -> dict:
-  """Fields of "temperature=0.7,guidance_scale=2".
+  """Fields of "temperature=0.7,guidance_interval=(0.2, 0.8),method=ddim"; a bare word is a string.
 
   Raises:
     UserError: for what is not of this form.
   """
-  fields = {}
-  for part in filter(None, (p.strip() for p in text.split(","))):
-    name, equals, value = part.partition("=")
-    try:
-      fields[name.strip()] = ast.literal_eval(value.strip())
-    except (SyntaxError, ValueError):
-      equals = ""
-    if not equals:
-      raise UserError(f"--sampler is NAME=VALUE,NAME=VALUE…, not {text!r}")
-  return fields
+  told = UserError(f"--sampler is NAME=VALUE,NAME=VALUE…, not {text!r}")
+  try:
+    call = ast.parse(f"f({text.strip().rstrip(',')})", mode="eval").body
+  except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
+    raise told from e
+  named = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args
+  if not named or any(field.arg is None for field in call.keywords):
+    raise told
+  try:
+    return {
+      field.arg: field.value.id
+      if isinstance(field.value, ast.Name)
+      else ast.literal_eval(field.value)
+      for field in call.keywords
+    }
+  except (ValueError, RecursionError) as e:
+    raise told from e
 
 
 def file_name(text: str) -> str:

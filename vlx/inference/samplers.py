@@ -63,6 +63,17 @@ class Sampler:
   strength: float = 1.0
 
   def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.type in (int, str) and type(value) is not field.type:
+        kind = "a whole number" if field.type is int else "a word"
+        raise UserError(f"{field.name} must be {kind}, not {value!r}")
+      if field.type is float and type(value) not in (int, float):
+        raise UserError(f"{field.name} must be a number, not {value!r}")
+    interval = self.guidance_interval
+    pair = isinstance(interval, (list, tuple)) and [type(x) in (int, float) for x in interval]
+    if pair != [True, True]:
+      raise UserError(f"guidance_interval must be two numbers, not {interval!r}")
     for name, known in (("method", METHODS), ("spacing", SPACINGS), ("threshold", THRESHOLDS)):
       if getattr(self, name) not in known:
         raise UserError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
@@ -71,8 +82,8 @@ class Sampler:
         raise UserError(f"{name} must be in 0 … 1, not {getattr(self, name)}")
     if self.num_steps < 1:
       raise UserError(f"num_steps must be at least 1, not {self.num_steps}")
-    object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
-    low, high = self.guidance_interval
+    object.__setattr__(self, "guidance_interval", tuple(interval))  # lists are not hashable
+    low, high = interval
     if not 0 <= low <= high <= 1:
       raise UserError(f"guidance_interval must rise in 0 … 1, not {low} … {high}")
 
