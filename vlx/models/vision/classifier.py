@@ -93,7 +93,7 @@ class Classifier:
 
 
 class MapsFeatures:
-  """Of a classifier whose tower sows its `maps`."""
+  """Of a classifier whose tower sows the last map of each of its `stages`."""
 
   def feature_maps(
     self, variables, image: Float[Array, "batch height width 3"]
@@ -101,7 +101,7 @@ class MapsFeatures:
     """The tower's last map of each size."""
     own = subnetwork(variables, "tower")
     _, sown = self.tower.apply(own, image, mutable=["intermediates"])
-    return sown["intermediates"]["maps"]
+    return sown["intermediates"]["stages"]
 
 
 def encode_places(

@@ -120,7 +120,7 @@ class ResNetTower(LastMapOnly, nn.Module):
           self.dtype,
           name=f"stage{stage}_block{i}",
         )(x)
-      self.sow("intermediates", "maps", x)
+      self.sow("intermediates", "stages", x)
     return x.mean(axis=(1, 2)), x
 
 

@@ -65,7 +65,7 @@ class VGGTower(LastMapOnly, nn.Module):
           name=f"conv{stage + 1}_{i + 1}",
         )(x)
         x = jax.nn.relu(x)
-      self.sow("intermediates", "maps", x)
+      self.sow("intermediates", "stages", x)
     return x.mean(axis=(1, 2)), x
 
 
