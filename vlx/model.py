@@ -26,6 +26,7 @@ from vlx import pretrained
 from vlx.core import capabilities, partition, xla
 from vlx.core.capabilities import (
   CaptionsImages,
+  ChangesImages,
   Classifies,
   ComparesEmbeddings,
   EmbedsImages,
@@ -46,7 +47,7 @@ from vlx.data.records import BadRecord
 from vlx.data.tokenizers import Tokenizer
 from vlx.data.transforms import preprocess
 from vlx.data.transforms.texts import IMAGE, expand_images
-from vlx.inference import autoregressive
+from vlx.inference import autoregressive, samplers
 from vlx.inference.decoding import Search
 from vlx.inference.sampling import Sampling
 from vlx.losses.contrastive import cosine_similarity
@@ -59,16 +60,22 @@ def call(system, method: str, variables, *inputs, options: tuple[tuple[str, Any]
   """`system.method(variables, *inputs, **options)`, compiled once; the result is on every
   device.
   """
-  return _compiled()(system, method, variables, *inputs, options=options)
+  tells = samplers.tells_steps()
+  return _compiled()(system, method, variables, *inputs, options=options, tells=tells)
 
 
 @functools.cache
 def _compiled():
   options = xla.compiler_options(jax.default_backend(), xla.INFERENCE)
-  return jax.jit(_call, static_argnames=("system", "method", "options"), compiler_options=options)
+  return jax.jit(
+    _call, static_argnames=("system", "method", "options", "tells"), compiler_options=options
+  )
 
 
-def _call(system, method: str, variables, *inputs, options: tuple[tuple[str, Any], ...]):
+def _call(
+  system, method: str, variables, *inputs, options: tuple[tuple[str, Any], ...], tells: bool
+):
+  del tells  # it is of what tracing finds
   result = getattr(system, method)(variables, *inputs, **dict(options))
   if jax.sharding.get_abstract_mesh().empty:
     return result
@@ -238,18 +245,19 @@ class Model:
     """Samples of a prompt, uint8 `[num, H, W, 3]`, of the seeds `seed`, `seed` + 1, …
 
     Args:
-      prompt: where the system takes one; of a system of classes the number of one.
+      prompt: where the system takes one; of a system of classes the number of one, or its name.
       num: how many.
       seed: of the first.
-      image: to start from, or that keeps a part of itself.
+      image: to start from, at a strength below 1, or that keeps a part of itself.
       mask: an image of the same size, white where something new is wanted.
       **sampler: fields of the system's `Sampler`.
 
     Raises:
-      UserError: for an empty prompt or one too long, and fields that do not fit.
+      UserError: for an empty prompt or one too long, fields that do not fit, an image of which nothing would be left.
     """
-    rows, seeds = self._sampled_rows(prompt, num, seed, image, mask)
-    return to_uint8(self.map("sample_images", rows, seeds, sampler=self.sampler(**sampler)))
+    how = self.sampler(**sampler)
+    rows, seeds = self._sampled_rows(prompt, num, seed, image, mask, how)
+    return to_uint8(self.map("sample_images", rows, seeds, sampler=how))
 
   def generate_film(
     self,
@@ -263,30 +271,38 @@ class Model:
   ) -> np.ndarray:
     """What it takes its samples for on the way, uint8 `[num, frames, H, W, 3]`; as `generate_images`."""
     self.require(FilmsSampling)
-    rows, seeds = self._sampled_rows(prompt, num, seed, image, mask)
-    return to_uint8(self.map("sample_film", rows, seeds, sampler=self.sampler(**sampler)))
+    how = self.sampler(**sampler)
+    rows, seeds = self._sampled_rows(prompt, num, seed, image, mask, how)
+    return to_uint8(self.map("sample_film", rows, seeds, sampler=how))
 
-  def _sampled_rows(self, prompt, num, seed, image, mask):
+  def _sampled_rows(self, prompt, num, seed, image, mask, sampler):
     """(inputs, seeds) of `num` samples."""
-    self.require(GeneratesImages)
+    name, changes = type(self.system).__name__, capabilities.has(self.system, ChangesImages)
     if num < 1:
       raise UserError(f"num must be at least 1, not {num}")
     inputs = self.prompt_inputs(prompt)
     if image is not None:
+      if not changes:
+        raise UserError(f"{name} takes no image to start from")
+      if mask is None and getattr(sampler, "strength", 0) == 1:
+        raise UserError(
+          "nothing would be left of the image: give a strength below 1, such as 0.6, or a mask"
+        )
       inputs["image"] = self.prepare_images([image])[0]
     if mask is not None:
-      if image is None or not getattr(self.system, "takes_mask", False):
-        name = type(self.system).__name__
-        raise UserError("a mask needs an image" if image is None else f"{name} takes no mask")
+      if not (changes and self.system.takes_mask):
+        raise UserError(f"{name} takes no mask")
+      if image is None:
+        raise UserError("a mask needs an image")
       inputs["mask"] = self._prepare_mask(mask, image)
     rows = {name: np.repeat(x[None], num, axis=0) for name, x in inputs.items()}
     return rows, (seed + np.arange(num)).astype(np.int32)
 
   def _prepare_mask(self, mask: AnyImage, image: AnyImage) -> Float[np.ndarray, "height width 1"]:
     """1 where it is white, cut as the image is."""
-    sizes = [Image.open(io.BytesIO(encoded(x))).size for x in (mask, image)]
-    if sizes[0] != sizes[1]:
-      (w, h), (width, height) = sizes
+    decoded = preprocess.parse("decode")  # upright, as people see them
+    (h, w), (height, width) = (_prepared(decoded, x).shape[:2] for x in (mask, image))
+    if (h, w) != (height, width):
       raise UserError(
         f"the mask is {w}x{h}, and the image {width}x{height}: they must be of one size"
       )
@@ -297,10 +313,7 @@ class Model:
     """A prompt as the system takes it: one example, without a batch axis."""
     wanted, name = self.system.sample_inputs(), type(self.system).__name__
     if "label" in wanted:
-      count = self.system.num_classes
-      if not prompt.isdecimal() or int(prompt) >= count:
-        raise UserError(f"{name} takes the number of a class, 0 to {count - 1}, not {prompt!r}")
-      return {"label": np.int32(prompt)}
+      return {"label": np.int32(self._class_of(prompt))}
     if "text" not in wanted:
       if prompt:
         raise UserError(f"{name} samples images without a prompt; leave it out")
@@ -316,6 +329,19 @@ class Model:
       )
     ids, mask = self.tokenizer.encode(prompt, length)
     return {"text": ids, "text_mask": mask}
+
+  def _class_of(self, prompt: str) -> int:
+    """The class of this number or name."""
+    count = self.system.num_classes
+    if prompt.isdecimal() and int(prompt) < count:
+      return int(prompt)
+    names = [self.tokenizer.decode([i]) for i in range(count)] if self.tokenizer else []
+    if prompt and prompt in names:
+      return names.index(prompt)
+    raise UserError(
+      f"{type(self.system).__name__} takes the number of a class, 0 to {count - 1}"
+      f"{', or its name' if names else ''}, not {prompt!r}"
+    )
 
   # Texts out.
 

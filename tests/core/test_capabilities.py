@@ -43,7 +43,7 @@ SYSTEMS = {
   "autoencoder": (lambda: smoke("autoencoder"), {c.Autoencodes, c.Reconstructs}),
   "ddpm": (lambda: smoke("ddpm"), DIFFUSION),
   "latent_diffusion": (lambda: smoke("latent_diffusion"), DIFFUSION | {c.Reconstructs}),
-  "dalle": (lambda: smoke("dalle"), {c.GeneratesImages, c.Reconstructs}),
+  "dalle": (lambda: smoke("dalle"), {c.GeneratesImages, c.ChangesImages, c.Reconstructs}),
   "show_and_tell": (lambda: smoke("show_and_tell"), {c.CaptionsImages}),
   "show_attend_tell": (lambda: smoke("show_attend_tell"), {c.CaptionsImages, c.ShowsAttention}),
   "bert": (lambda: MaskedLanguageModel(BERT(**TINY)), {c.EmbedsText, c.EncodesText}),

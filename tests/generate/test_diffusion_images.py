@@ -87,8 +87,10 @@ def test_what_cannot_be_is_told(model, image):
 def test_the_command(command, tmp_path):
   out = tmp_path / "cab.png"
   flags = (f"--model={FOLDER}", "--prompt=a cab", "--num=2", "--num_steps=2", f"--output={out}")
-  code, stdout, stderr = command("vlx.generate", *flags, "--guidance_scale=3", "--film")
-  assert code == 0, stderr
+  code, stdout, stderr = command(
+    "vlx.generate", *flags, "--guidance_scale=3", "--film", "--progress"
+  )
+  assert code == 0 and "2/2" in stderr, stderr
   assert stdout.split() == [
     str(tmp_path / name) for name in ("cab.png", "cab_film.png", "cab_film.webp")
   ]

@@ -171,6 +171,12 @@ def test_the_command_says_what_a_run_can_do(runs, command):
   assert code == 0, err
   path = runs["dalle"] / "generated" / "a_red_apple_temperature_0_5.png"
   assert out.strip() == str(path) and path.is_file()
+  for more, message in (
+    ("--film", "DALLE lacks FilmsSampling"),
+    (f"--mask={path}", "DALLE takes no mask"),
+  ):
+    code, out, err = command("vlx.generate", f"--workdir={runs['dalle']}", "--prompt=a", more)
+    assert code == 2 and not out and message in err and len(err.strip().splitlines()) == 1, err
 
 
 def test_a_run_without_a_checkpoint_is_told(runs, tmp_path):

@@ -161,8 +161,10 @@ class GeneratesImages(Protocol):
 
 @runtime_checkable
 class ChangesImages(GeneratesImages, Protocol):
-  """Samples from an `image` among the inputs too, of which the sampler's `strength` says how much goes; and where a
-  `mask` `[batch, height, width, 1]` is 1 alone, where there is one.
+  """Samples from an `image` among the inputs too, where there is one; its sampler says what is left of it (where it
+  has a `strength`: nothing at 1).
+
+  Where `takes_mask`, a `mask` `[batch, height, width, 1]` may say by 1 where alone something new is wanted.
   """
 
   takes_mask: bool

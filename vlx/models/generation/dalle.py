@@ -295,6 +295,8 @@ class DALLE:
   unroll: int = 1
   dtype: str = "float32"
 
+  takes_mask = False
+
   def __post_init__(self):
     for kind in (*self.pattern, self.last_mask):
       if kind not in MASKS:

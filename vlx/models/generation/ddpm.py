@@ -197,10 +197,7 @@ class DiffusionModel:
     `mask` `[B, H, W, 1]` says by 1 where something new is wanted.
     """
     x0, _ = self._sample(variables, inputs, seeds, sampler)
-    image = self._decode(variables, x0)
-    if "mask" in inputs:
-      image = jnp.where(inputs["mask"] > 0.5, image, inputs["image"])
-    return image
+    return _kept(inputs, self._decode(variables, x0))
 
   def empty_inputs(self):
     """What stands for no text."""
@@ -215,11 +212,12 @@ class DiffusionModel:
   def sample_film(
     self, variables, inputs, seeds: Int[Array, " batch"], sampler: Sampler
   ) -> Float[Array, "batch frames height width 3"]:
-    """What the network takes the images for, at up to ten steps, the last the last."""
-    _, film = self._sample(variables, inputs, seeds, sampler, film=True)
+    """What the network takes the images for, at up to ten steps, the last the last; at strength 0 there is one frame."""
+    x0, film = self._sample(variables, inputs, seeds, sampler, film=True)
+    film = x0[None] if film is None else film
     chosen = np.linspace(0, len(film) - 1, min(len(film), FRAMES)).round().astype(int)
     frames = jax.lax.map(functools.partial(self._decode, variables), film[chosen])
-    return rearrange(frames, "f b h w c -> b f h w c")
+    return rearrange(_kept(inputs, frames), "f b h w c -> b f h w c")
 
   def _sample(self, variables, inputs, seeds, sampler: Sampler, film: bool = False):
     """(x₀, the film)."""
@@ -254,6 +252,13 @@ class DiffusionModel:
       mask=mask,
       film=film,
     )
+
+
+def _kept(inputs, made: Float[Array, "*frames batch height width 3"]):
+  """What was made, with the given image where the mask, if there is one, is 0."""
+  if "mask" not in inputs:
+    return made
+  return jnp.where(inputs["mask"] > 0.5, made, inputs["image"])
 
 
 @dataclasses.dataclass(frozen=True)
