@@ -203,6 +203,17 @@ def test_a_mask_keeps_the_given_pixels_and_a_film_ends_with_the_image():
   np.testing.assert_allclose(film[:, -1], run({}), atol=1e-3)
 
 
+def test_what_starts_from_an_image_is_a_function_of_its_seed_whatever_the_batch():
+  system = LatentDiffusion(unet=UNet(**SMALL), image_size=16, autoencoder=AUTOENCODER)
+  variables = awake(system)
+  image = jax.random.uniform(jax.random.key(0), (1, 16, 16, 3), minval=-1, maxval=1)
+  sampler = Sampler(2, strength=0.5)
+  run = jax.jit(lambda v, image, seeds: system.sample_images(v, {"image": image}, seeds, sampler))
+  made = run(variables, jnp.repeat(image, 3, axis=0), jnp.arange(4, 7))
+  np.testing.assert_allclose(run(variables, image, jnp.array([6]))[0], made[2], atol=1e-4)
+  assert np.abs(made[1] - made[2]).max() > 0.01
+
+
 def test_learned_variances_have_a_bound():
   process = Process(timesteps=50, learned_variance=True)
   system = DDPM(unet=UNet(**{**SMALL, "channels": 6}), image_size=8, process=process)

@@ -232,9 +232,14 @@ class DiffusionModel:
     guided = guidance.classifier_free(
       network, self.process, condition, nothing, sampler.guidance_scale, sampler.guidance_rescale
     )
-    start = (
-      self._encode(variables, inputs["image"], jax.random.key(0)) if "image" in inputs else None
-    )
+
+    def encode(
+      image, seed
+    ):  # each row by its seed, whatever the batch; the sampler's noise has lower numbers
+      rng = jax.random.fold_in(jax.random.key(seed), self.process.timesteps + 1)
+      return self._encode(variables, image[None], rng)[0]
+
+    start = jax.vmap(encode)(inputs["image"], seeds) if "image" in inputs else None
     mask = inputs.get("mask")
     if mask is not None:  # a position is new where any of its pixels is
       rows, columns, _ = self.x0_shape
