@@ -149,12 +149,12 @@ def write_images(model):
   fields = ",".join(f"{name}={value}" for name, value in sampler.items())
   told = (prompt or "samples", fields, RERANK.value and "ranked", str(SEED.value or ""))
   path = _path(" ".join(filter(None, told)))
-  print(outputs.save(outputs.images_sheet(images, title), path))
+  print(outputs.save(outputs.images_sheet(images, title or "samples"), path))
   if FILM.value:
     with bar():
       film = model.generate_film(prompt, NUM.value, **how)
     strip = path.with_name(f"{path.stem}_film.png")
-    print(outputs.save(outputs.film_strip(film, prompt), strip))
+    print(outputs.save(outputs.film_strip(film, prompt or "samples"), strip))
     print(outputs.save_animation(film, strip.with_suffix(".webp")))
 
 
