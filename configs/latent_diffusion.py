@@ -183,7 +183,7 @@ def paper() -> ml_collections.ConfigDict:
       dtype="bfloat16",
     ),
     autoencoder={
-      **part_from("configs/autoencoder.py:kl_f8"),
+      **part_from("configs/autoencoder.py:paper"),
       "image_size": 512,
       "adversarial_weight": 0.0,
     },

@@ -10,7 +10,6 @@ paths of files. A method that the system has no capability for says what the sys
 
 import dataclasses
 import functools
-import io
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
-from PIL import Image
 
 from vlx import pretrained
 from vlx.core import capabilities, partition, xla
+from vlx.core import config as configs
 from vlx.core.capabilities import (
   CaptionsImages,
   ChangesImages,
@@ -40,10 +39,9 @@ from vlx.core.capabilities import (
   ShowsAttention,
   TokenizesImages,
 )
-from vlx.core.config import nearest
 from vlx.core.errors import UserError
 from vlx.core.system import System, Variables
-from vlx.data.records import BadRecord
+from vlx.data.images import AnyImage, prepared, to_uint8
 from vlx.data.tokenizers import Tokenizer
 from vlx.data.transforms import preprocess
 from vlx.data.transforms.texts import IMAGE, expand_images
@@ -52,7 +50,6 @@ from vlx.inference.decoding import Search
 from vlx.inference.sampling import Sampling
 from vlx.losses.contrastive import cosine_similarity
 
-AnyImage = Image.Image | np.ndarray | bytes | str | pathlib.Path
 ROWS = 64  # of a batch
 
 
@@ -113,7 +110,7 @@ class Model:
         "cannot infer image preprocessing: the model's config has no data.image_transform"
       )
     ops = preprocess.parse(self.image_transform)
-    return np.stack([_prepared(ops, image) for image in images])
+    return np.stack([prepared(ops, image) for image in images])
 
   def encode_texts(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
     """(ids, mask) `[N, length]`, without columns that no text reaches.
@@ -225,12 +222,7 @@ class Model:
       UserError: for a field that it has not, with the nearest one, or a value that makes no sense.
     """
     self.require(GeneratesImages)
-    names = [f.name for f in dataclasses.fields(self.system.Sampler)]
-    if unknown := sorted(set(fields) - set(names)):
-      raise UserError(
-        f"{type(self.system).__name__}'s sampler has no {unknown[0]!r}: {nearest(unknown[0], names)}"
-      )
-    return self.system.Sampler(**fields)
+    return configs.build(self.system.Sampler, fields, "sampler")
 
   def generate_images(
     self,
@@ -255,28 +247,19 @@ class Model:
     Raises:
       UserError: for an empty prompt or one too long, fields that do not fit, an image of which nothing would be left.
     """
-    how = self.sampler(**sampler)
-    rows, seeds = self._sampled_rows(prompt, num, seed, image, mask, how)
-    return to_uint8(self.map("sample_images", rows, seeds, sampler=how))
+    how = dict(seed=seed, image=image, mask=mask, **sampler)
+    return self._sampled("sample_images", prompt, num, **how)
 
-  def generate_film(
-    self,
-    prompt: str = "",
-    num: int = 8,
-    *,
-    seed: int = 0,
-    image: AnyImage | None = None,
-    mask: AnyImage | None = None,
-    **sampler: Any,
-  ) -> np.ndarray:
-    """What it takes its samples for on the way, uint8 `[num, frames, H, W, 3]`; as `generate_images`."""
+  def generate_film(self, prompt: str = "", num: int = 8, **how: Any) -> np.ndarray:
+    """What it takes its samples for on the way, the last the samples: uint8 `[num, frames, H, W, 3]`; as
+    `generate_images`.
+    """
     self.require(FilmsSampling)
-    how = self.sampler(**sampler)
-    rows, seeds = self._sampled_rows(prompt, num, seed, image, mask, how)
-    return to_uint8(self.map("sample_film", rows, seeds, sampler=how))
+    return self._sampled("sample_film", prompt, num, **how)
 
-  def _sampled_rows(self, prompt, num, seed, image, mask, sampler):
-    """(inputs, seeds) of `num` samples."""
+  def _sampled(self, method, prompt, num, *, seed=0, image=None, mask=None, **fields):
+    """What `sample_images` or `sample_film` gives."""
+    sampler = self.sampler(**fields)
     name, changes = type(self.system).__name__, capabilities.has(self.system, ChangesImages)
     if num < 1:
       raise UserError(f"num must be at least 1, not {num}")
@@ -296,18 +279,19 @@ class Model:
         raise UserError("a mask needs an image")
       inputs["mask"] = self._prepare_mask(mask, image)
     rows = {name: np.repeat(x[None], num, axis=0) for name, x in inputs.items()}
-    return rows, (seed + np.arange(num)).astype(np.int32)
+    seeds = (seed + np.arange(num)).astype(np.int32)
+    return to_uint8(self.map(method, rows, seeds, sampler=sampler))
 
   def _prepare_mask(self, mask: AnyImage, image: AnyImage) -> Float[np.ndarray, "height width 1"]:
     """1 where it is white, cut as the image is."""
     decoded = preprocess.parse("decode")  # upright, as people see them
-    (h, w), (height, width) = (_prepared(decoded, x).shape[:2] for x in (mask, image))
+    (h, w), (height, width) = (prepared(decoded, x).shape[:2] for x in (mask, image))
     if (h, w) != (height, width):
       raise UserError(
         f"the mask is {w}x{h}, and the image {width}x{height}: they must be of one size"
       )
     ops = preprocess.parse(self.image_transform).without_normalize()
-    return (_prepared(ops, mask).mean(axis=-1, keepdims=True) > 127).astype(np.float32)
+    return (prepared(ops, mask).mean(axis=-1, keepdims=True) > 127).astype(np.float32)
 
   def prompt_inputs(self, prompt: str) -> dict[str, np.ndarray]:
     """A prompt as the system takes it: one example, without a batch axis."""
@@ -471,44 +455,3 @@ def similarity(system: System, image: Any, text: Any) -> jax.Array:
   """`[images, texts]` scores of all pairs of embeddings."""
   compare = system.similarity if capabilities.has(system, ComparesEmbeddings) else cosine_similarity
   return compare(jnp.asarray(image), jnp.asarray(text))
-
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-  """Values in [-1, 1] as 0 … 255."""
-  return np.round(np.clip((np.asarray(images, np.float32) + 1) / 2, 0, 1) * 255).astype(np.uint8)
-
-
-def to_png(image: np.ndarray) -> bytes:
-  """An image, uint8 or f32 in [-1, 1], encoded."""
-  out = io.BytesIO()
-  Image.fromarray(image if image.dtype == np.uint8 else to_uint8(image)).save(out, "png")
-  return out.getvalue()
-
-
-def encoded(image: AnyImage) -> bytes:
-  """An image in whatever form as an encoded one.
-
-  Raises:
-    UserError: for a file that cannot be read.
-  """
-  match image:
-    case bytes():
-      return image
-    case np.ndarray():
-      return to_png(image)
-    case Image.Image():
-      out = io.BytesIO()
-      image.save(out, "png")
-      return out.getvalue()
-  try:
-    return pathlib.Path(image).expanduser().read_bytes()
-  except OSError as e:
-    raise UserError(f"cannot read the image {image}: {e.strerror}") from e
-
-
-def _prepared(ops: preprocess.Preprocess, image: AnyImage) -> np.ndarray:
-  try:
-    return ops.finish(ops.prepare({"image": encoded(image)}), None)["image"]
-  except BadRecord as e:
-    named = f" {image}" if not isinstance(image, (bytes, np.ndarray, Image.Image)) else ""
-    raise UserError(f"the image{named} cannot be used: {e}") from e

@@ -14,13 +14,14 @@ from tests import contract
 from vlx.core import config as configs
 from vlx.core import partition
 from vlx.core.errors import UserError
+from vlx.data.images import to_png
 from vlx.data.sources import open_source
 from vlx.data.transforms import preprocess
 from vlx.evaluate import reference_models, runner
 from vlx.evaluate.reference_models import ReferenceModel, Scorers
 from vlx.evaluate.tasks import fidelity, generation, reranking
 from vlx.evaluate.tasks.classification import Classification
-from vlx.model import Model, to_png
+from vlx.model import Model
 from vlx.train.run import Run
 
 SAMPLES = 2
@@ -143,7 +144,7 @@ def test_a_samplers_fields_reach_the_system_and_a_mistyped_one_is_told(copyist):
   with jax.set_mesh(MESH):
     found = generation.sample_prompts(model, prompts, SAMPLES, {"brightness": 0.25})
   np.testing.assert_allclose(found[:, 1], np.clip(images + 0.25, -1, 1), atol=1e-6)
-  with pytest.raises(UserError, match="no 'brightnes': did you mean 'brightness'"):
+  with pytest.raises(UserError, match="no field sampler.brightnes: did you mean 'brightness'"):
     model.sampler(brightnes=1.0)
 
 

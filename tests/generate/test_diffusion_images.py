@@ -31,7 +31,7 @@ def film(model):
 def test_a_film_ends_with_the_images(model, film):
   images = model.generate_images("a cab", 3, **HOW)
   assert images.shape == (3, 16, 16, 3) and film.shape == (3, 2, 16, 16, 3)
-  assert np.abs(film[:, -1].astype(int) - images).max() <= 1
+  assert np.abs(film[:, -1].astype(int) - images).max() <= 1  # of two programs
   assert np.abs(images[0].astype(int) - images[1]).max() > 1
 
 
@@ -75,7 +75,10 @@ def test_what_cannot_be_is_told(model, image):
     (dict(strength=0.5), "needs an image to start from"),
     (dict(num_steps=1001), "num_steps must be at most 1000"),
     (dict(strength=1.5), "strength must be in 0 … 1"),
-    (dict(temperature=1.0), "sampler has no 'temperature'"),
+    (dict(temperature=1.0), "Sampler has no field sampler.temperature: valid names: eta,"),
+    (dict(numsteps=4), "sampler.numsteps: did you mean 'num_steps'"),
+    (dict(num_steps="ten"), "sampler.num_steps is 'ten', not int"),
+    (dict(guidance_interval=0.5), "sampler.guidance_interval is 0.5, not a list of float or int"),
   ):
     with pytest.raises(UserError, match=message):
       model.generate_images("a cab", 1, **how)

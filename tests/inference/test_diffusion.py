@@ -341,20 +341,18 @@ def test_the_film_ends_with_the_image():
   denoise = network(process, gaussian)
   x, film = samplers.sample(denoise, denoise, process, Sampler(7), SEEDS[:2], SHAPE, film=True)
   assert film.shape == (7, 2, *SHAPE)
-  np.testing.assert_allclose(film[-1], x, atol=1e-5)
+  np.testing.assert_array_equal(film[-1], x)
 
 
 @pytest.mark.parametrize(
   "fields, message",
   [
-    (dict(num_steps="ten"), "num_steps must be a whole number, not 'ten'"),
-    (dict(guidance_scale="big"), "guidance_scale must be a number, not 'big'"),
-    (dict(guidance_interval=0.5), "guidance_interval must be two numbers, not 0.5"),
+    (dict(guidance_interval=(0.5,)), "guidance_interval is two numbers that rise in 0 … 1"),
     (dict(num_steps=0), "num_steps must be at least 1, not 0"),
     (dict(num_steps=1001), "num_steps must be at most 1000, the steps of the process, not 1001"),
     (dict(method="heun"), "method is one of ddim, ancestral, dpm_solver, euler, not 'heun'"),
     (dict(strength=1.5), "strength must be in 0 … 1, not 1.5"),
-    (dict(guidance_interval=(0.7, 0.2)), "guidance_interval must rise in 0 … 1, not 0.7 … 0.2"),
+    (dict(guidance_interval=(0.7, 0.2)), r"rise in 0 … 1, not \(0.7, 0.2\)"),
     (dict(spacing="leading", offset=500), "an offset of 500 leads beyond the 1000 steps"),
   ],
 )

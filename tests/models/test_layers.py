@@ -7,7 +7,6 @@ import pytest
 import scipy.ndimage
 
 from vlx.core.system import flatten
-from vlx.models.layers import convolution
 from vlx.models.layers.attention import MultiHeadAttention
 from vlx.models.layers.linear import flat_dot_general
 from vlx.models.layers.position import resample_positions
@@ -183,19 +182,6 @@ def test_positions_resample_as_the_released_code_does(target):
   zoom = (target[0] / 3, target[1] / 4, 1)
   expected = scipy.ndimage.zoom(grid, zoom, order=1)
   np.testing.assert_allclose(found[0, 1:].reshape(*target, 7), expected, atol=1e-5)
-
-
-def test_downsample_is_the_convolution_and_so_is_its_gradient():
-  x, kernel = normal(2, 8, 6, 3), normal(3, 3, 3, 5)
-  loss = lambda f: jax.value_and_grad(lambda x, k: (f(x, k) ** 3).sum(), argnums=(0, 1))(x, kernel)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-2),
-    loss(convolution._convolve_by_slices),
-    loss(convolution._convolve),
-  )
-  module = convolution.Downsample(5)
-  found = jax.jit(module.apply)({"params": {"kernel": kernel}}, x)
-  np.testing.assert_allclose(found, convolution._convolve(x, kernel), rtol=1e-4, atol=1e-4)
 
 
 def test_torchs_initialization_is_that_of_its_modules():

@@ -13,7 +13,7 @@ from vlx.inference.diffusion import Level
 from vlx.inference.samplers import Sampler
 from vlx.models.generation.autoencoder import KLAutoencoder
 from vlx.models.layers.unet import UNet
-from vlx.pretrained import diffusers, tables, unet
+from vlx.pretrained import diffusers_configs, tables, unet
 
 GROUPS = dict(groups=8)
 ADM = dict(
@@ -49,11 +49,11 @@ def loaded(recorded, network, rows, x, t, **given):
 
 
 CASES = {
-  "ddpm": ("unet", diffusers.unet_2d, {}),
-  "adm": ("unet", diffusers.unet_2d, {"label": "class_labels"}),
-  "sd": ("unet_text", diffusers.unet_2d_condition, {"context": "encoder_hidden_states"}),
-  "ldm": ("unet_text", diffusers.unet_2d_condition, {"context": "encoder_hidden_states"}),
-  "sd2": ("unet_text", diffusers.unet_2d_condition, {"context": "encoder_hidden_states"}),
+  "ddpm": ("unet", diffusers_configs.unet_2d, {}),
+  "adm": ("unet", diffusers_configs.unet_2d, {"label": "class_labels"}),
+  "sd": ("unet_text", diffusers_configs.unet_2d_condition, {"context": "encoder_hidden_states"}),
+  "ldm": ("unet_text", diffusers_configs.unet_2d_condition, {"context": "encoder_hidden_states"}),
+  "sd2": ("unet_text", diffusers_configs.unet_2d_condition, {"context": "encoder_hidden_states"}),
 }
 
 
@@ -94,7 +94,7 @@ def test_autoencoders(case):
   else:
     recorded = Recorded("autoencoder", case)
     name = "VQModel" if case == "vq" else "AutoencoderKL"
-    system = diffusers.autoencoder({**recorded.config, "_class_name": name})
+    system = diffusers_configs.autoencoder({**recorded.config, "_class_name": name})
   rows = unet.autoencoder_rows(system, diffusers=case != "original")
   wanted = contract.shapes(system)
   found = tables.read(rows, wanted, recorded.shapes, recorded.weights.__getitem__)
@@ -155,8 +155,8 @@ TRAJECTORIES = (
 def test_trajectories_of_diffusers(case, monkeypatch):
   recorded = Recorded("schedulers", case)
   config, inputs, expected = recorded.config, recorded.inputs, recorded.outputs
-  process = diffusers.process(config)
-  sampler = Sampler(20, eta=float(inputs.get("eta", 0.0)), **diffusers.sampler(config))
+  process = diffusers_configs.process(config)
+  sampler = Sampler(20, eta=float(inputs.get("eta", 0.0)), **diffusers_configs.sampler(config))
   plan = samplers.plan(process, sampler)
   np.testing.assert_allclose(plan.t, expected["timesteps"], atol=1e-3)
   np.testing.assert_allclose(plan.step.now.alpha**2, expected["signals"], rtol=2e-4, atol=1e-7)
@@ -180,7 +180,7 @@ def test_trajectories_of_diffusers(case, monkeypatch):
   x = jnp.asarray(inputs["x"])
   if case.endswith("_unet"):
     small = Recorded("unet", "ddpm")
-    network = diffusers.unet_2d(small.config)
+    network = diffusers_configs.unet_2d(small.config)
     variables = loaded(small, network, unet.diffusers_rows(network), x, jnp.zeros(2))
   if case == "euler":  # which starts with the noise of its first level alone
     x = x * plan.step.now.sigma[0]
@@ -194,7 +194,7 @@ def test_trajectories_of_diffusers(case, monkeypatch):
   found, film = jax.jit(run)()
   assert_trajectory(found, expected["samples"][-1])
   scale = np.ones(20) if "euler" not in case else plan.step.now.alpha
-  for i in range(20):
+  for i in range(19):  # the last is the sample
     level = Level(plan.step.now.alpha[i], plan.step.now.sigma[i])
     x = jnp.asarray(expected["samples"][i] * scale[i], jnp.float32)
     there = diffusion.predict(process, jnp.asarray(expected["answers"][i]), x, level)
@@ -209,18 +209,18 @@ def assert_trajectory(found, expected, tolerance=1e-4):
 def test_tables_of_diffusers():
   recorded = Recorded("schedulers", "tables")
   for name, config in recorded.config.items():
-    process = diffusers.process({**config, "prediction_type": "v_prediction"})
+    process = diffusers_configs.process({**config, "prediction_type": "v_prediction"})
     np.testing.assert_allclose(
       process.betas, recorded.outputs[f"{name}/betas"], rtol=1e-4, atol=3e-7
     )
     np.testing.assert_allclose(
       process.levels.alpha**2, recorded.outputs[f"{name}/alphas_cumprod"], atol=1e-5
     )
-  process = diffusers.process(recorded.config["scaled_linear"])
+  process = diffusers_configs.process(recorded.config["scaled_linear"])
   for key, expected in recorded.outputs.items():
     if key.count("/") == 3:
       kind, spacing, offset, steps = key.split("/")
-      method = diffusers.sampler({"_class_name": kind})["method"]
+      method = diffusers_configs.sampler({"_class_name": kind})["method"]
       sampler = Sampler(int(steps), method, spacing=spacing, offset=int(offset))
       np.testing.assert_allclose(
         samplers.plan(process, sampler).t, expected, atol=1e-3, err_msg=key

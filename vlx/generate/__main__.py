@@ -138,9 +138,10 @@ def write_images(model):
     model.require(FilmsSampling)
   prompt, sampler = PROMPT.value or "", _sampler()
   how = dict(seed=SEED.value, image=IMAGE.value, mask=MASK.value, **sampler)
-  bar = outputs.steps_bar if PROGRESS.value else contextlib.nullcontext
-  with bar():
-    images = model.generate_images(prompt, NUM.value, **how)
+  make = model.generate_film if FILM.value else model.generate_images
+  with outputs.steps_bar() if PROGRESS.value else contextlib.nullcontext():
+    made = make(prompt, NUM.value, **how)
+  images = made[:, -1] if FILM.value else made
   if RERANK.value:
     images, cosines = outputs.ranked(images, prompt, RERANK.value, model.mesh)
     print("cosines, best first:", " ".join(f"{c:.3f}" for c in cosines))
@@ -151,11 +152,9 @@ def write_images(model):
   path = _path(" ".join(filter(None, told)))
   print(outputs.save(outputs.images_sheet(images, title or "samples"), path))
   if FILM.value:
-    with bar():
-      film = model.generate_film(prompt, NUM.value, **how)
     strip = path.with_name(f"{path.stem}_film.png")
-    print(outputs.save(outputs.film_strip(film, prompt or "samples"), strip))
-    print(outputs.save_animation(film, strip.with_suffix(".webp")))
+    print(outputs.save(outputs.film_strip(made, prompt or "samples"), strip))
+    print(outputs.save_animation(made, strip.with_suffix(".webp")))
 
 
 def _sampler() -> dict:

@@ -22,11 +22,12 @@ from PIL import Image
 from vlx.core import capabilities, files
 from vlx.core.capabilities import ShowsAttention
 from vlx.core.errors import UserError
+from vlx.data.images import encoded, to_png
 from vlx.data.transforms import preprocess
 from vlx.evaluate import reference_models
 from vlx.evaluate.report import page, sheets
 from vlx.inference import samplers
-from vlx.model import Model, encoded, to_png
+from vlx.model import Model
 
 COLUMNS = 8
 

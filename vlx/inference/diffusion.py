@@ -223,13 +223,10 @@ def posterior_mean(x: Images, x0: Images, step: Step) -> Images:
   return (alpha / alpha_s * sigma_s**2 * x + alpha_s * beta * x0) / sigma**2
 
 
-def log_variance(step: Step, v: Images | float) -> Images:
+def log_variance(step: Step, v: Images) -> Images:
   """ln Σ = v ln β + (1 − v) ln β̃ (Improved DDPM, eq. 15); DDPM's two fixed ones are those of v = 0 and 1."""
   ln = lambda x: jnp.log(jnp.maximum(x, 1e-20))
-  if isinstance(v, jax.Array):
-    large, small = Level(step.beta, step.beta_tilde).like(v)
-  else:
-    large, small = jnp.asarray(step.beta), jnp.asarray(step.beta_tilde)
+  large, small = Level(step.beta, step.beta_tilde).like(v)
   return v * ln(large) + (1 - v) * ln(small)
 
 

@@ -93,17 +93,6 @@ class Sampler:
   strength: float = 1.0
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if field.type in (int, str) and type(value) is not field.type:
-        kind = "a whole number" if field.type is int else "a word"
-        raise UserError(f"{field.name} must be {kind}, not {value!r}")
-      if field.type is float and type(value) not in (int, float):
-        raise UserError(f"{field.name} must be a number, not {value!r}")
-    interval = self.guidance_interval
-    pair = isinstance(interval, (list, tuple)) and [type(x) in (int, float) for x in interval]
-    if pair != [True, True]:
-      raise UserError(f"guidance_interval must be two numbers, not {interval!r}")
     for name, known in (("method", METHODS), ("spacing", SPACINGS), ("threshold", THRESHOLDS)):
       if getattr(self, name) not in known:
         raise UserError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
@@ -112,10 +101,12 @@ class Sampler:
         raise UserError(f"{name} must be in 0 … 1, not {getattr(self, name)}")
     if self.num_steps < 1:
       raise UserError(f"num_steps must be at least 1, not {self.num_steps}")
-    object.__setattr__(self, "guidance_interval", tuple(interval))  # lists are not hashable
-    low, high = interval
-    if not 0 <= low <= high <= 1:
-      raise UserError(f"guidance_interval must rise in 0 … 1, not {low} … {high}")
+    if len(self.guidance_interval) != 2 or not (
+      0 <= self.guidance_interval[0] <= self.guidance_interval[1] <= 1
+    ):
+      raise UserError(
+        f"guidance_interval is two numbers that rise in 0 … 1, not {self.guidance_interval}"
+      )
 
 
 class Plan(NamedTuple):
@@ -135,20 +126,17 @@ def plan(process: Process, sampler: Sampler) -> Plan:
   t = diffusion.spaced(
     process, sampler.num_steps, sampler.spacing, sampler.offset, ends_between=solver
   )
-  if (
-    sampler.method == "euler" and sampler.spacing == "linspace"
-  ):  # between steps too, as in diffusers
+  if (sampler.method, sampler.spacing) == ("euler", "linspace"):
+    # Between steps too, as in diffusers.
     t = np.linspace(process.timesteps - 1, 0, len(t))
   t = t[len(t) - int(len(t) * sampler.strength) :]
   alpha, sigma = process.levels_at(t)
   if sampler.method in ("dpm_solver", "euler"):
     alpha = np.maximum(alpha, LEAST_ALPHA)
   end = (1.0, 0.0) if process.ends_clean else (process.levels.alpha[0], process.levels.sigma[0])
-  now, after = (
-    Level(alpha, sigma),
-    Level(*(np.append(x[1:], e) for x, e in zip((alpha, sigma), end))),
-  )
+  after = Level(*(np.append(x[1:], e) for x, e in zip((alpha, sigma), end)))
   beta = 1 - (alpha / after.alpha) ** 2
+  now = Level(alpha, sigma)
   return Plan(t.astype(np.float32), Step(now, after, beta, beta * (after.sigma / sigma) ** 2))
 
 
@@ -167,7 +155,7 @@ def ancestral_step(
   x: Images, found: Prediction, step: Step, variance: float, noise: Images
 ) -> Images:
   """A draw of p(x_s | x_t) (DDPM, algorithm 2); none at the end."""
-  v = variance if found.variance is None else found.variance
+  v = jnp.full_like(x, variance) if found.variance is None else found.variance
   deviation = jnp.exp(0.5 * diffusion.log_variance(step, v))
   last = step.after.sigma == 0
   return diffusion.posterior_mean(x, found.x0, step) + jnp.where(last, 0.0, deviation) * noise
@@ -221,7 +209,7 @@ def sample(
   mask: Float[Array, "batch height width 1"] | None = None,
   film: bool = False,
 ) -> tuple[Images, Float[Array, "steps batch height width channels"] | None]:
-  """(images, with `film` what the network took them for at each step).
+  """(images, with `film` what the network took them for at each step, the last the images themselves).
 
   Args:
     denoise: without guidance.
@@ -242,7 +230,7 @@ def sample(
   t, steps = plan(process, sampler)
   drawn = noise(seeds, 0, shape)
   if not len(t):
-    return start, None
+    return start, start[None] if film else None
   x = (
     drawn
     if sampler.strength == 1
@@ -291,7 +279,7 @@ def sample(
     jnp.asarray(guides),
   )
   (x, _), shown = jax.lax.scan(one, (x, jnp.zeros_like(x)), xs)
-  return x, shown
+  return x, shown.at[-1].set(x) if film else None
 
 
 def invert(

@@ -117,7 +117,7 @@ def step_bits(
     fixed_v: of a fixed variance: 0 for β̃, 1 for β.
   """
   step = process.step(t)
-  v = fixed_v * jnp.ones_like(x) if found.variance is None else found.variance
+  v = jnp.full_like(x, fixed_v) if found.variance is None else found.variance
   log_variance = diffusion.log_variance(step, v)
   mean = diffusion.posterior_mean(x, found.x0, step)
   true_mean = diffusion.posterior_mean(x, x0, step)

@@ -20,11 +20,12 @@ import numpy as np
 from vlx.core.errors import UserError
 from vlx.core.files import check_ordinary
 from vlx.models.captioning.show_attend_tell import ShowAttendTell
+from vlx.models.vision.classifier import IMAGENET
 from vlx.models.vision.vgg import CONVOLUTIONS, VGGTower
 from vlx.pretrained import fields
 from vlx.pretrained.formats import TensorFile, pickles
 from vlx.pretrained.tables import CheckpointMap, Row
-from vlx.pretrained.torchvision_ops import IMAGENET, torchvision_ops
+from vlx.pretrained.torchvision_ops import torchvision_ops
 
 ABSENT = (
   "holds a decoder without its vision tower; start a run from it by config.init: {'source': …, 'without':"

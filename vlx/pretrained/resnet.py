@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 
+from vlx.models.vision.classifier import IMAGENET
 from vlx.models.vision.resnet import ResNet, ResNetTower
 from vlx.pretrained import fields
 from vlx.pretrained.tables import CheckpointMap, Row
 from vlx.pretrained.torch_rows import batch_norm, convolution, dense
-from vlx.pretrained.torchvision_ops import IMAGENET, torchvision_ops
+from vlx.pretrained.torchvision_ops import torchvision_ops
 
 
 def rows(stage_sizes: tuple[int, ...], bottleneck: bool) -> list[Row]:

@@ -2,8 +2,6 @@
 preprocessing string.
 """
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation
-
 
 def torchvision_ops(
   mean: tuple[float, float, float] = (0.5, 0.5, 0.5),

@@ -2,7 +2,8 @@
 and CompVis' latent diffusion.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from vlx.models.generation.autoencoder import KLAutoencoder, VQAutoencoder
@@ -35,6 +36,7 @@ _DIFFUSERS = _Block("norm1", "conv1", "time_emb_proj", "norm2", "conv2", "conv_s
 _ORIGINAL = _Block(
   "in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3", "skip_connection"
 )
+_DIFFUSERS_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _COMPVIS = _DIFFUSERS._replace(shortcut="nin_shortcut")  # of its autoencoders
 
 
@@ -81,12 +83,9 @@ def _modules(unet: UNet) -> Iterator[_Module]:
       )
       kept.append(width)
       at += 1
-  for name, kind, theirs in (
-    ("block0", "block", "resnets.0"),
-    ("attention", "attention", "attentions.0"),
-    ("block1", "block", "resnets.1"),
-  ):
-    index = ("block0", "attention", "block1").index(name)
+  middle = (("block0", "resnets.0"), ("attention", "attentions.0"), ("block1", "resnets.1"))
+  for index, (name, theirs) in enumerate(middle):
+    kind = name.rstrip("01")
     yield _Module(
       f"middle_{name}", kind, (before, before), f"mid_block.{theirs}", f"middle_block.{index}"
     )
@@ -120,6 +119,17 @@ def _modules(unet: UNet) -> Iterator[_Module]:
       before, at = width, at + 1
 
 
+class _Names(NamedTuple):
+  """Of a UNet's public files."""
+
+  ends: tuple[str, str, str, str, str]  # first layer, the time's two, last norm, last layer
+  label: str
+  block: _Block
+  module: Callable[[_Module], str]
+  down: str  # the convolution in what halves the size; "conv" doubles it
+  attention: Callable[[str, str, int], list[Row]]  # rows of (public, ours, heads)
+
+
 def diffusers_rows(
   unet: UNet, *, linear: bool = False, ours: str = "", public: str = ""
 ) -> list[Row]:
@@ -131,32 +141,15 @@ def diffusers_rows(
     ours: before our paths, below "params".
     public: before the public names.
   """
-  rows = [
-    *convolution(f"{public}conv_in", f"{ours}in", bias=True),
-    *dense(f"{public}time_embedding.linear_1", f"{ours}time1"),
-    *dense(f"{public}time_embedding.linear_2", f"{ours}time2"),
-    *layer_norm(f"{public}conv_norm_out", f"{ours}out_norm"),
-    *convolution(f"{public}conv_out", f"{ours}out", bias=True),
-  ]
-  if unet.num_classes:
-    rows.append(Row(f"{public}class_embedding.weight", f"params/{ours}label/embedding"))
-  for module in _modules(unet):
-    theirs, mine = f"{public}{module.diffusers}", f"{ours}{module.ours}"
-    if module.kind == "block" or (module.kind == "resample" and unet.residual_resampling):
-      rows += _block(theirs, mine, _DIFFUSERS, module.widths, embedded=True)
-    elif module.kind == "resample":
-      rows += convolution(f"{theirs}.conv", f"{mine}/conv", bias=True)
-    elif unet.transformer_depth:
-      rows += _transformer(theirs, mine, unet, module.widths[0], linear)
-    else:
-      rows += _attention(
-        theirs,
-        mine,
-        "group_norm",
-        ("to_q", "to_k", "to_v", "to_out.0"),
-        _heads(unet, module.widths[0]),
-      )
-  return rows
+  names = _Names(
+    ("conv_in", "time_embedding.linear_1", "time_embedding.linear_2", "conv_norm_out", "conv_out"),
+    "class_embedding",
+    _DIFFUSERS,
+    lambda module: module.diffusers,
+    "conv",
+    functools.partial(_attention, norm="group_norm", names=_DIFFUSERS_ATTENTION),
+  )
+  return list(_rows(unet, names, linear, ours, public))
 
 
 def original_rows(
@@ -171,27 +164,37 @@ def original_rows(
     ours: see there.
     public: see there.
   """
-  rows = [
-    *convolution(f"{public}input_blocks.0.0", f"{ours}in", bias=True),
-    *dense(f"{public}time_embed.0", f"{ours}time1"),
-    *dense(f"{public}time_embed.2", f"{ours}time2"),
-    *layer_norm(f"{public}out.0", f"{ours}out_norm"),
-    *convolution(f"{public}out.2", f"{ours}out", bias=True),
-  ]
+  names = _Names(
+    ("input_blocks.0.0", "time_embed.0", "time_embed.2", "out.0", "out.2"),
+    "label_emb",
+    _ORIGINAL,
+    lambda module: module.original,
+    "op",
+    functools.partial(_fused_attention, legacy=legacy),
+  )
+  return list(_rows(unet, names, linear, ours, public))
+
+
+def _rows(unet: UNet, names: _Names, linear: bool, ours: str, public: str) -> Iterator[Row]:
+  theirs = [f"{public}{name}" for name in names.ends]
+  yield from convolution(theirs[0], f"{ours}in", bias=True)
+  yield from dense(theirs[1], f"{ours}time1")
+  yield from dense(theirs[2], f"{ours}time2")
+  yield from layer_norm(theirs[3], f"{ours}out_norm")
+  yield from convolution(theirs[4], f"{ours}out", bias=True)
   if unet.num_classes:
-    rows.append(Row(f"{public}label_emb.weight", f"params/{ours}label/embedding"))
+    yield Row(f"{public}{names.label}.weight", f"params/{ours}label/embedding")
   for module in _modules(unet):
-    theirs, mine = f"{public}{module.original}", f"{ours}{module.ours}"
+    there, here, width = f"{public}{names.module(module)}", f"{ours}{module.ours}", module.widths[0]
     if module.kind == "block" or (module.kind == "resample" and unet.residual_resampling):
-      rows += _block(theirs, mine, _ORIGINAL, module.widths, embedded=True)
+      yield from _block(there, here, names.block, module.widths, embedded=True)
     elif module.kind == "resample":
-      name = "op" if module.original.startswith("input") else "conv"
-      rows += convolution(f"{theirs}.{name}", f"{mine}/conv", bias=True)
+      name = names.down if here.startswith(f"{ours}down") else "conv"
+      yield from convolution(f"{there}.{name}", f"{here}/conv", bias=True)
     elif unet.transformer_depth:
-      rows += _transformer(theirs, mine, unet, module.widths[0], linear)
+      yield from _transformer(there, here, unet, width, linear)
     else:
-      rows += _fused_attention(theirs, mine, _heads(unet, module.widths[0]), legacy)
-  return rows
+      yield from names.attention(there, here, _heads(unet, width))
 
 
 def _heads(unet: UNet, width: int) -> int:
@@ -215,7 +218,13 @@ def _block(
 
 
 def _attention(
-  public: str, ours: str, norm: str, names: tuple[str, str, str, str], heads: int, square: str = ""
+  public: str,
+  ours: str,
+  heads: int,
+  *,
+  norm: str,
+  names: tuple[str, str, str, str],
+  square: str = "",
 ) -> list[Row]:
   """Of four layers with biases; `square` is " 1 1" where they are convolutions."""
   sizes = {"h": heads}
@@ -231,7 +240,7 @@ def _attention(
   )
 
 
-def _fused_attention(public: str, ours: str, heads: int, legacy: bool) -> list[Row]:
+def _fused_attention(public: str, ours: str, heads: int, *, legacy: bool) -> list[Row]:
   """Of one 1x1 convolution, over positions in a row."""
   sizes, order = {"h": heads, "n": 3}, "h n e" if legacy else "n h e"
   qkv = [f"params/{ours}/attention/{name}" for name in ("query", "key", "value")]
@@ -286,7 +295,13 @@ def autoencoder_rows(
   last = len(system.multipliers) - 1
   widths = [system.width * m for m in system.multipliers]
   names = _DIFFUSERS if diffusers else _COMPVIS
-  attention = ("to_q", "to_k", "to_v", "to_out.0") if diffusers else ("q", "k", "v", "proj_out")
+  attend = functools.partial(
+    _attention,
+    heads=1,
+    norm="group_norm" if diffusers else "norm",
+    names=_DIFFUSERS_ATTENTION if diffusers else ("q", "k", "v", "proj_out"),
+    square="" if diffusers else " 1 1",
+  )
   rows = []
   for half, count in (("encoder", system.num_blocks), ("decoder", system.num_blocks + 1)):
     theirs, mine = f"{public}{half}", f"{ours}{half}"
@@ -296,10 +311,6 @@ def autoencoder_rows(
     rows += layer_norm(
       f"{theirs}.{'conv_norm_out' if diffusers else 'norm_out'}", f"{mine}/out_norm"
     )
-
-    def attend(public, ours):
-      norm, square = ("group_norm", "") if diffusers else ("norm", " 1 1")
-      return _attention(public, ours, norm, attention, 1, square)
 
     for j in (0, 1):
       middle = f"mid_block.resnets.{j}" if diffusers else f"mid.block_{j + 1}"

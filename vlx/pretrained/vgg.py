@@ -3,11 +3,12 @@
 import re
 from collections.abc import Mapping
 
+from vlx.models.vision.classifier import IMAGENET
 from vlx.models.vision.vgg import GRID, VGG, VGGTower
 from vlx.pretrained import fields
 from vlx.pretrained.tables import CheckpointMap, Row
 from vlx.pretrained.torch_rows import convolution, dense
-from vlx.pretrained.torchvision_ops import IMAGENET, torchvision_ops
+from vlx.pretrained.torchvision_ops import torchvision_ops
 
 
 def rows(convolutions: tuple[int, ...]) -> list[Row]:

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlx.core.capabilities import GeneratesImages, Reconstructs, has
+from vlx.data.images import to_png
 from vlx.data.records import Record, evenly, strings
 from vlx.evaluate import reference_models
 from vlx.evaluate.data import Data
 from vlx.evaluate.report import sheets
 from vlx.evaluate.results import Results
-from vlx.model import Model, to_png
+from vlx.model import Model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
+from einops import rearrange, reduce
 from jaxtyping import Array, Float, Int
 
 from vlx.core import system as systems
@@ -23,13 +23,12 @@ from vlx.core.capabilities import EncodesText
 from vlx.core.errors import UserError
 from vlx.core.system import Aux, image_input, own, part, text_inputs
 from vlx.inference import diffusion, guidance, samplers
-from vlx.inference.diffusion import Process
+from vlx.inference.diffusion import Images, Process
 from vlx.inference.samplers import Sampler
 from vlx.losses import diffusion as losses
 from vlx.models.layers import apply
 from vlx.models.layers.unet import UNet
 
-Images = Float[Array, "batch height width channels"]
 FRAMES = 10  # of a film, at most
 
 
@@ -143,6 +142,7 @@ class DiffusionModel:
     return self.text_encoder.encode_text(systems.init(self.text_encoder, rng), **text)
 
   def _own(self, variables):
+    """The network's."""
     return own(variables, *systems.parts(self))
 
   def _condition(self, variables, inputs, given: jax.Array | bool) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class DiffusionModel:
     given = jax.random.bernoulli(keys[3], 1 - self.condition_dropout, (len(x0),)) if train else True
     output, state = apply.forward(
       self.unet,
-      self._network_variables(variables),
+      self._own(variables),
       x,
       t,
       **self._condition(variables, batch, given),
@@ -183,9 +183,6 @@ class DiffusionModel:
     if self.process.learned_variance:
       terms["bound"] = losses.hybrid_term(self.process, output, x0, x, t, self.vlb_weight)
     return terms, Aux({}, {**variables["state"], **state})
-
-  def _network_variables(self, variables):
-    return self._own(variables)
 
   def accumulates(self):
     return ""
@@ -213,15 +210,14 @@ class DiffusionModel:
     self, variables, inputs, seeds: Int[Array, " batch"], sampler: Sampler
   ) -> Float[Array, "batch frames height width 3"]:
     """What the network takes the images for, at up to ten steps, the last the last; at strength 0 there is one frame."""
-    x0, film = self._sample(variables, inputs, seeds, sampler, film=True)
-    film = x0[None] if film is None else film
+    _, film = self._sample(variables, inputs, seeds, sampler, film=True)
     chosen = np.linspace(0, len(film) - 1, min(len(film), FRAMES)).round().astype(int)
     frames = jax.lax.map(functools.partial(self._decode, variables), film[chosen])
     return rearrange(_kept(inputs, frames), "f b h w c -> b f h w c")
 
   def _sample(self, variables, inputs, seeds, sampler: Sampler, film: bool = False):
     """(x₀, the film)."""
-    mine = self._network_variables(variables)
+    mine = self._own(variables)
     network = lambda x, t, condition: apply.infer(self.unet, mine, x, t, **condition)
     condition = self._condition(variables, inputs, True)
     if sampler.guidance_scale != 1 and not condition:
@@ -233,9 +229,8 @@ class DiffusionModel:
       network, self.process, condition, nothing, sampler.guidance_scale, sampler.guidance_rescale
     )
 
-    def encode(
-      image, seed
-    ):  # each row by its seed, whatever the batch; the sampler's noise has lower numbers
+    def encode(image, seed):
+      # Each row by its seed, whatever the batch; the sampler's noise has lower numbers.
       rng = jax.random.fold_in(jax.random.key(seed), self.process.timesteps + 1)
       return self._encode(variables, image[None], rng)[0]
 
@@ -243,9 +238,7 @@ class DiffusionModel:
     mask = inputs.get("mask")
     if mask is not None:  # a position is new where any of its pixels is
       rows, columns, _ = self.x0_shape
-      mask = mask.reshape(len(mask), rows, mask.shape[1] // rows, columns, -1).max(axis=(2, 4))[
-        ..., None
-      ]
+      mask = reduce(mask, "b (r y) (c x) one -> b r c one", "max", r=rows, c=columns)
     return samplers.sample(
       lambda x, t: network(x, t, condition),
       guided,

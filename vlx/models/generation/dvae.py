@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from vlx.core.system import Aux, Term, image_input
 from vlx.models.generation.vqvae import codebook_usage
 from vlx.models.layers import apply
+from vlx.models.layers.convolution import double
 
 MARGIN = 0.1  # appendix A.3, ε: pixels are modeled in (ε, 1 − ε)
 
@@ -103,7 +104,7 @@ class Decoder(nn.Module):
     x = x + self.param("codebook_bias", nn.initializers.zeros, (self.code_dim,))
     gain = (self.num_groups * self.blocks_per_group) ** -2
     for g in range(self.num_groups):
-      x = x.repeat(2, axis=1).repeat(2, axis=2) if g else x
+      x = double(x) if g else x
       features = self.width * 2 ** (self.num_groups - 1 - g)
       for b in range(self.blocks_per_group):
         x = Block(features, (1, 3, 3, 3), gain, self.dtype, name=f"group{g}_block{b}")(x)

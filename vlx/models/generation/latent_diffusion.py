@@ -55,8 +55,8 @@ class LatentDiffusion(DiffusionModel):
     state = {**variables["state"], "latents": {"scale": 1 / latents.std()}}
     return {**variables, "state": state}
 
-  def _network_variables(self, variables):
-    mine = self._own(variables)
+  def _own(self, variables):
+    mine = super()._own(variables)
     return {**mine, "state": {k: v for k, v in mine["state"].items() if k != "latents"}}
 
   def _scale(self, variables):

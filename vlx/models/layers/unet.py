@@ -19,6 +19,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from vlx.models.layers.attention import MultiHeadAttention
+from vlx.models.layers.convolution import double
 from vlx.models.layers.linear import flat_dot_general
 from vlx.ops.masks import Full, KeyPadding, Mask
 
@@ -27,19 +28,13 @@ Changed = Float[Array, "batch _height _width _channels"]  # of another size or w
 Tokens = Float[Array, "batch length width"]
 Context = Float[Array, "batch keys context_width"]
 
-uniform = nn.initializers.variance_scaling(
-  1.0, "fan_avg", "uniform"
-)  # hojonathanho/diffusion nn.py
+# hojonathanho/diffusion nn.py
+uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 zeros = nn.initializers.zeros  # the last layer of each residual branch, and of the network
 
 
 def conv3x3(features: int, dtype: str, name: str, kernel_init=uniform) -> nn.Conv:
   return nn.Conv(features, (3, 3), padding=1, kernel_init=kernel_init, dtype=dtype, name=name)
-
-
-def double(x: Images) -> Changed:
-  """Each pixel as 2x2."""
-  return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
 def sinusoids(

@@ -10,6 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 from vlx.core.system import Aux, Term, image_input
 from vlx.models.layers import apply
 
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of its colors
+
 
 def cross_entropy(
   logits: Float[Array, "batch classes"],

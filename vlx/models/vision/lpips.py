@@ -15,9 +15,9 @@ from jaxtyping import Array, Float
 
 from vlx.core.capabilities import MapsFeatures
 from vlx.core.system import part
+from vlx.models.vision.classifier import IMAGENET
 
 EPSILON = 1e-10  # of the length
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,8 @@ class LPIPS:
 
   def _maps(self, variables, image):
     if self.imagenet:
-      image = ((image + 1) / 2 - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+      mean, deviation = map(jnp.array, IMAGENET)
+      image = ((image + 1) / 2 - mean) / deviation
     maps = self.network.feature_maps(part(variables, "network"), image)
     length = lambda x: jnp.sqrt(jnp.square(x).sum(axis=-1, keepdims=True) + EPSILON**2)
     return [x / (length(x) + EPSILON) for x in (x.astype(jnp.float32) for x in maps)]

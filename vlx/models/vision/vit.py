@@ -21,7 +21,6 @@ from jaxtyping import Array, Float
 
 from vlx.core.system import image_input
 from vlx.models.layers import apply
-from vlx.models.layers.convolution import Downsample
 from vlx.models.layers.position import resample_positions
 from vlx.models.layers.transformer import Transformer, torch_kernel
 from vlx.models.vision.classifier import Classifier, encode_places, subnetwork
@@ -83,7 +82,18 @@ class VisionTransformer(nn.Module):
       raise ValueError(f"pool is 'cls' or 'mean', not {self.pool!r}")
     x = jnp.asarray(image, self.dtype)
     for i, channels in enumerate(self.stem):
-      x = Downsample(channels, self.dtype, name=f"stem_{i}")(x)
+      if x.shape[1] % 2 or x.shape[2] % 2:
+        raise ValueError(f"an image of {x.shape[1]}x{x.shape[2]} cannot be halved")
+      x = nn.Conv(
+        channels,
+        (3, 3),
+        (2, 2),
+        padding=((0, 1), (0, 1)),
+        use_bias=False,
+        kernel_init=nn.initializers.he_normal(),
+        dtype=self.dtype,
+        name=f"stem_{i}",
+      )(x)
       x = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name=f"stem_norm_{i}")(x)
       x = jax.nn.relu(x)
     if self.backbone is not None:
