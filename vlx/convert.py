@@ -106,8 +106,8 @@ def _write_diffusers(
   for name, network in folder.networks.items():
     place = output / name
     place.mkdir(parents=True, exist_ok=True)
-    # Of the text tower transformers asks for this name.
-    file = "model" if name == "text_encoder" else "diffusion_pytorch_model"
+    # Of text encoders transformers asks for this name.
+    file = "model" if name in ("text_encoder", "bert") else "diffusion_pytorch_model"
     shapes = tables.public_shapes(network.rows, variables)
     write_safetensors(place / f"{file}.safetensors", shapes, tables.export(network.rows, variables))
     files.write(place / "config.json", configs.to_json(ml_collections.ConfigDict(network.config)))

@@ -8,9 +8,12 @@ last token that `text_mask` calls real. For a tokenized text all three are its e
 
 import dataclasses
 import math
+import pathlib
 from collections.abc import Mapping
 
 from vlx.core.errors import UserError
+from vlx.core.files import read_json
+from vlx.data.tokenizers.trained import load_clip
 from vlx.models.contrastive.clip import CLIP, CLIPTextEncoder, TextTransformer
 from vlx.models.vision.modified_resnet import HEAD_DIM, ModifiedResNet
 from vlx.models.vision.vit import VisionTransformer
@@ -169,6 +172,25 @@ def _text(config: Mapping) -> TextTransformer:
 def text_encoder(config: Mapping) -> CLIPTextEncoder:
   """Reads a `config.json` of `CLIPTextModel`."""
   return CLIPTextEncoder(_text({f"text_config.{name}": value for name, value in config.items()}))
+
+
+def empty_text(tokenizer: pathlib.Path, config: Mapping) -> tuple[int, ...]:
+  """The ids of no text: start and end, and the padding that the tokenizer's files name.
+
+  Args:
+    tokenizer: the folder of its files.
+    config: a `config.json` of `CLIPTextModel`.
+  """
+  words = load_clip(tokenizer)
+  length = fields.length(config, "max_position_embeddings", 77)
+  files = [tokenizer / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
+  told = [read_json(file).get("pad_token") for file in files if file.is_file()]
+  token = next((t for t in told if t), None)
+  token = token.get("content") if isinstance(token, Mapping) else token
+  pad = words.end_id if token is None else words.id_of(token)
+  if pad is None:
+    raise UserError(f"{tokenizer}: the padding {fields.shown(token)} is no token of the vocabulary")
+  return (words.start_id, words.end_id, *[pad] * (length - 2))
 
 
 def text_config(text: TextTransformer, empty_text: tuple[int, ...]) -> dict:

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 
 from vlx.core.errors import UserError
 from vlx.core.files import read_json
-from vlx.data.tokenizers.trained import load_clip
 from vlx.models.generation.ddpm import DDPM
 from vlx.models.generation.latent_diffusion import LatentDiffusion
-from vlx.pretrained import clip, diffusers_configs, fields, unet
+from vlx.pretrained import clip, diffusers_configs, fields, ldm_bert, unet
 from vlx.pretrained.tables import CheckpointMap
 
 # Of a folder's part, the first that is there.
@@ -27,9 +26,14 @@ WEIGHTS = (
 INDEX = "model_index.json"
 # transformers writes a text tower by itself without this name since its version 5.
 _TEXT_ALIAS = (r"^text_encoder\.(?!text_model\.)", "text_encoder.text_model.")
-# Pipelines by the parts that vlx reads of them.
-UNCONDITIONAL = ("DDPMPipeline", "DDIMPipeline")
-STABLE_DIFFUSION = "StableDiffusionPipeline"
+# Pipelines by the parts that vlx reads of them: the network, the autoencoder, the text encoder.
+PIPELINES = {
+  "DDPMPipeline": ("unet",),
+  "DDIMPipeline": ("unet",),
+  "LDMPipeline": ("unet", "vqvae"),
+  "LDMTextToImagePipeline": ("unet", "vqvae", "bert"),
+  "StableDiffusionPipeline": ("unet", "vae", "text_encoder"),
+}
 
 
 def is_part(config: Mapping) -> bool:
@@ -69,15 +73,12 @@ def parts_of(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     UserError: for a pipeline that vlx does not know, or one that lacks a part.
   """
   kind = read_json(folder / INDEX).get("_class_name")
-  if kind in UNCONDITIONAL:
-    names = ("unet",)
-  elif kind == STABLE_DIFFUSION:
-    names = ("unet", "vae", "text_encoder")
-  else:
-    known = ", ".join((*UNCONDITIONAL, STABLE_DIFFUSION))
-    raise UserError(f"{folder / INDEX}: the pipeline is {fields.shown(kind)}; vlx knows {known}")
+  if kind not in PIPELINES:
+    raise UserError(
+      f"{folder / INDEX}: the pipeline is {fields.shown(kind)}; vlx knows {', '.join(PIPELINES)}"
+    )
   # The first of them have their one network beside the index.
-  found = {name: folder / name if (folder / name).is_dir() else folder for name in names}
+  found = {name: folder / name if (folder / name).is_dir() else folder for name in PIPELINES[kind]}
   for name, place in found.items():
     if not (place / "config.json").is_file():
       raise UserError(f"{folder} has no {name}/config.json")
@@ -98,9 +99,9 @@ def of_pipeline(folder: pathlib.Path, parts: Mapping[str, pathlib.Path]) -> Chec
   scheduler = folder / "scheduler" / "scheduler_config.json"
   scheduler = scheduler if scheduler.is_file() else folder / "scheduler_config.json"
   how = read_json(scheduler) if scheduler.is_file() else {}
-  if "vae" not in parts:
+  if len(parts) == 1:
     return _ddpm(configs["unet"], how, "unet.")
-  return _stable_diffusion(configs, how, empty_text(folder / "tokenizer", configs["text_encoder"]))
+  return _latent_diffusion(configs, how, folder / "tokenizer")
 
 
 def _ddpm(config: Mapping, scheduler: Mapping, public: str) -> CheckpointMap:
@@ -117,52 +118,42 @@ def _ddpm(config: Mapping, scheduler: Mapping, public: str) -> CheckpointMap:
   return CheckpointMap(system, unet.diffusers_rows(network, public=public), unet.DIFFUSERS_ALIASES)
 
 
-def _stable_diffusion(
-  configs: Mapping[str, Mapping], scheduler: Mapping, empty: tuple[int, ...]
+def _latent_diffusion(
+  configs: Mapping[str, Mapping], scheduler: Mapping, tokenizer: pathlib.Path
 ) -> CheckpointMap:
-  network, vae, text = (
-    diffusers_configs.unet_2d_condition(configs["unet"]),
-    diffusers_configs.autoencoder(configs["vae"]),
-    clip.text_encoder(configs["text_encoder"]),
-  )
-  side = fields.positive_int(configs["unet"], "sample_size", 64, most=fields.MAX_SIDE)
-  fields.must_be(configs["unet"], "cross_attention_dim", text.text.width)
-  fields.must_be(configs["unet"], "in_channels", vae.latent_channels)
+  """Of a network, an autoencoder, and, where there is one, a text encoder: `configs` in this order."""
+  (_, config), (vae_name, vae_config), *texts = configs.items()
+  network = (diffusers_configs.unet_2d_condition if texts else diffusers_configs.unet_2d)(config)
+  vae = diffusers_configs.autoencoder(vae_config)
+  side = fields.positive_int(config, "sample_size", 64, most=fields.MAX_SIDE)
+  fields.must_be(config, "in_channels", vae.latent_channels)
   vae = dataclasses.replace(vae, image_size=side * vae.factor)
+  text, rows = {}, []
+  if texts:
+    ((name, text_config),) = texts
+    reader, public = (ldm_bert, "bert.") if name == "bert" else (clip, f"{name}.text_model")
+    encoder = reader.text_encoder(text_config)
+    fields.must_be(config, "cross_attention_dim", encoder.text.width)
+    empty = reader.empty_text(tokenizer, text_config)
+    text = dict(text_encoder=encoder, text_length=encoder.text_length, empty_text=empty)
+    rows = reader.text_rows(encoder.text.num_heads, ours="text_encoder/text", public=public)
   with told("config.json"):
     system = LatentDiffusion(
       unet=network,
       image_size=side * vae.factor,
       process=diffusers_configs.process(scheduler),
-      text_encoder=text,
-      text_length=text.text_length,
-      empty_text=empty,
       autoencoder=vae,
-      latent_scale=fields.positive(configs["vae"], "scaling_factor", 0.18215),
+      latent_scale=fields.positive(vae_config, "scaling_factor", 0.18215),
+      condition_dropout=0.1 if texts else 0.0,
+      **text,
     )
-  linear = fields.flag(configs["unet"], "use_linear_projection", False)
+  linear = fields.flag(config, "use_linear_projection", False)
   rows = [
     *unet.diffusers_rows(network, linear=linear, public="unet."),
-    *unet.autoencoder_rows(vae, ours="autoencoder/", public="vae."),
-    *clip.text_rows(
-      text.text.num_heads, ours="text_encoder/text", public="text_encoder.text_model"
-    ),
+    *unet.autoencoder_rows(vae, ours="autoencoder/", public=f"{vae_name}."),
+    *rows,
   ]
   return CheckpointMap(system, rows, (*unet.DIFFUSERS_ALIASES, _TEXT_ALIAS))
-
-
-def empty_text(folder: pathlib.Path, text_config: Mapping) -> tuple[int, ...]:
-  """The ids of the empty prompt: start and end, and the padding that the tokenizer's files name."""
-  tokenizer = load_clip(folder)
-  length = fields.length(text_config, "max_position_embeddings", 77)
-  files = [folder / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
-  told = [read_json(file).get("pad_token") for file in files if file.is_file()]
-  token = next((t for t in told if t), None)
-  token = token.get("content") if isinstance(token, Mapping) else token
-  pad = tokenizer.end_id if token is None else tokenizer.id_of(token)
-  if pad is None:
-    raise UserError(f"{folder}: the padding {fields.shown(token)} is no token of the vocabulary")
-  return (tokenizer.start_id, tokenizer.end_id, *[pad] * (length - 2))
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ A folder of Hugging Face's (`config.json` beside safetensors or torch's files, i
 open_clip's, of Meta's (`params.json` beside `consolidated.*.pth`), of OpenAI's dVAE (`encoder.pkl`
 and `decoder.pkl`), of Google's BERT (`bert_config.json` beside TensorFlow's `bert_model.ckpt.index`),
 or of vlx (a run, or what `vlx.convert` wrote); a single file of safetensors, torch, numpy,
-TensorFlow or llama.cpp; or the name of a repository on Hugging Face's hub.
+TensorFlow or llama.cpp, those of latent diffusion's and ADM's authors among them; or the name of a repository on Hugging Face's hub.
 """
 
 import importlib
@@ -28,7 +28,7 @@ from vlx.core.system import System, Variables, flatten, names, variable_shapes
 from vlx.data import tokenizers
 from vlx.data.tokenizers import public as public_tokenizers
 from vlx.data.tokenizers.trained import load_clip
-from vlx.pretrained import diffusers, prefixes, tables
+from vlx.pretrained import compvis, diffusers, ldm_bert, prefixes, tables
 from vlx.pretrained.formats import TensorFile
 from vlx.pretrained.formats.npz import open_npz
 from vlx.pretrained.formats.safetensors import open_safetensors
@@ -321,6 +321,9 @@ def _of_file(path: pathlib.Path) -> _Found:
     options = arctic.read_options(path)
     layout = arctic.layout_of(options, file.shapes)
     return _Found("arctic", layout, arctic.adapted(file, options), arctic.ABSENT)
+  for candidate in prefixes.unwrapped(file):
+    if (adapted := compvis.adapted(candidate)) is not None:
+      return _Found("diffusers", compvis.layout_of(adapted.shapes), adapted)
   return _fitting(path, file, _by_names)
 
 
@@ -377,7 +380,10 @@ def _tokenizer(path: pathlib.Path, family: str) -> Any:
   if path.suffix == TF_INDEX:
     return public_tokenizers.load(path.parent)
   if family == "diffusers":
-    return load_clip(path / "tokenizer") if (path / "tokenizer").is_dir() else None
+    folder = (path if path.is_dir() else path.parent) / "tokenizer"
+    if not folder.is_dir():
+      return None
+    return public_tokenizers.load(folder) if ldm_bert.has_words(folder) else load_clip(folder)
   if family != "clip":
     return public_tokenizers.load(path) if path.is_dir() else None
   folder = path if path.is_dir() else path.parent

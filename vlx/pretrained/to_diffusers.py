@@ -10,7 +10,7 @@ from vlx.models.generation.autoencoder import KLAutoencoder, VQAutoencoder
 from vlx.models.generation.ddpm import DDPM
 from vlx.models.generation.latent_diffusion import LatentDiffusion
 from vlx.models.layers.unet import UNet
-from vlx.pretrained import clip, fields, unet
+from vlx.pretrained import clip, fields, ldm_bert, unet
 from vlx.pretrained.tables import Row
 
 VERSION = "0.42.1"  # of diffusers, that these were tried with
@@ -54,17 +54,17 @@ def folder(system: Any, variables: Variables) -> Folder:
         {"unet": network}, {"model_index.json": index, "scheduler/scheduler_config.json": how}
       )
     case LatentDiffusion(text_encoder=CLIPTextEncoder(), autoencoder=KLAutoencoder()):
-      return _stable_diffusion(system, variables)
+      return _text_to_image(system, variables)
   raise UserError(f"diffusers has no pipeline for this {type(system).__name__}")
 
 
-def _stable_diffusion(system: LatentDiffusion, variables: Variables) -> Folder:
-  text, vae, what = system.text_encoder.text, system.autoencoder, "a Stable Diffusion"
+def _text_to_image(system: LatentDiffusion, variables: Variables) -> Folder:
+  """Of a causal text encoder a Stable Diffusion, of another one the text LDM."""
+  text, vae = system.text_encoder.text, system.autoencoder
   if not system.empty_text:
     raise UserError(
-      f"{what} needs an empty_text, and attends to all tokens; this model masks padding"
+      "diffusers' pipelines of texts need an empty_text, and attend to all tokens; this model masks padding"
     )
-  fields.exportable(what, text, causal=True, token_norm=0.0)
   scale = system.latent_scale or float(variables["state"]["latents"]["scale"])
   how = {
     "_class_name": "DDIMScheduler",
@@ -73,28 +73,34 @@ def _stable_diffusion(system: LatentDiffusion, variables: Variables) -> Folder:
     "set_alpha_to_one": system.process.ends_clean,
     "steps_offset": 1,
   }
-  index = _index(
-    "StableDiffusionPipeline",
-    unet="UNet2DConditionModel",
-    vae="AutoencoderKL",
-    scheduler="DDIMScheduler",
-  )
-  index |= {
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-  }
-  index |= {
-    "safety_checker": [None, None],
-    "feature_extractor": [None, None],
-    "requires_safety_checker": False,
-  }
+  parts = dict(unet="UNet2DConditionModel", scheduler="DDIMScheduler")
+  ours = "text_encoder/text"
+  if text.causal:
+    fields.exportable("a Stable Diffusion", text, qkv_bias=True, head_dim=0, token_norm=0.0)
+    index = _index("StableDiffusionPipeline", **parts, vae="AutoencoderKL")
+    index |= {
+      "text_encoder": ["transformers", "CLIPTextModel"],
+      "tokenizer": ["transformers", "CLIPTokenizer"],
+      "safety_checker": [None, None],
+      "feature_extractor": [None, None],
+      "requires_safety_checker": False,
+    }
+    told = Network(
+      clip.text_config(text, system.empty_text), clip.text_rows(text.num_heads, ours=ours)
+    )
+  else:
+    index = _index("LDMTextToImagePipeline", **parts, vqvae="AutoencoderKL")
+    index |= {
+      "bert": ["latent_diffusion", "LDMBertModel"],
+      "tokenizer": ["transformers", "BertTokenizer"],
+    }
+    told = Network(ldm_bert.text_config(text), ldm_bert.text_rows(text.num_heads, ours=ours))
   networks = {
     "unet": Network(_unet_2d_condition(system), unet.diffusers_rows(system.unet)),
-    "vae": Network(_autoencoder(vae, scale), unet.autoencoder_rows(vae, ours="autoencoder/")),
-    "text_encoder": Network(
-      clip.text_config(text, system.empty_text),
-      clip.text_rows(text.num_heads, ours="text_encoder/text"),
+    "vae" if text.causal else "vqvae": Network(
+      _autoencoder(vae, scale), unet.autoencoder_rows(vae, ours="autoencoder/")
     ),
+    "text_encoder" if text.causal else "bert": told,
   }
   return Folder(networks, {"model_index.json": index, "scheduler/scheduler_config.json": how})
 

@@ -44,6 +44,7 @@ def transformer_block(
   attention: tuple[str, ...],
   out: str,
   mlp: tuple[str, str],
+  qkv_bias: bool = True,
 ) -> list[Row]:
   """Rows for a `vlx.models.layers.transformer.Block`.
 
@@ -56,6 +57,7 @@ def transformer_block(
       three.
     out: public name of the attention's output.
     mlp: public names of the two dense layers.
+    qkv_bias: whether queries, keys and values have biases.
   """
   heads, rows = {"h": num_heads}, []
   qkv = [f"params/{ours}/attention/{name}" for name in ("query", "key", "value")]
@@ -67,10 +69,9 @@ def transformer_block(
     ]
   else:
     for theirs, name in zip(attention, qkv, strict=True):
-      rows += [
-        Row(f"{public}.{theirs}weight", f"{name}/kernel", ("(h e) d -> d h e", heads)),
-        Row(f"{public}.{theirs}bias", f"{name}/bias", ("(h e) -> h e", heads)),
-      ]
+      rows.append(Row(f"{public}.{theirs}weight", f"{name}/kernel", ("(h e) d -> d h e", heads)))
+      if qkv_bias:
+        rows.append(Row(f"{public}.{theirs}bias", f"{name}/bias", ("(h e) -> h e", heads)))
   rows += dense(f"{public}.{out}", f"{ours}/attention/out", ("d (h e) -> h e d", heads))
   for theirs, name in zip((*norms, *mlp), ("attention_norm", "mlp_norm", "mlp/fc1", "mlp/fc2")):
     rows += (layer_norm if "norm" in name else dense)(f"{public}.{theirs}", f"{ours}/{name}")

@@ -125,6 +125,8 @@ class TextTransformer(nn.Module):
   activation: str = "quick_gelu"
   layer_norm_epsilon: float = 1e-5
   initialization: str = "clip"
+  head_dim: int = 0  # 0: width / num_heads
+  qkv_bias: bool = True
   dropout: float = 0.0
   remat: bool = False
   unroll: int = 1
@@ -171,6 +173,8 @@ class TextTransformer(nn.Module):
       dropout=self.dropout,
       layer_norm_epsilon=self.layer_norm_epsilon,
       initialization=self.initialization,
+      head_dim=self.head_dim,
+      qkv_bias=self.qkv_bias,
       remat=self.remat,
       unroll=self.unroll,
       dtype=self.dtype,

@@ -156,6 +156,7 @@ class DiffusionModel:
     if self.empty_text:
       text = jnp.where(mask, text, self.empty_text[-1])
       text = jnp.where(rows, text, jnp.array(self.empty_text))
+      mask = jnp.ones_like(mask)
     encoded = self.text_encoder.encode_text(part(variables, "text_encoder"), text, mask)
     return {"context": encoded, **({} if self.empty_text else {"context_mask": mask & rows})}
 

@@ -78,6 +78,8 @@ class Block(nn.Module):
   dtype: str = "float32"
   train: bool = False
   norm: str = "pre"
+  head_dim: int = 0  # 0: width / num_heads
+  qkv_bias: bool = True
 
   @nn.compact
   def __call__(
@@ -127,9 +129,14 @@ class Block(nn.Module):
     y = context = attention_norm(x) if before else x
     if at is not None:
       x, y = token(x, at), token(y, at)
-    y = MultiHeadAttention(self.num_heads, **attention_init, dtype=self.dtype, name="attention")(
-      y, mask, context
-    )
+    y = MultiHeadAttention(
+      self.num_heads,
+      self.head_dim,
+      self.qkv_bias,
+      **attention_init,
+      dtype=self.dtype,
+      name="attention",
+    )(y, mask, context)
     x = x + dropout(y)
     x = attention_norm(x) if after else x
     y = mlp_norm(x) if before else x
@@ -166,6 +173,8 @@ class Transformer(nn.Module):
   unroll: int = 1
   dtype: str = "float32"
   norm: str = "pre"  # or "post"
+  head_dim: int = 0  # 0: width / num_heads
+  qkv_bias: bool = True
 
   @nn.compact
   def __call__(
@@ -241,5 +250,7 @@ class Transformer(nn.Module):
       "initialization",
       "dtype",
       "norm",
+      "head_dim",
+      "qkv_bias",
     )
     return {name: getattr(self, name) for name in names} | {"train": train}
