@@ -1,9 +1,19 @@
 """Latent diffusion.
 
-  python -m vlx.train --config=configs/latent_diffusion.py:VARIANT --workdir=runs/ldm
+The autoencoder, the diffusion above it, the judges of DALL-E's figures (configs/dalle.py), and `judged`, which is `emoji`
+measured by them too:
 
-`emoji` stands above a run of configs/autoencoder.py:emoji in runs/autoencoder. `paper` is Stable Diffusion 1.4, its text
-encoder of the public CLIP.
+  python -m vlx.train --config=configs/autoencoder.py:emoji --workdir=runs/autoencoder
+  python -m vlx.train --config=configs/latent_diffusion.py:emoji --workdir=runs/ldm
+
+  python -m vlx.train --config=configs/clip.py:demo --workdir=runs/clip_judge --config.seed=1
+  python -m vlx.train --config=configs/vit.py:groups --workdir=runs/groups
+  python -m vlx.train --config=configs/vit.py:tones --workdir=runs/tones
+
+  python -m vlx.evaluate --workdir=runs/ldm --config=configs/latent_diffusion.py:judged
+  python -m vlx.generate --workdir=runs/ldm --prompt="red apple" --num=16 --num_steps=20 --guidance_scale=2 --film
+
+What they give: docs/diffusion.md. `paper` is Stable Diffusion 1.4, its text encoder of the public CLIP.
 """
 
 import ml_collections
@@ -125,7 +135,7 @@ def emoji() -> ml_collections.ConfigDict:
     weighting="min_snr",
   )
   config.evaluators.generation.sampler = SAMPLING
-  config.steps = 3000
+  config.steps = 2400
   config.data.batch_size = 64
   config.optim.update(
     dict(
@@ -149,6 +159,22 @@ def folder() -> ml_collections.ConfigDict:
   )
   config.evaluators.generation.splits = config.evaluators.loss.splits = ("val",)
   config.evaluators.loss.ops = tokenize
+  return config
+
+
+def judged() -> ml_collections.ConfigDict:
+  """`emoji` beside what runs of other systems say of its images; each is trained by a command above."""
+  config = emoji()
+  config.evaluators.generation.update(
+    dict(prompts=64, clip="runs/clip_judge", classifiers=("runs/groups", "runs/tones"))
+  )
+  config.evaluators.fidelity = dict(
+    type="vlx.evaluate.tasks.fidelity.Fidelity",
+    splits=("combo", "concept"),
+    sampler=SAMPLING,
+    features="runs/clip_judge",
+    count=1000,
+  )
   return config
 
 
@@ -235,4 +261,4 @@ def paper() -> ml_collections.ConfigDict:
   return config
 
 
-VARIANTS = dict(smoke=smoke, emoji=emoji, folder=folder, paper=paper)
+VARIANTS = dict(smoke=smoke, emoji=emoji, judged=judged, folder=folder, paper=paper)

@@ -2,13 +2,7 @@
 # benchmarks/gpu/run.sh PART…  runs parts one after another, each for $LIMIT seconds (240) at most;
 # tables and JSON in $OUT. Ends with 1 where a part failed.
 cd "$(dirname "$0")/../.."
-if [ -d .whl ]; then
-  site=$(mktemp -d)
-  trap 'rm -rf "$site"' EXIT
-  python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" .whl/*.whl
-  export PYTHONPATH=$site
-fi
-export PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
+source benchmarks/gpu/installed.sh
 failed=0
 for part in "$@"; do
   echo "== $part"
