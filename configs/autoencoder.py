@@ -75,6 +75,24 @@ def emoji() -> ml_collections.ConfigDict:
   return config
 
 
+def ablation(factor: int = 4, codes: int = 0) -> ml_collections.ConfigDict:
+  """32x32 images, for experiments/ldm_*.py: two minutes on one core."""
+  config = _emoji(size=32)
+  config.system = VQ if codes else KL
+  config.model = dict(
+    image_size=32,
+    latent_channels=factor,
+    width=16,
+    multipliers=(1, 2, 4, 4)[: factor.bit_length()],
+    num_blocks=1,
+    groups=4,
+    **(dict(num_codes=codes) if codes else dict(learned_scale=True)),
+  )
+  config.steps = 400
+  config.optim.update(dict(lr=2e-3, warmup_steps=30, final_lr_ratio=0.05, b2=0.99, ema_decay=0.98))
+  return config
+
+
 def paper(name: str = "kl_f8") -> ml_collections.ConfigDict:
   """Appendix G: 256x256 crops; a discriminator from step 50,001. Name a source of your own, and for `perceptual` VGG-16
   with LPIPS's layers.
@@ -127,6 +145,10 @@ VARIANTS = dict(
   smoke=smoke,
   emoji=emoji,
   folder=folder,
+  ablation=ablation,
+  ablation_f2=functools.partial(ablation, 2),
+  ablation_f8=functools.partial(ablation, 8),
+  ablation_vq=functools.partial(ablation, 4, 512),
   paper=paper,
   **{name: functools.partial(paper, name) for name in PUBLISHED if name != "kl_f8"},
 )

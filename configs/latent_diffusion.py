@@ -178,6 +178,49 @@ def judged() -> ml_collections.ConfigDict:
   return config
 
 
+def ablation() -> ml_collections.ConfigDict:
+  """32x32 images in the 8x8 latents of a run of configs/autoencoder.py:ablation in runs/autoencoder_ablation, judged as
+  above: two minutes on one core. What experiments/ldm_*.py vary.
+  """
+  text_length, vocab_size = 12, 2000
+  config = _emoji(32, text_length, vocab_size)
+  config.model = dict(
+    image_size=32,
+    autoencoder=dict(source="runs/autoencoder_ablation"),
+    text_encoder=_text_encoder(vocab_size, text_length, 96, 2),
+    text_length=text_length,
+    unet=dict(
+      channels=4,
+      width=48,
+      multipliers=(1, 2),
+      num_blocks=1,
+      attention_at=(2,),
+      num_heads=3,
+      transformer_depth=1,
+      groups=8,
+    ),
+    process=dict(schedule="cosine", prediction="v"),
+    weighting="min_snr",
+  )
+  config.steps = 400
+  config.data.batch_size = 64
+  config.optim.update(
+    dict(lr=2e-3, warmup_steps=30, final_lr_ratio=0.05, b2=0.99, weight_decay=0.01, ema_decay=0.98)
+  )
+  judge = dict(splits=("combo",), sampler=SAMPLING)
+  config.evaluators.generation.update(
+    dict(
+      judge, prompts=64, clip="runs/clip_judge", classifiers=("runs/groups", "runs/tones"), rows=4
+    )
+  )
+  config.evaluators.generation.nearest_in = ""
+  config.evaluators.fidelity = dict(
+    judge, type="vlx.evaluate.tasks.fidelity.Fidelity", features="runs/clip_judge", count=404
+  )
+  config.evaluators.loss.splits = ("combo",)
+  return config
+
+
 CLIP_START, CLIP_END = 49_406, 49_407
 # The kernels of convolutions and dense layers over the devices that share parameters.
 PARTITION = (
@@ -261,4 +304,6 @@ def paper() -> ml_collections.ConfigDict:
   return config
 
 
-VARIANTS = dict(smoke=smoke, emoji=emoji, judged=judged, folder=folder, paper=paper)
+VARIANTS = dict(
+  smoke=smoke, emoji=emoji, judged=judged, ablation=ablation, folder=folder, paper=paper
+)

@@ -136,6 +136,15 @@ def test_samples_that_are_the_real_images_measure_as_these(clip, copyist, monkey
   np.testing.assert_allclose(found["combo/samples/nearest_cosine"], 1, rtol=1e-5)
   assert found["combo/real/nearest_cosine"] < 1 - 1e-4
   assert set(figures) == {"generation_combo", "nearest_combo"}
+  assert found["combo/samples/border"] == pytest.approx(found["combo/real/border"])
+
+
+def test_the_border_is_the_outermost_pixels_alone():
+  images = np.full((2, 3, 6, 5, 3), 1.0)
+  images[:, :, 1:-1, 1:-1] = -1
+  assert generation.border(images) == 1
+  images[..., 0, 0, :] = -1  # a corner: one of 18 pixels
+  assert generation.border(images) == pytest.approx(17 / 18)
 
 
 def test_a_samplers_fields_reach_the_system_and_a_mistyped_one_is_told(copyist):

@@ -56,6 +56,7 @@ FAMILIES = {
   "vit": ("vlx.models.vision.vit.ViT", "vlx.models.vision.vit.ViTEncoder"),
 }
 MODEL_TYPES = [name for name in FAMILIES if name != "diffusers"]
+BELOW = ("encoder", "network")  # parameters that arctic-captions' and LPIPS's files are without
 DVAE_HALVES = ("encoder", "decoder")  # of OpenAI's, files of their own
 # Those whose files also come bare, and are known by their names and shapes.
 BARE = ("vgg", "resnet", "googlenet", "vit", "clip")
@@ -128,8 +129,8 @@ def open_checkpoint(path_or_name: str | pathlib.Path) -> Checkpoint:
     return _open_vlx(path)
   family, layout, file, absent = _find(path)
   shapes = _shapes_of(path, layout.system)
-  if absent:
-    shapes = {"params": {k: x for k, x in shapes["params"].items() if k != "encoder"}, "state": {}}
+  if absent:  # what stands below what the file holds
+    shapes = {"params": {k: x for k, x in shapes["params"].items() if k not in BELOW}, "state": {}}
 
   def read(wanted):
     return tables.read(
@@ -321,6 +322,9 @@ def _of_file(path: pathlib.Path) -> _Found:
     options = arctic.read_options(path)
     layout = arctic.layout_of(options, file.shapes)
     return _Found("arctic", layout, arctic.adapted(file, options), arctic.ABSENT)
+  lpips = module("lpips")
+  if (layout := lpips.from_shapes(file.shapes)) is not None:
+    return _Found("lpips", layout, file, lpips.ABSENT)
   for candidate in prefixes.unwrapped(file):
     if (adapted := compvis.adapted(candidate)) is not None:
       return _Found("diffusers", compvis.layout_of(adapted.shapes), adapted)

@@ -29,6 +29,9 @@ class Generation:
     shuffled       the real images, each with another one's caption
     nearest        the image of `nearest_in` that is nearest to each sample, by the CLIP's features
 
+  Of the first two also `border`, the mean of an image's outermost pixels, 0 black to 1 white: a background that should
+  be white is gray in samples of some diffusion models.
+
   The last takes a CLIP and `nearest_in`. With it comes `nearest_cosine` of `samples` and of `real`
   images, each with the nearest of that split, itself excepted: samples that are copies are nearer
   than real ones are. Plots `nearest_SPLIT`, samples over their nearest.
@@ -61,6 +64,10 @@ class Generation:
       of = " of its caption" if "text" in prompts.names else ""
       title = f"{split}: the real image, and samples{of}"
       figures[f"generation_{split}"] = rows_sheet(prompts, images, self.rows, title)
+      real = np.stack([e["image"] for e in prompts.examples])
+      measures[f"{split}/samples/border"], measures[f"{split}/real/border"] = map(
+        border, (images, real)
+      )
       if self.clip or self.classifiers:
         found, sheet = self._score(model, data, split, prompts, images, scorers)
         measures |= {f"{split}/{name}": value for name, value in found.items()}
@@ -109,6 +116,13 @@ class Generation:
     nearest = [examples(int(i), None)[1]["image"] for i in found[:: self.samples][: len(shown)]]
     title = f"{split}: samples, and the images of {self.nearest_in} that are nearest to them"
     return sheets.grid([shown, nearest], title)
+
+
+def border(images: np.ndarray) -> float:
+  """The mean of the outermost pixels of `[…, H, W, 3]` in [-1, 1], as a number in 0 … 1."""
+  outermost = np.ones(images.shape[-3:-1], bool)
+  outermost[1:-1, 1:-1] = False
+  return float((images[..., outermost, :].mean() + 1) / 2)
 
 
 class Prompts(NamedTuple):
