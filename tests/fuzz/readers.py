@@ -1,5 +1,5 @@
 """All readers of strangers' files, by their names."""
 
-from tests.fuzz import beside, records, weights
+from tests.fuzz import beside, diffusion, records, weights
 
-READERS = {**weights.READERS, **beside.READERS, **records.READERS}
+READERS = {**weights.READERS, **beside.READERS, **diffusion.READERS, **records.READERS}
