@@ -1,0 +1,68 @@
+"""Names of unCLIP's networks in diffusers' files, the form of Karlo (kakaobrain)."""
+
+from collections.abc import Mapping
+
+from vlx.models.generation.unclip_prior import PriorNetwork
+from vlx.pretrained import fields
+from vlx.pretrained.tables import Row
+from vlx.pretrained.torch_rows import dense, layer_norm, transformer_block
+
+
+def prior(config: Mapping) -> PriorNetwork:
+  """The network of a `config.json` of `PriorTransformer`."""
+  for name, wanted in dict(
+    additional_embeddings=4,
+    time_embed_act_fn="silu",
+    norm_in_type=None,
+    embedding_proj_norm_type=None,
+    encoder_hid_proj_type="linear",
+    added_emb_type="prd",
+    time_embed_dim=None,
+    embedding_proj_dim=None,
+    clip_embed_dim=None,
+  ).items():
+    fields.must_be(config, name, wanted)
+  heads = fields.positive_int(config, "num_attention_heads", 32)
+  head_dim = fields.positive_int(config, "attention_head_dim", 64)
+  return PriorNetwork(
+    dim=fields.positive_int(config, "embedding_dim", 768),
+    text_length=fields.length(config, "num_embeddings", 77),
+    width=heads * head_dim,
+    depth=fields.layers(config, "num_layers", 20),
+    num_heads=heads,
+    mlp_dim=4 * heads * head_dim,
+  )
+
+
+def prior_rows(network: PriorNetwork, *, ours: str = "", public: str = "") -> list[Row]:
+  """Of `PriorTransformer`.
+
+  Args:
+    network: the network.
+    ours: before our paths, below "params".
+    public: before the public names.
+  """
+  one, state = ("1 d -> d", {}), f"state/{ours}embeddings"
+  named = dict(
+    {"time_embedding.linear_1": "time1", "time_embedding.linear_2": "time2", "proj_in": "in"},
+    embedding_proj="text",
+    encoder_hidden_states_proj="tokens",
+    proj_to_clip_embeddings="out",
+  )
+  return [
+    *(row for theirs, mine in named.items() for row in dense(f"{public}{theirs}", f"{ours}{mine}")),
+    Row(f"{public}positional_embedding", f"params/{ours}position_embedding", ("1 n d -> n d", {})),
+    Row(f"{public}prd_embedding", f"params/{ours}query", ("1 1 d -> d", {})),
+    *transformer_block(
+      f"{public}transformer_blocks.{{layer}}",
+      f"{ours}transformer/blocks",
+      network.num_heads,
+      norms=("norm1", "norm3"),
+      attention=("attn1.to_q.", "attn1.to_k.", "attn1.to_v."),
+      out="attn1.to_out.0",
+      mlp=("ff.net.0.proj", "ff.net.2"),
+    ),
+    *layer_norm(f"{public}norm_out", f"{ours}final_norm"),
+    Row(f"{public}clip_mean", f"{state}/mean", one),
+    Row(f"{public}clip_std", f"{state}/deviation", one),
+  ]
