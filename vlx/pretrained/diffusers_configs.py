@@ -69,7 +69,6 @@ def unet_2d(config: Mapping) -> UNet:
     mid_block_type="UNetMidBlock2D",
     mid_block_scale_factor=1,
     act_fn="silu",
-    add_attention=True,
     class_embed_type=None,
   ).items():
     fields.must_be(config, name, wanted)
@@ -89,7 +88,9 @@ def unet_2d(config: Mapping) -> UNet:
   scale_shift = fields.one_of(
     config, "resnet_time_scale_shift", {"default": False, "scale_shift": True}, "default"
   )
-  fields.must_be(config, "attn_norm_num_groups", groups if scale_shift else None)
+  attends = fields.flag(config, "add_attention", True)
+  if attends:
+    fields.must_be(config, "attn_norm_num_groups", groups if scale_shift else None)
   head_dim = (
     0
     if config.get("attention_head_dim", 8) is None
@@ -101,6 +102,7 @@ def unet_2d(config: Mapping) -> UNet:
     multipliers=multipliers,
     num_blocks=fields.layers(config, "layers_per_block", 2),
     attention_at=_attention_at(config, multipliers, kinds, ups),
+    middle_attention=attends,
     head_dim=head_dim,
     scale_shift=scale_shift,
     residual_resampling=resampling,
@@ -176,6 +178,58 @@ def unet_2d_condition(config: Mapping) -> UNet:
     cos_first=fields.flag(config, "flip_sin_to_cos", True),
     frequency_shift=fields.one_of_numbers(config, "freq_shift", {0: 0, 1: 1}, 0),
     groups=groups,
+    epsilon=fields.epsilon(config, "norm_eps", 1e-5),
+  )
+  return _checked(network)
+
+
+def unclip_decoder(config: Mapping) -> UNet:
+  """The network of `UNet2DConditionModel` in the form of unCLIP's decoder: attention to text and image in one."""
+  width, multipliers = _levels(config)
+  for name, wanted in dict(
+    center_input_sample=False,
+    mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+    only_cross_attention=False,
+    mid_block_scale_factor=1,
+    act_fn="silu",
+    encoder_hid_dim=None,
+    encoder_hid_dim_type=None,
+    num_attention_heads=None,
+    dual_cross_attention=False,
+    class_embed_type="identity",
+    addition_embed_type=None,
+    num_class_embeds=None,
+    resnet_time_scale_shift="scale_shift",
+    resnet_skip_time_act=False,
+    resnet_out_scale_factor=1.0,
+    time_embedding_type="positional",
+    time_embedding_dim=None,
+    time_embedding_act_fn=None,
+    timestep_post_act=None,
+    time_cond_proj_dim=None,
+    conv_in_kernel=3,
+    conv_out_kernel=3,
+    cross_attention_norm=None,
+    downsample_padding=1,
+  ).items():
+    fields.must_be(config, name, wanted)
+  simple = lambda up: {
+    f"Resnet{'Up' if up else 'Down'}sampleBlock2D": False,
+    f"SimpleCrossAttn{'Up' if up else 'Down'}Block2D": True,
+  }
+  network = UNet(
+    channels=fields.positive_int(config, "out_channels", 6),
+    width=width,
+    multipliers=multipliers,
+    num_blocks=fields.layers(config, "layers_per_block", 2),
+    attention_at=_attention_at(config, multipliers, simple(False), simple(True)),
+    head_dim=fields.positive_int(config, "attention_head_dim", 8),
+    joint_attention=True,
+    scale_shift=True,
+    residual_resampling=True,
+    cos_first=fields.flag(config, "flip_sin_to_cos", True),
+    frequency_shift=fields.one_of_numbers(config, "freq_shift", {0: 0, 1: 1}, 0),
+    groups=fields.positive_int(config, "norm_num_groups", 32),
     epsilon=fields.epsilon(config, "norm_eps", 1e-5),
   )
   return _checked(network)

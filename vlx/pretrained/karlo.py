@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
+from vlx.models.generation.unclip_decoder import DecoderNetwork
 from vlx.models.generation.unclip_prior import PriorNetwork
-from vlx.pretrained import fields
+from vlx.pretrained import diffusers_configs, fields, unet
 from vlx.pretrained.tables import Row
 from vlx.pretrained.torch_rows import dense, layer_norm, transformer_block
 
@@ -65,4 +66,33 @@ def prior_rows(network: PriorNetwork, *, ours: str = "", public: str = "") -> li
     *layer_norm(f"{public}norm_out", f"{ours}final_norm"),
     Row(f"{public}clip_mean", f"{state}/mean", one),
     Row(f"{public}clip_std", f"{state}/deviation", one),
+  ]
+
+
+def decoder(config: Mapping, projections: Mapping) -> DecoderNetwork:
+  """The network of the configs of `UNet2DConditionModel` and `UnCLIPTextProjModel`."""
+  network = diffusers_configs.unclip_decoder(config)
+  width = fields.positive_int(projections, "cross_attention_dim")
+  fields.must_be(config, "cross_attention_dim", width)
+  fields.must_be(projections, "time_embed_dim", 4 * network.width)
+  extra = fields.positive_int(projections, "clip_extra_context_tokens", 4)
+  return DecoderNetwork(network, width, extra)
+
+
+def decoder_rows(network: DecoderNetwork, *, ours: str = "") -> list[Row]:
+  """Of both, whose names have their part before them.
+
+  Args:
+    network: the network.
+    ours: before our paths, below "params".
+  """
+  mine, theirs = f"{ours}projections", "text_proj"
+  return [
+    *unet.diffusers_rows(network.unet, ours=f"{ours}unet/", public="decoder."),
+    Row(f"{theirs}.learned_classifier_free_guidance_embeddings", f"params/{mine}/nothing"),
+    *dense(f"{theirs}.embedding_proj", f"{mine}/text"),
+    *dense(f"{theirs}.clip_image_embeddings_project_to_time_embeddings", f"{mine}/image"),
+    *dense(f"{theirs}.clip_extra_context_tokens_proj", f"{mine}/extra_tokens"),
+    *dense(f"{theirs}.encoder_hidden_states_proj", f"{mine}/tokens"),
+    *layer_norm(f"{theirs}.text_encoder_hidden_states_norm", f"{mine}/norm"),
   ]

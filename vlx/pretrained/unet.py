@@ -86,6 +86,8 @@ def _modules(unet: UNet) -> Iterator[_Module]:
   middle = (("block0", "resnets.0"), ("attention", "attentions.0"), ("block1", "resnets.1"))
   for index, (name, theirs) in enumerate(middle):
     kind = name.rstrip("01")
+    if kind == "attention" and not unet.middle_attention:
+      continue
     yield _Module(
       f"middle_{name}", kind, (before, before), f"mid_block.{theirs}", f"middle_block.{index}"
     )
@@ -193,6 +195,8 @@ def _rows(unet: UNet, names: _Names, linear: bool, ours: str, public: str) -> It
       yield from convolution(f"{there}.{name}", f"{here}/conv", bias=True)
     elif unet.transformer_depth:
       yield from _transformer(there, here, unet, width, linear)
+    elif unet.joint_attention:
+      yield from _joint_attention(there, here, _heads(unet, width))
     else:
       yield from names.attention(there, here, _heads(unet, width))
 
@@ -238,6 +242,23 @@ def _attention(
   return rows + dense(
     f"{public}.{names[3]}", f"{ours}/attention/out", (f"d (h e){square} -> h e d", sizes)
   )
+
+
+def _joint_attention(public: str, ours: str, heads: int) -> list[Row]:
+  """Of diffusers."""
+  sizes, rows = {"h": heads}, layer_norm(f"{public}.group_norm", f"{ours}/norm")
+  for theirs, name in (
+    ("to_q", "query"),
+    ("to_k", "key"),
+    ("to_v", "value"),
+    ("add_k_proj", "context_key"),
+    ("add_v_proj", "context_value"),
+  ):
+    rows += [
+      Row(f"{public}.{theirs}.weight", f"params/{ours}/{name}/kernel", ("(h e) d -> d h e", sizes)),
+      Row(f"{public}.{theirs}.bias", f"params/{ours}/{name}/bias", ("(h e) -> h e", sizes)),
+    ]
+  return rows + dense(f"{public}.to_out.0", f"{ours}/out", ("d (h e) -> h e d", sizes))
 
 
 def _fused_attention(public: str, ours: str, heads: int, *, legacy: bool) -> list[Row]:

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vlx.models.layers.attention import MultiHeadAttention
 from vlx.models.layers.convolution import double
 from vlx.models.layers.linear import flat_dot_general
+from vlx.ops.attention import attention
 from vlx.ops.masks import Full, KeyPadding, Mask
 
 Images = Float[Array, "batch height width channels"]
@@ -85,6 +86,41 @@ class ResidualBlock(nn.Module):
     if x.shape[-1] != self.features:
       x = dense(self.features, dot_general=flat_dot_general, name="shortcut")(x)
     return x + h
+
+
+class JointAttention(nn.Module):
+  """Attention of an image's positions to a context and to one another, in one softmax, added (GLIDE: Nichol et al.,
+  2021, §2.1)."""
+
+  num_heads: int
+  groups: int
+  epsilon: float
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: Images, context: Context, mask: Bool[Array, "batch keys"] | None) -> Images:
+    width = x.shape[-1]
+    h = nn.GroupNorm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
+    h = rearrange(h, "b h w c -> b (h w) c")
+
+    def project(
+      name, of, features=(self.num_heads, width // self.num_heads), axis=-1, init=uniform
+    ):
+      dense = nn.DenseGeneral(
+        features, axis, kernel_init=init, dtype=self.dtype, dot_general=flat_dot_general, name=name
+      )
+      return dense(of)
+
+    keys, values = (
+      jnp.concatenate([project(f"context_{name}", context), project(name, h)], axis=1)
+      for name in ("key", "value")
+    )
+    seen = None
+    if mask is not None:
+      seen = KeyPadding(jnp.concatenate([mask, jnp.ones(h.shape[:2], bool)], axis=1))
+    h = attention(project("query", h), keys, values, mask=Full() if seen is None else seen)
+    h = project("out", h, width, (-2, -1), zeros)
+    return x + h.reshape(x.shape)
 
 
 class SelfAttention(nn.Module):
@@ -198,10 +234,12 @@ class UNet(nn.Module):
     width: of the first level.
     multipliers: of the width, a level's each.
     num_blocks: residual blocks of a level on the way down; one more on the way up.
-    attention_at: factors of size, 1 the full one, at which there is attention; in the middle there is always.
+    attention_at: factors of size, 1 the full one, at which there is attention.
+    middle_attention: whether there is some in the middle.
     num_heads: of attention; where `head_dim` is given, as many as make up the width.
     head_dim: of each head; 0: by `num_heads`.
     transformer_depth: blocks of a transformer with cross-attention in place of plain attention; 0: plain.
+    joint_attention: whether plain attention sees a context beside the image (`JointAttention`).
     scale_shift: see `ResidualBlock`.
     residual_resampling: whether residual blocks change the size, or convolutions.
     symmetric_padding: of convolutions that halve the size.
@@ -220,9 +258,11 @@ class UNet(nn.Module):
   multipliers: tuple[int, ...]
   num_blocks: int = 2
   attention_at: tuple[int, ...] = ()
+  middle_attention: bool = True
   num_heads: int = 1
   head_dim: int = 0
   transformer_depth: int = 0
+  joint_attention: bool = False
   scale_shift: bool = False
   residual_resampling: bool = False
   symmetric_padding: bool = True
@@ -242,6 +282,7 @@ class UNet(nn.Module):
     t: Float[Array, " batch"] | Int[Array, " batch"],
     *,
     label: Int[Array, " batch"] | None = None,
+    embedding: Float[Array, "batch embedding"] | None = None,
     context: Float[Array, "batch length dim"] | None = None,
     context_mask: Bool[Array, "batch length"] | None = None,
     low_resolution: Float[Array, "batch rows columns channels"] | None = None,
@@ -253,7 +294,8 @@ class UNet(nn.Module):
       x: x_t.
       t: steps.
       label: classes, of a network that has them.
-      context: for cross-attention.
+      embedding: that is added to the time's, 4 x `width` wide.
+      context: for attention to it.
       context_mask: where there is something; None: everywhere.
       low_resolution: an image that is put beside x_t, at its size.
       train: with dropout.
@@ -272,6 +314,9 @@ class UNet(nn.Module):
 
     def attend(x, name):
       heads = x.shape[-1] // self.head_dim if self.head_dim else self.num_heads
+      if self.joint_attention:
+        joint = JointAttention(heads, self.groups, self.epsilon, self.dtype, name=name)
+        return joint(x, context, context_mask)
       if not self.transformer_depth:
         return SelfAttention(heads, self.groups, self.epsilon, self.dtype, name=name)(x)
       transformer = SpatialTransformer(
@@ -280,6 +325,8 @@ class UNet(nn.Module):
       return transformer(x, context, mask)
 
     e = self._embed(t, label)
+    if embedding is not None:
+      e = e + embedding.astype(e.dtype)
     if low_resolution is not None:
       side = (*x.shape[:3], low_resolution.shape[-1])
       x = jnp.concatenate([x, jax.image.resize(low_resolution, side, "bilinear")], axis=-1)
@@ -299,7 +346,8 @@ class UNet(nn.Module):
           x = Downsample(features, self.symmetric_padding, self.dtype, name=f"down{i}_resample")(x)
         kept.append(x)
     x = block(features, name="middle_block0")(x, e)
-    x = attend(x, "middle_attention")
+    if self.middle_attention:
+      x = attend(x, "middle_attention")
     x = block(features, name="middle_block1")(x, e)
     for i in reversed(levels):
       features = self.width * self.multipliers[i]
