@@ -12,6 +12,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +37,8 @@ FRAMES = 10  # of a film, at most
 class DiffusionModel:
   """The loss and the samplers. Batches hold `image`; `text` and `text_mask`, or `label`, where there are such.
 
-  A subclass says what x₀ is: `x0_shape`, `_encode`, `_decode`.
+  A subclass says what x₀ is: `x0_shape`, `_encode`, `_decode`; and what the network is conditioned on, if it is something
+  else: `network`, `_condition_inputs`, `_condition`, `_drawn`.
 
   Attributes:
     unet: the network.
@@ -101,6 +103,11 @@ class DiffusionModel:
       )
 
   @property
+  def network(self) -> nn.Module:
+    """(x, t, by name what it is conditioned on) → a prediction."""
+    return self.unet
+
+  @property
   def x0_shape(self) -> tuple[int, int, int]:
     """Of what is noised."""
     raise NotImplementedError
@@ -125,27 +132,28 @@ class DiffusionModel:
     return self._condition_inputs()
 
   def init(self, rng):
-    shape = jax.ShapeDtypeStruct
-    network = self.unet
-    inputs = {"x": shape(self.x0_shape, jnp.float32), "t": shape((), jnp.float32)}
-    given = {"label": self._condition_inputs()["label"]} if self.num_classes else {}
-    if self.text_encoder is not None:
-      width = jax.eval_shape(self._encoded_example, jax.random.key(0)).shape[-1]
-      given = {"context": shape((self.text_length, width), jnp.float32)}
-    method = lambda network, x, t, *rest: network(x, t, **dict(zip(given, rest)))
-    return apply.init(network, rng, {**inputs, **given}, "x", "t", *given, method=method)
-
-  def _encoded_example(self, rng):
-    text = {
-      name: jnp.zeros((1, *s.shape), s.dtype) for name, s in text_inputs(self.text_length).items()
+    given = {
+      "x": jnp.zeros((1, *self.x0_shape)),
+      "t": jnp.zeros(1),
+      **jax.eval_shape(self._condition_example, rng),
     }
-    return self.text_encoder.encode_text(systems.init(self.text_encoder, rng), **text)
+    one = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in given.items()}
+    names = [name for name in one if name not in ("x", "t")]
+    method = lambda network, x, t, *rest: network(x, t, **dict(zip(names, rest)))
+    return apply.init(self.network, rng, one, "x", "t", *names, method=method)
+
+  def _condition_example(self, rng):
+    """What the network is conditioned on in a batch of one."""
+    below = {name: systems.init(inner, rng) for name, inner in systems.parts(self).items()}
+    variables = {kind: {name: v[kind] for name, v in below.items()} for kind in ("params", "state")}
+    inputs = {n: jnp.zeros((1, *s.shape), s.dtype) for n, s in self._condition_inputs().items()}
+    return self._condition(variables, inputs, True)
 
   def _own(self, variables):
     """The network's."""
     return own(variables, *systems.parts(self))
 
-  def _condition(self, variables, inputs, given: jax.Array | bool) -> dict[str, Any]:
+  def _condition(self, variables, inputs, given: Any) -> dict[str, Any]:
     """What the network is conditioned on in rows where it is `given`, and on nothing elsewhere."""
     if self.num_classes:
       return {"label": jnp.where(given, inputs["label"], self.num_classes)}
@@ -160,6 +168,10 @@ class DiffusionModel:
     encoded = self.text_encoder.encode_text(part(variables, "text_encoder"), text, mask)
     return {"context": encoded, **({} if self.empty_text else {"context_mask": mask & rows})}
 
+  def _drawn(self, rng: jax.Array, rows: int) -> Any:
+    """Where training gives the condition."""
+    return jax.random.bernoulli(rng, 1 - self.condition_dropout, (rows,))
+
   def loss(self, variables, batch, rng, *, step, train, frozen):
     """The weighted square of the error of a step of each row, and the bound's part of learned variances."""
     del step
@@ -168,9 +180,9 @@ class DiffusionModel:
     t = jax.random.randint(keys[1], (len(x0),), 0, self.process.timesteps)
     eps = jax.random.normal(keys[2], x0.shape)
     x = diffusion.add_noise(x0, eps, self.process.level(t))
-    given = jax.random.bernoulli(keys[3], 1 - self.condition_dropout, (len(x0),)) if train else True
+    given = self._drawn(keys[3], len(x0)) if train else True
     output, state = apply.forward(
-      self.unet,
+      self.network,
       self._own(variables),
       x,
       t,
@@ -219,7 +231,7 @@ class DiffusionModel:
   def _sample(self, variables, inputs, seeds, sampler: Sampler, film: bool = False):
     """(x₀, the film)."""
     mine = self._own(variables)
-    network = lambda x, t, condition: apply.infer(self.unet, mine, x, t, **condition)
+    network = lambda x, t, condition: apply.infer(self.network, mine, x, t, **condition)
     condition = self._condition(variables, inputs, True)
     if sampler.guidance_scale != 1 and not condition:
       raise UserError("guidance_scale is of a class or a text, and this model has neither")

@@ -5,11 +5,19 @@ as GLIDE has it, with the image's CLIP embedding added to that of the step, and 
 training the embedding is left out one time in ten, the text every other time. The CLIP is a part, at rest.
 """
 
+import dataclasses
+import math
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+from vlx.core.system import image_input, part, text_inputs
+from vlx.models.generation.ddpm import DiffusionModel, PixelSampler
+from vlx.models.generation.unclip_prior import EmbedsPairs, unit
 from vlx.models.layers.unet import Images, UNet
 
 Embeddings = Float[Array, "batch dim"]
@@ -80,3 +88,97 @@ class DecoderNetwork(nn.Module):
       context_mask=jnp.concatenate([extra, mask], axis=1),
       train=train,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UnCLIPDecoder(DiffusionModel):
+  """The system. Batches hold `image`, of the size that the CLIP takes, `text` and `text_mask`.
+
+  It samples of a text and of an embedding of an image (`image_embedding`), which is that of an `image` where there is one,
+  whose variations it makes; else the text's own.
+
+  Attributes:
+    clip: a part, at rest.
+    clip_size: of images that it takes.
+    context_width: of what is attended to beside the image.
+    normalised: whether embeddings are brought to unit length, and numbers of 1 at the mean; else as they are.
+    extra_tokens: that the image's embedding becomes.
+    condition_dropout: how often training leaves the embedding out.
+    text_dropout: how often it leaves the text out.
+    no_text: ids of a text that stands for none; (): its embedding is 0, and no token is seen.
+  """
+
+  clip: EmbedsPairs
+  clip_size: int
+  context_width: int
+  normalised: bool = True
+  extra_tokens: int = 4
+  text_dropout: float = 0.5
+  no_text: tuple[int, ...] = ()
+
+  Sampler = PixelSampler
+
+  @property
+  def x0_shape(self) -> tuple[int, int, int]:
+    return (self.image_size, self.image_size, 3)
+
+  @property
+  def network(self) -> DecoderNetwork:
+    return DecoderNetwork(self.unet, self.context_width, self.extra_tokens)
+
+  def inputs(self):
+    return {"image": image_input(self.clip_size), **text_inputs(self.text_length)}
+
+  def sample_inputs(self):
+    return text_inputs(self.text_length)
+
+  def _condition_inputs(self):
+    return self.inputs()
+
+  def _encode(self, variables, image, rng):
+    """The image at the size of the samples."""
+    del variables, rng
+    return resized(image, self.image_size)
+
+  def _decode(self, variables, x0):
+    del variables
+    return x0
+
+  def _drawn(self, rng, rows):
+    image, text = jax.random.split(rng)
+    drawn = lambda rng, dropout: jax.random.bernoulli(rng, 1 - dropout, (rows,))
+    return drawn(image, self.condition_dropout), drawn(text, self.text_dropout)
+
+  def _condition(self, variables, inputs, given):
+    text, mask = inputs["text"], inputs["text_mask"]
+    image_given, text_given = (
+      jnp.broadcast_to(x, (len(text),))
+      for x in (given if isinstance(given, tuple) else (given,) * 2)
+    )
+    clip = part(variables, "clip")
+    if "image_embedding" in inputs:
+      image = inputs["image_embedding"]
+    elif "image" in inputs:
+      image = self.clip.embed_image(clip, resized(inputs["image"], self.clip_size))
+    else:
+      image = self.clip.embed_text(clip, text, mask)
+    if self.no_text:
+      empty = np.zeros(text.shape[1], np.int32)
+      empty[: len(self.no_text)] = self.no_text
+      text = jnp.where(text_given[:, None], text, empty)
+      seen = np.arange(text.shape[1]) < len(self.no_text)
+      mask = jnp.where(text_given[:, None], mask, seen)
+    told = self.clip.embed_text(clip, text, mask)
+    tokens = self.clip.encode_text(clip, text, mask)
+    if self.normalised:
+      image, told = (math.sqrt(x.shape[-1]) * unit(x) for x in (image, told))
+    if not self.no_text:
+      told, mask = jnp.where(text_given[:, None], told, 0.0), mask & text_given[:, None]
+    return dict(image=image, given=image_given, text=told, tokens=tokens, mask=mask)
+
+
+def resized(image: Images, side: int) -> Float[Array, "batch side side channels"]:
+  """A square image at another size."""
+  if image.shape[1] == side:
+    return image
+  return jax.image.resize(image, (len(image), side, side, image.shape[-1]), "linear")

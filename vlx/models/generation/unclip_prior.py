@@ -140,7 +140,7 @@ class DiffusionPrior:
     process: the diffusion process, and what the network says.
     scale: of unit vectors; 0: embeddings as they are, standardised by those of the first batches.
     standardised_by: how many batches these are.
-    empty_text: ids of a text that stands for none; (): its embedding is 0, and no token is seen.
+    no_text: ids of a text that stands for none; (): its embedding is 0, and no token is seen.
     condition_dropout: how often training leaves the text out.
   """
 
@@ -150,7 +150,7 @@ class DiffusionPrior:
   process: Process = Process("cosine", prediction="x0")
   scale: float = 17.2
   standardised_by: int = 20
-  empty_text: tuple[int, ...] = ()
+  no_text: tuple[int, ...] = ()
   condition_dropout: float = 0.1
 
   Sampler = PriorSampler
@@ -158,9 +158,9 @@ class DiffusionPrior:
   def __post_init__(self):
     if self.process.learned_variance:
       raise ValueError("a prior's variances are not learned")
-    if len(self.empty_text) > self.network.text_length:
+    if len(self.no_text) > self.network.text_length:
       raise ValueError(
-        f"empty_text has {len(self.empty_text)} ids, and network.text_length is {self.network.text_length}"
+        f"no_text has {len(self.no_text)} ids, and network.text_length is {self.network.text_length}"
       )
 
   def inputs(self):
@@ -220,17 +220,17 @@ class DiffusionPrior:
     """(embedding, tokens, their mask) of texts where they are `given`, and of none elsewhere."""
     text, mask = inputs["text"], inputs["text_mask"]
     rows = jnp.broadcast_to(given, (len(text),))[:, None]
-    if self.empty_text:
+    if self.no_text:
       empty = np.zeros(text.shape[1], np.int32)
-      empty[: len(self.empty_text)] = self.empty_text
+      empty[: len(self.no_text)] = self.no_text
       text = jnp.where(rows, text, empty)
-      mask = jnp.where(rows, mask, np.arange(text.shape[1]) < len(self.empty_text))
+      mask = jnp.where(rows, mask, np.arange(text.shape[1]) < len(self.no_text))
     clip = part(variables, "clip")
     embedding = self.clip.embed_text(clip, text, mask)
     tokens = self.clip.encode_text(clip, text, mask)
     if self.scale:
       embedding = self.scale * unit(embedding)
-    if not self.empty_text:
+    if not self.no_text:
       embedding, mask = jnp.where(rows, embedding, 0.0), mask & rows
     return embedding, tokens, mask
 

@@ -1,0 +1,167 @@
+"""unCLIP's prior and decoder."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import contract
+from vlx.inference.diffusion import Process
+from vlx.models.contrastive.clip import CLIP, TextTransformer
+from vlx.models.generation.unclip_decoder import UnCLIPDecoder
+from vlx.models.generation.unclip_prior import DiffusionPrior, PriorNetwork, PriorSampler
+from vlx.models.layers.unet import UNet
+from vlx.models.vision.vit import VisionTransformer
+
+TOWER = dict(width=8, depth=1, num_heads=2, mlp_dim=16)
+SEEN = CLIP(
+  VisionTransformer(image_size=16, patch_size=8, **TOWER),
+  TextTransformer(vocab_size=20, context_length=6, **TOWER),
+  embed_dim=8,
+)
+NETWORK = PriorNetwork(dim=8, text_length=6, width=16, depth=2, num_heads=2, mlp_dim=32)
+DECODER = UNet(
+  channels=6, width=8, multipliers=(1, 2), num_blocks=1, attention_at=(2,), head_dim=4, groups=4,
+  joint_attention=True, scale_shift=True, residual_resampling=True,
+)  # fmt: skip
+SYSTEMS = {
+  "prior": DiffusionPrior(clip=SEEN, network=NETWORK, image_size=16),
+  "standardised": DiffusionPrior(
+    clip=SEEN, network=NETWORK, image_size=16, scale=0.0, no_text=(1, 2)
+  ),
+  "decoder": UnCLIPDecoder(
+    clip=SEEN, clip_size=16, unet=DECODER, image_size=8, text_length=6, context_width=12,
+    process=Process("cosine", learned_variance=True),
+  ),
+}  # fmt: skip
+
+
+def batch(rows=4):
+  keys = jax.random.split(jax.random.key(1), 2)
+  return {
+    "image": jax.random.uniform(keys[0], (rows, 16, 16, 3), minval=-1),
+    "text": jax.random.randint(keys[1], (rows, 6), 1, 20),
+    "text_mask": jnp.arange(6) < jnp.array([[6], [3], [2], [5]])[:rows],
+  }
+
+
+@pytest.fixture(scope="module", params=SYSTEMS)
+def made(request):
+  system = SYSTEMS[request.param]
+  return system, contract.drawn(system, 0.3)
+
+
+@pytest.fixture(scope="module")
+def prior():
+  return SYSTEMS["prior"], contract.drawn(SYSTEMS["prior"], 0.3)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+  return SYSTEMS["decoder"], contract.drawn(SYSTEMS["decoder"], 0.3)
+
+
+def text_of(inputs):
+  return {name: inputs[name] for name in ("text", "text_mask")}
+
+
+def test_it_learns(made):
+  system, variables = made
+
+  def loss(own):
+    params = {**variables["params"], **own}
+    terms, _ = system.loss(
+      {**variables, "params": params}, batch(), jax.random.key(0), step=0, train=True,
+      frozen=frozenset(["clip"]),
+    )  # fmt: skip
+    return sum(term.mean * term.weight for term in terms.values())
+
+  own = {name: x for name, x in variables["params"].items() if name != "clip"}
+  gradients = jax.jit(jax.grad(loss))(own)
+  still = {
+    "/".join(map(str, path))
+    for path, x in jax.tree_util.tree_leaves_with_path(gradients)
+    if not x.any()
+  }
+  assert not still
+
+
+def test_of_two_draws_the_nearer_to_the_text_is_kept(prior):
+  system, variables = prior
+  inputs = text_of(batch())
+
+  @jax.jit
+  def embed(variables, seeds):
+    how = lambda draws: PriorSampler(4, draws=draws)
+    both = system.sample_image_embeddings(variables, inputs, seeds, how(2))
+    one, other = (
+      system.sample_image_embeddings(variables, inputs, 2 * seeds + i, how(1)) for i in (0, 1)
+    )
+    return both, one, other
+
+  found, *drawn = embed(variables, jnp.arange(4))
+  text = SEEN.embed_text({k: v["clip"] for k, v in variables.items()}, **inputs)
+  products = np.stack([np.einsum("bd,bd->b", x, text) for x in drawn])
+  assert len(set(products.argmax(0))) == 2  # of these seeds it is not always the same
+  expected = np.where((products[1] > products[0])[:, None], drawn[1], drawn[0])
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_no_text_says_nothing(prior):
+  system, variables = prior
+  inputs = text_of(batch())
+  other = {**inputs, "text": inputs["text"][::-1], "text_mask": inputs["text_mask"][::-1]}
+  said = lambda inputs, given: system.network.apply(
+    {"params": system._own(variables)["params"]},
+    jnp.ones((4, 8)),
+    jnp.arange(4),
+    *system._text(variables, inputs, given),
+  )
+  np.testing.assert_allclose(said(inputs, False), said(other, False), atol=1e-6)
+  assert np.abs(said(inputs, True) - said(other, True)).max() > 1e-3
+
+
+def test_embeddings_are_standardised_by_the_first_batches():
+  system = SYSTEMS["standardised"]
+  variables = contract.init(system)
+  rng = np.random.default_rng(0)
+  batches = [{"image": jnp.asarray(rng.uniform(-1, 1, (4, 16, 16, 3)), "f")} for _ in range(20)]
+  prepared = system.prepare(variables, batches, jax.random.key(0))
+  x0 = np.concatenate([system._x0(prepared, b["image"]) for b in batches])
+  np.testing.assert_allclose(x0.mean(0), 0, atol=1e-4)
+  np.testing.assert_allclose(x0.std(0), 1, atol=1e-4)
+  clip = {k: v["clip"] for k, v in variables.items()}
+  z = SEEN.embed_image(clip, batches[0]["image"])
+  np.testing.assert_allclose(system._embedding(prepared, jnp.asarray(x0[:4])), z, atol=1e-5)
+
+
+def test_what_is_left_out_is_not_seen(decoder):
+  system, variables = decoder
+  inputs = batch()
+  turned = {name: x[::-1] for name, x in inputs.items()}
+  mine = system._own(variables)
+  x = jax.random.normal(jax.random.key(2), (4, 8, 8, 3))
+
+  @jax.jit
+  def said(inputs, image, text):
+    condition = system._condition(variables, inputs, (image, text))
+    return system.network.apply({"params": mine["params"]}, x, jnp.arange(4), **condition)
+
+  by_image = {**inputs, "image": turned["image"]}
+  by_text = {**turned, "image": inputs["image"]}
+  for other, given in ((by_image, (False, True)), (by_text, (True, False))):
+    np.testing.assert_allclose(said(inputs, *given), said(other, *given), atol=1e-5)
+    assert np.abs(said(inputs, True, True) - said(other, True, True)).max() > 1e-3
+
+
+def test_variations_of_an_image_are_of_its_embedding(decoder):
+  system, variables = decoder
+  inputs = batch(2)
+  clip = {k: v["clip"] for k, v in variables.items()}
+  told = {**text_of(inputs), "image_embedding": SEEN.embed_image(clip, inputs["image"])}
+  how = system.Sampler(2, guidance_scale=2.0)
+  sample = jax.jit(lambda inputs: system.sample_images(variables, inputs, jnp.arange(2), how))
+  found = sample(inputs)
+  assert found.shape == (2, 8, 8, 3)
+  np.testing.assert_allclose(found, sample(told), atol=1e-5)
+  assert np.abs(found - sample(text_of(inputs))).max() > 1e-3
