@@ -1,5 +1,7 @@
 """unCLIP's prior and decoder."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from vlx.inference.diffusion import Process
 from vlx.models.contrastive.clip import CLIP, TextTransformer
 from vlx.models.generation.unclip_decoder import UnCLIPDecoder
 from vlx.models.generation.unclip_prior import DiffusionPrior, PriorNetwork, PriorSampler
+from vlx.models.generation.unclip_upsampler import UnCLIPUpsampler
 from vlx.models.layers.unet import UNet
 from vlx.models.vision.vit import VisionTransformer
 
@@ -20,10 +23,11 @@ SEEN = CLIP(
   embed_dim=8,
 )
 NETWORK = PriorNetwork(dim=8, text_length=6, width=16, depth=2, num_heads=2, mlp_dim=32)
-DECODER = UNet(
-  channels=6, width=8, multipliers=(1, 2), num_blocks=1, attention_at=(2,), head_dim=4, groups=4,
+PLAIN = UNet(
+  channels=3, width=8, multipliers=(1, 2), num_blocks=1, attention_at=(2,), head_dim=4, groups=4,
   joint_attention=True, scale_shift=True, residual_resampling=True,
 )  # fmt: skip
+DECODER = dataclasses.replace(PLAIN, channels=6)
 SYSTEMS = {
   "prior": DiffusionPrior(clip=SEEN, network=NETWORK, image_size=16),
   "standardised": DiffusionPrior(
@@ -32,6 +36,12 @@ SYSTEMS = {
   "decoder": UnCLIPDecoder(
     clip=SEEN, clip_size=16, unet=DECODER, image_size=8, text_length=6, context_width=12,
     process=Process("cosine", learned_variance=True),
+  ),
+  "upsampler": UnCLIPUpsampler(
+    unet=dataclasses.replace(
+      PLAIN, joint_attention=False, attention_at=(), middle_attention=False
+    ),
+    image_size=16, low_size=8, degradation="bsr",
   ),
 }  # fmt: skip
 
@@ -165,3 +175,25 @@ def test_variations_of_an_image_are_of_its_embedding(decoder):
   assert found.shape == (2, 8, 8, 3)
   np.testing.assert_allclose(found, sample(told), atol=1e-5)
   assert np.abs(found - sample(text_of(inputs))).max() > 1e-3
+
+
+def test_an_upsampler_of_whole_images_and_a_last_step():
+  system = dataclasses.replace(SYSTEMS["upsampler"], separate_last=True)
+  variables = contract.drawn(system, 0.2)
+  low = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 8, 12, 3)), jnp.float32)
+  networks = {name: {"params": variables["params"][name]} for name in ("first", "last")}
+  large = jax.image.resize(low, (2, 16, 24, 3), "cubic")
+  x = jax.random.normal(jax.random.key(0), large.shape)
+  condition = system._condition(variables, {"low_resolution": low}, True)
+  for t, name in ((5, "first"), (0, "last")):
+    rows = jnp.full(2, t)
+    said = system.network.apply({"params": variables["params"]}, x, rows, **condition)
+    expected = system.unet.apply(networks[name], x, rows, low_resolution=large)
+    np.testing.assert_allclose(said, expected, atol=1e-5)
+
+
+def test_an_upsamplers_image_made_small_and_large():
+  system = SYSTEMS["upsampler"]
+  variables = contract.drawn(system, 0.05)
+  found = jax.jit(system.reconstruct)(variables, batch(2)["image"])
+  assert found.shape == (2, 16, 16, 3) and np.isfinite(found).all()
