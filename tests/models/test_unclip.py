@@ -10,6 +10,7 @@ import pytest
 from tests import contract
 from vlx.inference.diffusion import Process
 from vlx.models.contrastive.clip import CLIP, TextTransformer
+from vlx.models.generation.unclip import UnCLIP, UnCLIPSampler, slerp
 from vlx.models.generation.unclip_decoder import UnCLIPDecoder
 from vlx.models.generation.unclip_prior import DiffusionPrior, PriorNetwork, PriorSampler
 from vlx.models.generation.unclip_upsampler import UnCLIPUpsampler
@@ -197,3 +198,63 @@ def test_an_upsamplers_image_made_small_and_large():
   variables = contract.drawn(system, 0.05)
   found = jax.jit(system.reconstruct)(variables, batch(2)["image"])
   assert found.shape == (2, 16, 16, 3) and np.isfinite(found).all()
+
+
+def test_slerp_keeps_lengths_and_goes_by_angle():
+  rng = np.random.default_rng(0)
+  a, b = (jnp.asarray(rng.normal(size=(3, 5)), jnp.float32) for _ in "ab")
+  length = lambda x: np.linalg.norm(x, axis=-1)
+  angle = lambda x, y: np.arccos(np.clip(np.sum(x * y, -1) / length(x) / length(y), -1, 1))
+  for share in (0.0, 0.25, 1.0):
+    found = slerp(a, b, jnp.full(3, share))
+    np.testing.assert_allclose(length(found), length(a), rtol=1e-5)
+    np.testing.assert_allclose(angle(found, b), (1 - share) * angle(a, b), atol=2e-3)
+  np.testing.assert_allclose(slerp(a, a, jnp.full(3, 0.5)), a, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+  system = UnCLIP(prior=SYSTEMS["prior"], decoder=SYSTEMS["decoder"], first=SYSTEMS["upsampler"])
+  return system, contract.drawn(system, 0.2)
+
+
+HOW = UnCLIPSampler(2, prior_steps=2, upsampler_steps=2)
+
+
+@pytest.fixture(scope="module")
+def sample(pipeline):
+  system, variables = pipeline
+  run = jax.jit(lambda v, inputs, seeds: system.sample_images(v, inputs, seeds, HOW))
+  return lambda inputs, seeds: np.asarray(run(variables, inputs, jnp.asarray(seeds)))
+
+
+def test_all_stages_of_a_text(sample):
+  inputs = text_of(batch())
+  found = sample(inputs, range(4))
+  assert found.shape == (4, 16, 16, 3)
+  one = {name: x[1:3] for name, x in inputs.items()}
+  np.testing.assert_allclose(sample(one, range(1, 3)), found[1:3], atol=1e-4)
+
+
+def test_between_two_images_and_along_a_change_of_text(sample):
+  inputs = batch(2)
+  seeds, turned = [5, 6], {name: x[::-1] for name, x in inputs.items()}
+  plain = sample(inputs, seeds)
+  share = lambda x: jnp.full(2, x)
+  between = lambda x: sample({**inputs, "towards": turned["image"], "share": share(x)}, seeds)
+  np.testing.assert_allclose(between(0.0), plain, atol=1e-4)
+  other = sample({**inputs, "image": turned["image"]}, seeds)
+  np.testing.assert_allclose(between(1.0), other, atol=0.05)
+  assert np.abs(between(0.5) - plain).max() > 1e-3
+  before = {f"from_{name}": turned[name] for name in ("text", "text_mask")}
+  changed = lambda x: sample({**inputs, **before, "share": share(x)}, seeds)
+  np.testing.assert_allclose(changed(0.0), plain, atol=1e-4)
+  assert np.abs(changed(0.5) - plain).max() > 1e-3
+
+
+def test_upsamplers_that_do_not_fit_are_told():
+  parts = dict(prior=SYSTEMS["prior"], decoder=SYSTEMS["decoder"])
+  with pytest.raises(ValueError, match="first enlarges images of 4 pixels, and is given 8"):
+    UnCLIP(**parts, first=dataclasses.replace(SYSTEMS["upsampler"], low_size=4))
+  with pytest.raises(ValueError, match="a second upsampler stands behind a first"):
+    UnCLIP(**parts, second=SYSTEMS["upsampler"])

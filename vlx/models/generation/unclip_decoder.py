@@ -144,6 +144,12 @@ class UnCLIPDecoder(DiffusionModel):
     del variables
     return x0
 
+  def embed_image(
+    self, variables, image: Float[Array, "batch height width 3"]
+  ) -> Float[Array, "batch dim"]:
+    """The CLIP's."""
+    return self.clip.embed_image(part(variables, "clip"), resized(image, self.clip_size))
+
   def _drawn(self, rng, rows):
     image, text = jax.random.split(rng)
     drawn = lambda rng, dropout: jax.random.bernoulli(rng, 1 - dropout, (rows,))
@@ -159,7 +165,7 @@ class UnCLIPDecoder(DiffusionModel):
     if "image_embedding" in inputs:
       image = inputs["image_embedding"]
     elif "image" in inputs:
-      image = self.clip.embed_image(clip, resized(inputs["image"], self.clip_size))
+      image = self.embed_image(variables, inputs["image"])
     else:
       image = self.clip.embed_text(clip, text, mask)
     if self.no_text:

@@ -1,0 +1,29 @@
+"""What unCLIP's stages share."""
+
+import ml_collections
+
+from vlx.core.config import part_from
+from vlx.train import defaults
+
+
+def emoji(size: int, clip: str) -> ml_collections.ConfigDict:
+  """Emoji at the size that a CLIP of configs/clip.py takes, with texts in its words."""
+  config = defaults.get_config()
+  told = part_from(clip)
+  config.data.source = "tfds:emoji"
+  config.data.image_transform = f"decode|resize({size})|normalize"
+  length = told["text"]["context_length"]
+  tokenize = f'tokenize("caption", {length})'
+  config.data.preprocess = (
+    f'decode|resize({size})|cache|normalize|{tokenize}|keep("image", "text", "text_mask")'
+  )
+  # The same texts give the same vocabulary.
+  config.tokenizer = dict(
+    vocabulary="", vocab_size=told["text"]["vocab_size"], fields=("caption", "keywords")
+  )
+  config.evaluators = dict(
+    loss=dict(
+      type="vlx.evaluate.tasks.loss.HeldOutLoss", splits=("train", "combo", "concept"), ops=tokenize
+    )
+  )
+  return config

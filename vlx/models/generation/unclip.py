@@ -1,0 +1,144 @@
+"""unCLIP, all its stages one after another: a prior, a decoder, upsamplers.
+
+Ramesh et al., "Hierarchical Text-Conditional Image Generation with CLIP Latents" (DALL-E 2), 2022, §2 and §3: the parts
+are runs, or parts of Karlo; nothing is learned here. From an image there are variations of it; with another image, what
+lies between both; with a text that it shows and one that it should, the way along their difference.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vlx.core.capabilities import GeneratesImages, SamplesImageEmbeddings
+from vlx.core.system import part
+from vlx.models.generation.ddpm import PixelSampler
+from vlx.models.generation.unclip_decoder import UnCLIPDecoder
+from vlx.models.generation.unclip_prior import PriorSampler, unit
+
+Embeddings = Float[Array, "batch dim"]
+
+
+@dataclasses.dataclass(frozen=True)
+class UnCLIPSampler:
+  """How images are sampled.
+
+  Attributes:
+    num_steps: of the decoder.
+    guidance_scale: of the decoder.
+    eta: of the decoder; of variations, how free they are.
+    method: of the decoder (`vlx.inference.samplers.Sampler`).
+    prior_steps: of the prior.
+    prior_guidance_scale: of the prior.
+    draws: of the prior, of which the nearest to the text is kept.
+    upsampler_steps: of each upsampler.
+  """
+
+  num_steps: int = 50
+  guidance_scale: float = 3.0
+  eta: float = 0.0
+  method: str = "ddim"
+  prior_steps: int = 25
+  prior_guidance_scale: float = 1.0
+  draws: int = 2
+  upsampler_steps: int = 15
+
+  @property
+  def prior(self) -> PriorSampler:
+    return PriorSampler(
+      self.prior_steps, guidance_scale=self.prior_guidance_scale, draws=self.draws
+    )
+
+  @property
+  def decoder(self) -> PixelSampler:
+    return PixelSampler(self.num_steps, self.method, self.eta, guidance_scale=self.guidance_scale)
+
+  @property
+  def upsampler(self) -> PixelSampler:
+    return PixelSampler(self.upsampler_steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UnCLIP:
+  """The system, which learns nothing.
+
+  Attributes:
+    prior: a part.
+    decoder: a part.
+    first: enlarges what the decoder gives; a part.
+    second: enlarges that; a part.
+  """
+
+  prior: SamplesImageEmbeddings
+  decoder: UnCLIPDecoder
+  first: GeneratesImages | None = None
+  second: GeneratesImages | None = None
+
+  Sampler = UnCLIPSampler
+  takes_mask = False
+
+  def __post_init__(self):
+    if self.second is not None and self.first is None:
+      raise ValueError("a second upsampler stands behind a first")
+    size = self.decoder.image_size
+    for name in ("first", "second"):
+      if (upsampler := getattr(self, name)) is not None:
+        if upsampler.low_size != size:
+          raise ValueError(
+            f"{name} enlarges images of {upsampler.low_size} pixels, and is given {size}"
+          )
+        size = upsampler.image_size
+
+  def inputs(self):
+    return self.decoder.inputs()
+
+  def init(self, rng):
+    del rng
+    return {"params": {}, "state": {}}
+
+  def sample_inputs(self):
+    return self.prior.sample_inputs()
+
+  def sample_images(
+    self, variables, inputs, seeds: Int[Array, " batch"], sampler: UnCLIPSampler
+  ) -> Float[Array, "batch height width 3"]:
+    """Of `text` and `text_mask`, by the prior; or of an `image`, without it: then the text may be empty.
+
+    With `towards` another image, or with `from_text` and `from_text_mask` the difference of two texts, decides, and
+    `share` `[B]`, 0 at the image, 1 at the other or along the difference alone, says how far.
+    """
+    text = {name: inputs[name] for name in ("text", "text_mask")}
+    decoder = part(variables, "decoder")
+    if "image" in inputs:
+      z = self._moved(decoder, inputs, text)
+    else:
+      z = self.prior.sample_image_embeddings(part(variables, "prior"), text, seeds, sampler.prior)
+    told = {**text, "image_embedding": z}
+    image = self.decoder.sample_images(decoder, told, seeds, sampler.decoder)
+    for name in ("first", "second"):
+      if (upsampler := getattr(self, name)) is not None:
+        low = {"low_resolution": image}
+        image = upsampler.sample_images(part(variables, name), low, seeds, sampler.upsampler)
+    return image
+
+  def _moved(self, decoder, inputs, text) -> Embeddings:
+    clip, of = self.decoder.clip, part(decoder, "clip")
+    embed = lambda name: self.decoder.embed_image(decoder, inputs[name])
+    z = embed("image")
+    if "towards" in inputs:
+      return slerp(z, embed("towards"), inputs["share"])
+    if "from_text" in inputs:
+      before = clip.embed_text(of, inputs["from_text"], inputs["from_text_mask"])
+      change = unit(unit(clip.embed_text(of, **text)) - unit(before))
+      return slerp(z, change, inputs["share"])
+    return z
+
+
+def slerp(a: Embeddings, b: Embeddings, share: Float[Array, " batch"]) -> Embeddings:
+  """On the sphere from a to b's direction, `share` of the angle; as long as a."""
+  length = jnp.linalg.norm(a, axis=-1, keepdims=True)
+  a, b, share = unit(a), unit(b), share[:, None]
+  angle = jnp.arccos(jnp.clip((a * b).sum(axis=-1, keepdims=True), -1, 1))
+  sine = jnp.maximum(jnp.sin(angle), 1e-6)
+  found = (jnp.sin((1 - share) * angle) * a + jnp.sin(share * angle) * b) / sine
+  return length * unit(jnp.where(angle < 1e-4, a, found))
