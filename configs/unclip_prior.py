@@ -2,7 +2,7 @@
 
   python -m vlx.train --config=configs/unclip_prior.py:VARIANT --workdir=runs/unclip_prior
 
-`diffusion` stands above a run of configs/clip.py:demo in runs/clip. `paper` is the diffusion prior of 1B parameters.
+`diffusion` and `ar` stand above a run of configs/clip.py:demo in runs/clip.
 """
 
 import ml_collections
@@ -51,4 +51,42 @@ def diffusion() -> ml_collections.ConfigDict:
   return config
 
 
-VARIANTS = dict(smoke=smoke, diffusion=diffusion)
+def ar_smoke() -> ml_collections.ConfigDict:
+  """Seconds; the tests use it. Its CLIP is not trained."""
+  config = smoke()
+  config.system = "vlx.models.generation.unclip_ar_prior.AutoregressivePrior"
+  config.model = dict(
+    clip=config.model.clip,
+    network=dict(
+      numbers=8, buckets=32, products=8, text_length=16, width=32, depth=1, num_heads=2, mlp_dim=64
+    ),
+    image_size=32,
+    measured_by=2,
+  )
+  return config
+
+
+def ar() -> ml_collections.ConfigDict:
+  """Of emoji, number by number."""
+  config = diffusion()
+  config.system = "vlx.models.generation.unclip_ar_prior.AutoregressivePrior"
+  config.model = dict(
+    clip=dict(source="runs/clip"),
+    network=dict(
+      numbers=80,
+      buckets=256,
+      products=32,
+      text_length=24,
+      width=192,
+      depth=4,
+      num_heads=6,
+      mlp_dim=768,
+      unroll=4,
+    ),
+    image_size=32,
+  )
+  config.optim.update(dict(b2=0.91, weight_decay=0.04))
+  return config
+
+
+VARIANTS = dict(smoke=smoke, diffusion=diffusion, ar_smoke=ar_smoke, ar=ar)

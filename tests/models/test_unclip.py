@@ -23,9 +23,9 @@ SEEN = CLIP(
   TextTransformer(vocab_size=20, context_length=6, **TOWER),
   embed_dim=8,
 )
-NETWORK = PriorNetwork(dim=8, text_length=6, width=16, depth=2, num_heads=2, mlp_dim=32)
+NETWORK = PriorNetwork(dim=8, text_length=6, width=16, depth=1, num_heads=2, mlp_dim=32)
 PLAIN = UNet(
-  channels=3, width=8, multipliers=(1, 2), num_blocks=1, attention_at=(2,), head_dim=4, groups=4,
+  channels=3, width=8, multipliers=(1,), num_blocks=1, attention_at=(1,), head_dim=4, groups=4,
   joint_attention=True, scale_shift=True, residual_resampling=True,
 )  # fmt: skip
 DECODER = dataclasses.replace(PLAIN, channels=6)
@@ -56,10 +56,9 @@ def batch(rows=4):
   }
 
 
-@pytest.fixture(scope="module", params=SYSTEMS)
+@pytest.fixture(params=["prior", "decoder", "upsampler"])
 def made(request):
-  system = SYSTEMS[request.param]
-  return system, contract.drawn(system, 0.3)
+  return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +69,11 @@ def prior():
 @pytest.fixture(scope="module")
 def decoder():
   return SYSTEMS["decoder"], contract.drawn(SYSTEMS["decoder"], 0.3)
+
+
+@pytest.fixture(scope="module")
+def upsampler():
+  return SYSTEMS["upsampler"], contract.drawn(SYSTEMS["upsampler"], 0.3)
 
 
 def text_of(inputs):
@@ -193,9 +197,8 @@ def test_an_upsampler_of_whole_images_and_a_last_step():
     np.testing.assert_allclose(said, expected, atol=1e-5)
 
 
-def test_an_upsamplers_image_made_small_and_large():
-  system = SYSTEMS["upsampler"]
-  variables = contract.drawn(system, 0.05)
+def test_an_upsamplers_image_made_small_and_large(upsampler):
+  system, variables = upsampler
   found = jax.jit(system.reconstruct)(variables, batch(2)["image"])
   assert found.shape == (2, 16, 16, 3) and np.isfinite(found).all()
 
@@ -213,7 +216,7 @@ def test_slerp_keeps_lengths_and_goes_by_angle():
 
 
 @pytest.fixture(scope="module")
-def pipeline():
+def pipeline(prior, decoder, upsampler):
   system = UnCLIP(prior=SYSTEMS["prior"], decoder=SYSTEMS["decoder"], first=SYSTEMS["upsampler"])
   return system, contract.drawn(system, 0.2)
 
