@@ -1,11 +1,15 @@
 """unCLIP's networks are diffusers' for Karlo."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.parity.recorded import Recorded, assert_parity, assert_returned, named_shapes
+import vlx
+from tests.parity.recorded import PARITY, Recorded, assert_parity, assert_returned, named_shapes
 from vlx.core.system import names
+from vlx.inference import samplers
 from vlx.models.layers import apply
 from vlx.pretrained import diffusers_configs, karlo, tables, unet
 from vlx.pretrained.tables import public_shapes
@@ -135,3 +139,32 @@ def test_the_published_sizes():
   assert shapes == expected
   count = lambda part: sum(np.prod(s, dtype=int) for n, s in shapes.items() if n.startswith(part))
   assert (count("decoder."), count("text_proj.")) == (885_439_686, 7_878_400)
+
+
+def test_karlos_pipeline_is_read_and_gives_its_images(monkeypatch):
+  recorded = Recorded("unclip", "pipeline")
+  model = vlx.load(PARITY / "karlo")
+  text, mask = model.tokenizer.encode_batch(recorded.config["prompts"], 12)
+  inputs = {"text": jnp.asarray(text), "text_mask": jnp.asarray(mask)}
+
+  def waves(seeds, index, shape):
+    wave = 1.4 * jnp.sin(0.7 * index + 1.3 * jnp.arange(math.prod(shape), dtype=jnp.float32))
+    return jnp.broadcast_to(wave.reshape(shape), (len(seeds), *shape))
+
+  monkeypatch.setattr(samplers, "noise", waves)
+  how = model.sampler(
+    num_steps=3, guidance_scale=3.0, method="ancestral", spacing="linspace", prior_steps=3,
+    prior_guidance_scale=2.0, prior_bound=5.0, draws=1, upsampler_steps=3,
+  )  # fmt: skip
+  system = model.system
+
+  @jax.jit
+  def run(v, inputs):
+    prior = {kind: tree["prior"] for kind, tree in v.items()}
+    z = system.prior.sample_image_embeddings(prior, inputs, jnp.arange(2), how.prior)
+    return z, system.sample_images(v, inputs, jnp.arange(2), how)
+
+  z, images = run(model.variables, inputs)
+  np.testing.assert_allclose(z, recorded.outputs["embeddings"], atol=1e-4)
+  found = ((images + 1) / 2).clip(0, 1)
+  np.testing.assert_allclose(found, recorded.outputs["images"], atol=2e-4)

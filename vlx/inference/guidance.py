@@ -78,7 +78,7 @@ def by_classifier(
 
 
 def threshold(
-  found: Prediction, x: Images, level: Level, kind: str, percentile: float
+  found: Prediction, x: Images, level: Level, kind: str, percentile: float, bound: float = 1.0
 ) -> Prediction:
   """Keeps x₀ where images are, in [-1, 1], and the noise with it.
 
@@ -89,10 +89,11 @@ def threshold(
     kind: none; static, which clips; or dynamic, which divides by s where |x₀| is above 1, s being a percentile of
       each row's |x₀|.
     percentile: of 1.
+    bound: of static, another one than 1.
   """
   if kind == "none":
     return found
-  x0 = found.x0.clip(-1, 1)
+  x0 = found.x0.clip(-bound, bound)
   if kind == "dynamic":
     most = jnp.quantile(jnp.abs(found.x0), percentile, axis=(1, 2, 3), keepdims=True).clip(1)
     x0 = found.x0.clip(-most, most) / most

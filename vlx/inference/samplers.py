@@ -76,6 +76,7 @@ class Sampler:
     guidance_interval: the part of the steps, 1 the noisiest, in which there is guidance.
     threshold: of the image on the way: none, static or dynamic.
     percentile: of dynamic.
+    bound: of static: what is kept in [-bound, bound]; 1 for images.
     strength: of a given image, how much of it becomes noise: 1 all of it, 0 leaves it as it is.
   """
 
@@ -90,6 +91,7 @@ class Sampler:
   guidance_interval: tuple[float, float] = (0.0, 1.0)
   threshold: str = "none"
   percentile: float = 0.995
+  bound: float = 1.0
   strength: float = 1.0
 
   def __post_init__(self):
@@ -252,7 +254,9 @@ def sample(
     else:
       output = jax.lax.cond(guide, guided, denoise, x, rows)
     found = diffusion.predict(process, output.astype(jnp.float32), x, step.now)
-    found = guidance.threshold(found, x, step.now, sampler.threshold, sampler.percentile)
+    found = guidance.threshold(
+      found, x, step.now, sampler.threshold, sampler.percentile, sampler.bound
+    )
     z = noise(seeds, index + 1, shape) if draws else jnp.zeros(())
     match sampler.method:
       case "ancestral":

@@ -9,7 +9,7 @@ from vlx.core.errors import UserError
 from vlx.core.files import read_json
 from vlx.models.generation.ddpm import DDPM
 from vlx.models.generation.latent_diffusion import LatentDiffusion
-from vlx.pretrained import clip, diffusers_configs, fields, ldm_bert, unet
+from vlx.pretrained import clip, diffusers_configs, fields, karlo, ldm_bert, unet
 from vlx.pretrained.tables import CheckpointMap
 
 # Of a folder's part, the first that is there.
@@ -25,14 +25,22 @@ WEIGHTS = (
 )
 INDEX = "model_index.json"
 # transformers writes a text tower by itself without this name since its version 5.
-_TEXT_ALIAS = (r"^text_encoder\.(?!text_model\.)", "text_encoder.text_model.")
-# Pipelines by the parts that vlx reads of them: the network, the autoencoder, the text encoder.
+_TEXT_ALIAS = (r"^text_encoder\.(?!text_model\.|text_projection\.)", "text_encoder.text_model.")
+# Pipelines by the parts that vlx reads of them; of latent diffusion the network, the autoencoder, the text encoder.
 PIPELINES = {
   "DDPMPipeline": ("unet",),
   "DDIMPipeline": ("unet",),
   "LDMPipeline": ("unet", "vqvae"),
   "LDMTextToImagePipeline": ("unet", "vqvae", "bert"),
   "StableDiffusionPipeline": ("unet", "vae", "text_encoder"),
+  "UnCLIPPipeline": (
+    "prior",
+    "decoder",
+    "text_encoder",
+    "text_proj",
+    "super_res_first",
+    "super_res_last",
+  ),
 }
 
 
@@ -96,12 +104,25 @@ def weights_of(folder: pathlib.Path) -> pathlib.Path:
 def of_pipeline(folder: pathlib.Path, parts: Mapping[str, pathlib.Path]) -> CheckpointMap:
   """The system of a pipeline, whose tensors' names have their part before them."""
   configs = {name: read_json(place / "config.json") for name, place in parts.items()}
+  if "prior" in parts:
+    return _unclip(folder, configs)
   scheduler = folder / "scheduler" / "scheduler_config.json"
   scheduler = scheduler if scheduler.is_file() else folder / "scheduler_config.json"
   how = read_json(scheduler) if scheduler.is_file() else {}
   if len(parts) == 1:
     return _ddpm(configs["unet"], how, "unet.")
   return _latent_diffusion(configs, how, folder / "tokenizer")
+
+
+def _unclip(folder: pathlib.Path, configs: Mapping[str, Mapping]) -> CheckpointMap:
+  schedulers = {
+    name: read_json(folder / f"{name}_scheduler" / "scheduler_config.json")
+    for name in ("prior", "decoder", "super_res")
+  }
+  start, end, *_ = clip.empty_text(folder / "tokenizer", configs["text_encoder"])
+  with told("config.json"):
+    found = karlo.pipeline(configs, schedulers, (start, end))
+  return found._replace(aliases=(*unet.DIFFUSERS_ALIASES, _TEXT_ALIAS))
 
 
 def _ddpm(config: Mapping, scheduler: Mapping, public: str) -> CheckpointMap:

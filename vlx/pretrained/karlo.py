@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 
-from vlx.models.generation.unclip_decoder import DecoderNetwork
-from vlx.models.generation.unclip_prior import PriorNetwork
-from vlx.pretrained import diffusers_configs, fields, unet
-from vlx.pretrained.tables import Row
+from vlx.core.errors import UserError
+from vlx.models.contrastive.clip import CLIPTextTower
+from vlx.models.generation.unclip import UnCLIP
+from vlx.models.generation.unclip_decoder import DecoderNetwork, UnCLIPDecoder
+from vlx.models.generation.unclip_prior import DiffusionPrior, PriorNetwork
+from vlx.models.generation.unclip_upsampler import UnCLIPUpsampler
+from vlx.pretrained import clip, diffusers_configs, fields, unet
+from vlx.pretrained.tables import CheckpointMap, Row
 from vlx.pretrained.torch_rows import dense, layer_norm, transformer_block
 
 
@@ -96,3 +100,66 @@ def decoder_rows(network: DecoderNetwork, *, ours: str = "") -> list[Row]:
     *dense(f"{theirs}.encoder_hidden_states_proj", f"{mine}/tokens"),
     *layer_norm(f"{theirs}.text_encoder_hidden_states_norm", f"{mine}/norm"),
   ]
+
+
+def pipeline(
+  configs: Mapping[str, Mapping], schedulers: Mapping[str, Mapping], empty: tuple[int, ...]
+) -> CheckpointMap:
+  """A whole `UnCLIPPipeline`: configs of its parts by their names, and of their schedulers.
+
+  Prior and decoder have the text encoder each. `empty` are the ids of no text, without padding.
+  """
+  told = configs["text_encoder"]
+  tower = CLIPTextTower(
+    clip.text_encoder(told).text, fields.positive_int(told, "projection_dim", 512)
+  )
+  process = lambda name: diffusers_configs.process(schedulers[name])
+  head = prior(configs["prior"])
+  fields.must_be(configs["prior"], "embedding_dim", tower.embed_dim)
+  network = decoder(configs["decoder"], configs["text_proj"])
+  first, last = (
+    diffusers_configs.unet_2d(configs[name]) for name in ("super_res_first", "super_res_last")
+  )
+  if first != last:
+    raise UserError("super_res_last/config.json is of another network than super_res_first's")
+  side = lambda name: fields.positive_int(configs[name], "sample_size", 64, most=fields.MAX_SIDE)
+  low, high = side("decoder"), side("super_res_first")
+  image_size = 224  # that its CLIP was trained with; no image is read here
+  system = UnCLIP(
+    prior=DiffusionPrior(
+      clip=tower,
+      network=head,
+      image_size=image_size,
+      process=process("prior"),
+      scale=0.0,
+      no_text=empty,
+    ),
+    decoder=UnCLIPDecoder(
+      clip=tower,
+      clip_size=image_size,
+      unet=network.unet,
+      image_size=low,
+      process=process("decoder"),
+      text_length=tower.text_length,
+      context_width=network.width,
+      normalised=False,
+      extra_tokens=network.extra_tokens,
+      no_text=empty,
+    ),
+    first=UnCLIPUpsampler(
+      unet=first, image_size=high, low_size=low, process=process("super_res"), separate_last=True
+    ),
+  )
+  heads = tower.text.num_heads
+  rows = [
+    *prior_rows(head, ours="prior/", public="prior."),
+    *decoder_rows(network, ours="decoder/"),
+    *unet.diffusers_rows(first, ours="first/first/", public="super_res_first."),
+    *unet.diffusers_rows(last, ours="first/last/", public="super_res_last."),
+  ]
+  for owner in ("prior", "decoder"):
+    ours = f"{owner}/clip"
+    rows += clip.text_rows(heads, ours=f"{ours}/text", public="text_encoder.text_model")
+    kernel = f"params/{ours}/text_projection/kernel"
+    rows.append(Row("text_encoder.text_projection.weight", kernel, ("o i -> i o", {})))
+  return CheckpointMap(system, rows)

@@ -51,6 +51,7 @@ FAMILIES = {
     "vlx.models.generation.autoencoder.VQAutoencoder",
     "vlx.models.generation.ddpm.DDPM",
     "vlx.models.generation.latent_diffusion.LatentDiffusion",
+    "vlx.models.generation.unclip.UnCLIP",
   ),
   "llama": ("vlx.models.language.llama.LanguageModel", "vlx.models.language.llama.LLaMAEncoder"),
   "vit": ("vlx.models.vision.vit.ViT", "vlx.models.vision.vit.ViTEncoder"),

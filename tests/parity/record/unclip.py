@@ -4,10 +4,23 @@ pip install torch==2.13.0 transformers==5.23.0 diffusers==0.42.1 safetensors acc
 python tests/parity/record/unclip.py
 """
 
+import math
+import shutil
+import tempfile
+
 import torch
-from common import half_file, halved, public_file, redrawn, save, telling
-from diffusers import PriorTransformer, UNet2DConditionModel, UNet2DModel
+from common import PARITY, half_file, halved, public_file, redrawn, save, telling
+from diffusers import (
+  PriorTransformer,
+  UnCLIPPipeline,
+  UnCLIPScheduler,
+  UNet2DConditionModel,
+  UNet2DModel,
+)
 from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
+from diffusers.schedulers import scheduling_unclip
+from pipeline import LENGTH, rounded, tokenizer
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from unet import prepared, public_config, record_names
 
 PRIOR = dict(
@@ -135,11 +148,124 @@ def karlo(model, tiny: dict, **more):
   return model(**{**tiny, **widths, **kinds, **more})
 
 
+FOLDER = PARITY / "karlo"
+PROMPTS = ["a cab", "abba"]
+SIDE = 12  # not one with as many places as the context, which diffusers' masks would be confused by
+
+
+def waves(shape, index: int, *_, **__) -> torch.Tensor:
+  """Noise that another program can draw too: channels last, by the number of the draw."""
+  batch, *sides = shape
+  channels_last = (*sides[1:], sides[0]) if len(sides) == 3 else (1, 1, *sides)
+  size = torch.tensor(channels_last).prod()
+  wave = 1.4 * torch.sin(0.7 * index + 1.3 * torch.arange(size)).reshape(channels_last)
+  wave = wave.permute(2, 0, 1) if len(sides) == 3 else wave[0, 0]
+  return wave.expand(shape).clone()
+
+
+def pipeline() -> UnCLIPPipeline:
+  with tempfile.TemporaryDirectory() as folder:
+    words = tokenizer(folder)
+  text = CLIPTextConfig(
+    vocab_size=len(words), hidden_size=8, intermediate_size=16, num_hidden_layers=1,
+    num_attention_heads=2, max_position_embeddings=LENGTH, projection_dim=8,
+    bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id,
+    pad_token_id=words.pad_token_id,
+  )  # fmt: skip
+  prior = PriorTransformer(
+    **{**PRIOR, "embedding_dim": 8, "num_embeddings": LENGTH, "num_layers": 1}
+  )
+  proj = dict(clip_embeddings_dim=8, time_embed_dim=32, cross_attention_dim=12)
+  schedule = dict(beta_schedule="squaredcos_cap_v2", num_train_timesteps=1000)
+  made = dict(
+    prior=rounded(prior, 0),
+    decoder=rounded(UNet2DConditionModel(**{**DECODER, "sample_size": SIDE}), 1),
+    text_encoder=rounded(CLIPTextModelWithProjection(text), 2),
+    text_proj=rounded(UnCLIPTextProjModel(**proj), 3),
+    super_res_first=rounded(UNet2DModel(**{**UPSAMPLER, "sample_size": 2 * SIDE}), 4),
+    super_res_last=rounded(UNet2DModel(**{**UPSAMPLER, "sample_size": 2 * SIDE}), 5),
+  )
+  with torch.no_grad():
+    deviation = made["prior"].clip_std
+    deviation.copy_((deviation.abs() + 0.5).half().float())
+  return UnCLIPPipeline(
+    **made,
+    tokenizer=words,
+    prior_scheduler=UnCLIPScheduler(
+      **schedule, clip_sample_range=5.0, prediction_type="sample", variance_type="fixed_small_log"
+    ),
+    decoder_scheduler=UnCLIPScheduler(**schedule, variance_type="learned_range"),
+    super_res_scheduler=UnCLIPScheduler(**schedule, variance_type="fixed_small_log"),
+  )
+
+
+def unclip_betas() -> list[float]:
+  """The cosine schedule's."""
+  share = lambda t: math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
+  return [min(1 - share(t + 1) / share(t), 0.999) for t in range(1000)]
+
+
+def record_pipeline(pipe: UnCLIPPipeline) -> dict:
+  drawn = {"count": 0}
+
+  def next_wave(shape, **_):
+    drawn["count"] += 1
+    return waves(shape, drawn["count"])
+
+  scheduling_unclip.randn_tensor = next_wave
+  # Each stage counts its draws anew.
+  for scheduler in (pipe.prior_scheduler, pipe.decoder_scheduler, pipe.super_res_scheduler):
+    begin = scheduler.set_timesteps
+
+    def set_timesteps(*args, begin=begin, **how):
+      drawn["count"] = 0
+      return begin(*args, **how)
+
+    scheduler.set_timesteps = set_timesteps
+    # In f32 it takes what is 4.9e-9, α_999 by α_500, for 0.
+    scheduler.betas = torch.tensor(unclip_betas(), dtype=torch.float64)
+    scheduler.alphas = 1 - scheduler.betas
+    scheduler.alphas_cumprod = scheduler.alphas.cumprod(0)
+    step = scheduler.step
+
+    def in_f32(*args, step=step, **how):
+      found = step(*args, **how)
+      found.prev_sample = found.prev_sample.float()
+      return found
+
+    scheduler.step = in_f32
+  found = {}
+  keep = pipe.prior.post_process_latents
+
+  def post_process_latents(z):
+    found["embeddings"] = keep(z)
+    return found["embeddings"]
+
+  pipe.prior.post_process_latents = post_process_latents
+  images = pipe(
+    PROMPTS, prior_num_inference_steps=3, decoder_num_inference_steps=3,
+    super_res_num_inference_steps=3, prior_guidance_scale=2.0, decoder_guidance_scale=3.0,
+    prior_latents=waves((2, 8), 0), decoder_latents=waves((2, 3, SIDE, SIDE), 0),
+    super_res_latents=waves((2, 3, 2 * SIDE, 2 * SIDE), 0), output_type="np",
+  ).images  # fmt: skip
+  return dict(config=dict(prompts=PROMPTS), outputs=dict(images=torch.from_numpy(images), **found))
+
+
 if __name__ == "__main__":
   torch.manual_seed(0)
   torch.set_num_threads(1)
-  cases = {"prior": record_prior(0), "decoder": record_decoder(1), "upsampler": record_upsampler(3)}
+  cases = {
+    "prior": record_prior(0),
+    "decoder": record_decoder(1),
+    "upsampler": record_upsampler(3),
+    "pipeline": record_pipeline(pipeline()),
+  }
   save("unclip", cases, ("diffusers",))
+  shutil.rmtree(FOLDER, ignore_errors=True)
+  pipe = pipeline()  # without what recording put into it
+  pipe.to(torch.float16).save_pretrained(FOLDER)
+  for file in FOLDER.rglob("*.safetensors"):
+    file.chmod(0o644)
   with torch.device("meta"):
     record_names("karlo_prior", PriorTransformer(), 1_022_030_080)
     record_names(

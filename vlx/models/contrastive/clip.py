@@ -364,6 +364,53 @@ class CLIP:
 
 
 @dataclasses.dataclass(frozen=True)
+class CLIPTextTower:
+  """The text tower with its projection: what a pipeline that reads no image has of a CLIP."""
+
+  text: TextTransformer
+  embed_dim: int
+
+  @property
+  def network(self) -> "_Projected":
+    return _Projected(self.text, self.embed_dim)
+
+  @property
+  def text_length(self) -> int:
+    return self.text.context_length
+
+  @property
+  def vocab_size(self) -> int:
+    return self.text.vocab_size
+
+  def init(self, rng):
+    return apply.init(self.network, rng, text_inputs(self.text_length), "text", "text_mask")
+
+  def embed_text(
+    self, variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
+  ) -> Float[Array, "batch dim"]:
+    """Not normalised."""
+    return apply.infer(self.network, variables, text, text_mask)
+
+  def encode_text(
+    self, variables, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
+  ) -> Float[Array, "batch length features"]:
+    """The tokens, after the last norm, before the projection."""
+    return self.text.apply(subnetwork(variables, "text"), text, text_mask)[1]
+
+
+class _Projected(nn.Module):
+  text: TextTransformer
+  embed_dim: int
+
+  @nn.compact
+  def __call__(
+    self, text: Int[Array, "batch length"], text_mask: Bool[Array, "batch length"]
+  ) -> Float[Array, "batch dim"]:
+    pooled, _ = self.text(text, text_mask)
+    return nn.Dense(self.embed_dim, use_bias=False, name="text_projection")(pooled)
+
+
+@dataclasses.dataclass(frozen=True)
 class CLIPTextEncoder:
   """The text tower by itself: Stable Diffusion's, or one that learns along with what it is a part of.
 

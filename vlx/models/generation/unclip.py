@@ -27,9 +27,11 @@ class UnCLIPSampler:
     num_steps: of the decoder.
     guidance_scale: of the decoder.
     eta: of the decoder; of variations, how free they are.
-    method: of the decoder (`vlx.inference.samplers.Sampler`).
+    method: of the decoder and the upsamplers (`vlx.inference.samplers.Sampler`).
+    spacing: of all stages' steps (the same).
     prior_steps: of the prior.
     prior_guidance_scale: of the prior.
+    prior_bound: what the prior's numbers are kept below; 0: they are not.
     draws: of the prior, of which the nearest to the text is kept.
     upsampler_steps: of each upsampler.
   """
@@ -38,24 +40,37 @@ class UnCLIPSampler:
   guidance_scale: float = 3.0
   eta: float = 0.0
   method: str = "ddim"
+  spacing: str = "trailing"
   prior_steps: int = 25
   prior_guidance_scale: float = 1.0
+  prior_bound: float = 0.0
   draws: int = 2
   upsampler_steps: int = 15
 
   @property
   def prior(self) -> PriorSampler:
     return PriorSampler(
-      self.prior_steps, guidance_scale=self.prior_guidance_scale, draws=self.draws
+      self.prior_steps,
+      spacing=self.spacing,
+      guidance_scale=self.prior_guidance_scale,
+      threshold="static" if self.prior_bound else "none",
+      bound=self.prior_bound or 1.0,
+      draws=self.draws,
     )
 
   @property
   def decoder(self) -> PixelSampler:
-    return PixelSampler(self.num_steps, self.method, self.eta, guidance_scale=self.guidance_scale)
+    return PixelSampler(
+      self.num_steps,
+      self.method,
+      self.eta,
+      spacing=self.spacing,
+      guidance_scale=self.guidance_scale,
+    )
 
   @property
   def upsampler(self) -> PixelSampler:
-    return PixelSampler(self.upsampler_steps)
+    return PixelSampler(self.upsampler_steps, self.method, spacing=self.spacing)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +103,11 @@ class UnCLIP:
             f"{name} enlarges images of {upsampler.low_size} pixels, and is given {size}"
           )
         size = upsampler.image_size
+
+  @property
+  def image_size(self) -> int:
+    """Of its images."""
+    return (self.second or self.first or self.decoder).image_size
 
   def inputs(self):
     return self.decoder.inputs()

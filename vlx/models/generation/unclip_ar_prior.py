@@ -25,7 +25,7 @@ from vlx.inference.decoding import sample_first, sample_more
 from vlx.inference.sampling import Sampling
 from vlx.losses.sequence import cross_entropy
 from vlx.models.generation.dalle import Block, SequenceLayout
-from vlx.models.generation.unclip_prior import Embeddings, EmbedsPairs, unit
+from vlx.models.generation.unclip_prior import Embeddings, ReadsText, unit
 from vlx.models.layers import apply
 from vlx.models.layers.cache import Cache
 
@@ -219,7 +219,7 @@ class AutoregressivePrior:
     condition_dropout: how often training leaves the text out.
   """
 
-  clip: EmbedsPairs
+  clip: ReadsText
   network: ARPriorNetwork
   image_size: int
   measured_by: int = 50

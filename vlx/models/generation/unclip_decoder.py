@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vlx.core.system import image_input, part, text_inputs
 from vlx.models.generation.ddpm import DiffusionModel, PixelSampler
-from vlx.models.generation.unclip_prior import EmbedsPairs, unit
+from vlx.models.generation.unclip_prior import ReadsText, unit
 from vlx.models.layers.unet import Images, UNet
 
 Embeddings = Float[Array, "batch dim"]
@@ -108,7 +108,7 @@ class UnCLIPDecoder(DiffusionModel):
     no_text: ids of a text that stands for none; (): its embedding is 0, and no token is seen.
   """
 
-  clip: EmbedsPairs
+  clip: ReadsText
   clip_size: int
   context_width: int
   normalised: bool = True
@@ -129,11 +129,8 @@ class UnCLIPDecoder(DiffusionModel):
   def inputs(self):
     return {"image": image_input(self.clip_size), **text_inputs(self.text_length)}
 
-  def sample_inputs(self):
-    return text_inputs(self.text_length)
-
   def _condition_inputs(self):
-    return self.inputs()
+    return text_inputs(self.text_length)
 
   def _encode(self, variables, image, rng):
     """The image at the size of the samples."""

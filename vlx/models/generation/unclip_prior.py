@@ -20,7 +20,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from vlx.core import system as systems
-from vlx.core.capabilities import EmbedsImages, EmbedsText, EncodesText
+from vlx.core.capabilities import EmbedsText, EncodesText
 from vlx.core.system import Aux, image_input, own, part, text_inputs
 from vlx.inference import diffusion, guidance, samplers
 from vlx.inference.diffusion import Process
@@ -35,8 +35,8 @@ Embeddings = Float[Array, "batch dim"]
 
 
 @runtime_checkable
-class EmbedsPairs(EmbedsImages, EmbedsText, EncodesText, Protocol):
-  """A CLIP."""
+class ReadsText(EmbedsText, EncodesText, Protocol):
+  """A CLIP; to learn, it embeds images too, to sample, its text tower is enough."""
 
 
 class PriorNetwork(nn.Module):
@@ -144,7 +144,7 @@ class DiffusionPrior:
     condition_dropout: how often training leaves the text out.
   """
 
-  clip: EmbedsPairs
+  clip: ReadsText
   network: PriorNetwork
   image_size: int
   process: Process = Process("cosine", prediction="x0")
