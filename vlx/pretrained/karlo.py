@@ -120,6 +120,8 @@ def pipeline(
   first, last = (
     diffusers_configs.unet_2d(configs[name]) for name in ("super_res_first", "super_res_last")
   )
+  for name in ("super_res_first", "super_res_last"):
+    fields.must_be(configs[name], "in_channels", 6)
   if first != last:
     raise UserError("super_res_last/config.json is of another network than super_res_first's")
   side = lambda name: fields.positive_int(configs[name], "sample_size", 64, most=fields.MAX_SIDE)
@@ -150,16 +152,21 @@ def pipeline(
       unet=first, image_size=high, low_size=low, process=process("super_res"), separate_last=True
     ),
   )
-  heads = tower.text.num_heads
+  return CheckpointMap(system, pipeline_rows(system, ("prior", "decoder")))
+
+
+def pipeline_rows(system: UnCLIP, towers: tuple[str, ...]) -> list[Row]:
+  """Of all parts, whose names stand before theirs; the text encoder is that of each of the parts `towers`."""
+  heads, sizes = system.decoder.clip.text.num_heads, system.first.unet
   rows = [
-    *prior_rows(head, ours="prior/", public="prior."),
-    *decoder_rows(network, ours="decoder/"),
-    *unet.diffusers_rows(first, ours="first/first/", public="super_res_first."),
-    *unet.diffusers_rows(last, ours="first/last/", public="super_res_last."),
+    *prior_rows(system.prior.network, ours="prior/", public="prior."),
+    *decoder_rows(system.decoder.network, ours="decoder/"),
+    *unet.diffusers_rows(sizes, ours="first/first/", public="super_res_first."),
+    *unet.diffusers_rows(sizes, ours="first/last/", public="super_res_last."),
   ]
-  for owner in ("prior", "decoder"):
+  for owner in towers:
     ours = f"{owner}/clip"
     rows += clip.text_rows(heads, ours=f"{ours}/text", public="text_encoder.text_model")
     kernel = f"params/{ours}/text_projection/kernel"
     rows.append(Row("text_encoder.text_projection.weight", kernel, ("o i -> i o", {})))
-  return CheckpointMap(system, rows)
+  return rows

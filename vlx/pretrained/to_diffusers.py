@@ -5,12 +5,16 @@ from typing import Any, NamedTuple
 from vlx.core.errors import UserError
 from vlx.core.system import Variables
 from vlx.inference.diffusion import Process
-from vlx.models.contrastive.clip import CLIPTextEncoder
+from vlx.models.contrastive.clip import CLIPTextEncoder, CLIPTextTower
 from vlx.models.generation.autoencoder import KLAutoencoder, VQAutoencoder
 from vlx.models.generation.ddpm import DDPM
 from vlx.models.generation.latent_diffusion import LatentDiffusion
+from vlx.models.generation.unclip import UnCLIP
+from vlx.models.generation.unclip_decoder import UnCLIPDecoder
+from vlx.models.generation.unclip_prior import DiffusionPrior
+from vlx.models.generation.unclip_upsampler import UnCLIPUpsampler
 from vlx.models.layers.unet import UNet
-from vlx.pretrained import clip, fields, ldm_bert, unet
+from vlx.pretrained import clip, fields, karlo, ldm_bert, unet
 from vlx.pretrained.tables import Row
 
 VERSION = "0.42.1"  # of diffusers, that these were tried with
@@ -55,6 +59,13 @@ def folder(system: Any, variables: Variables) -> Folder:
       )
     case LatentDiffusion(text_encoder=CLIPTextEncoder(), autoencoder=KLAutoencoder()):
       return _text_to_image(system, variables)
+    case UnCLIP(
+      prior=DiffusionPrior(clip=CLIPTextTower()),
+      decoder=UnCLIPDecoder(),
+      first=UnCLIPUpsampler(separate_last=True),
+      second=None,
+    ):
+      return _unclip(system)
   raise UserError(f"diffusers has no pipeline for this {type(system).__name__}")
 
 
@@ -103,6 +114,103 @@ def _text_to_image(system: LatentDiffusion, variables: Variables) -> Folder:
     "text_encoder" if text.causal else "bert": told,
   }
   return Folder(networks, {"model_index.json": index, "scheduler/scheduler_config.json": how})
+
+
+def _unclip(system: UnCLIP) -> Folder:
+  """Karlo's form."""
+  prior, decoder, upsampler = system.prior, system.decoder, system.first
+  what, tower = "a Karlo", decoder.clip
+  fields.exportable(what, prior, scale=0.0)
+  fields.exportable(what, decoder, normalised=False)
+  fields.exportable(what, decoder.unet, joint_attention=True, symmetric_padding=True)
+  network = prior.network
+  start, end = decoder.no_text
+  configs = {
+    "prior": dict(
+      _class_name="PriorTransformer",
+      num_attention_heads=network.num_heads,
+      attention_head_dim=network.width // network.num_heads,
+      num_layers=network.depth,
+      embedding_dim=network.dim,
+      num_embeddings=network.text_length,
+      additional_embeddings=4,
+    ),
+    "decoder": dict(
+      _class_name="UNet2DConditionModel",
+      **_unet(decoder.unet, decoder.image_size),
+      in_channels=3,
+      **_mirrored(
+        decoder.unet,
+        "ResnetDownsampleBlock2D",
+        "SimpleCrossAttnDownBlock2D",
+        "ResnetUpsampleBlock2D",
+        "SimpleCrossAttnUpBlock2D",
+      ),
+      mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+      only_cross_attention=False,
+      class_embed_type="identity",
+      cross_attention_dim=decoder.context_width,
+      attention_head_dim=decoder.unet.head_dim,
+      resnet_time_scale_shift="scale_shift",
+    ),
+    "text_encoder": clip.text_config(tower.text, (start, end, end))
+    | dict(architectures=["CLIPTextModelWithProjection"], projection_dim=tower.embed_dim),
+    "text_proj": dict(
+      _class_name="UnCLIPTextProjModel",
+      clip_embeddings_dim=tower.embed_dim,
+      clip_extra_context_tokens=decoder.extra_tokens,
+      cross_attention_dim=decoder.context_width,
+      time_embed_dim=4 * decoder.unet.width,
+    ),
+    **dict.fromkeys(("super_res_first", "super_res_last"), _upsampler(upsampler)),
+  }
+  rows = karlo.pipeline_rows(system, ("decoder",))
+  of_part = lambda part: [
+    row._replace(public=row.public.removeprefix(f"{part}."))
+    for row in rows
+    if row.public.startswith(f"{part}.")
+  ]
+  networks = {part: Network(config, of_part(part)) for part, config in configs.items()}
+  scheduler = lambda process, variance, bound: {
+    "_class_name": "UnCLIPScheduler",
+    **_scheduler(process),
+    "variance_type": variance,
+    "clip_sample_range": bound,
+  }
+  schedulers = {
+    "prior": scheduler(prior.process, "fixed_small_log", 5.0),
+    "decoder": scheduler(decoder.process, "learned_range", 1.0),
+    "super_res": scheduler(upsampler.process, "fixed_small_log", 1.0),
+  }
+  index = _index(
+    "UnCLIPPipeline",
+    **{part: config["_class_name"] for part, config in configs.items() if "_class_name" in config},
+    **{f"{name}_scheduler": "UnCLIPScheduler" for name in schedulers},
+  )
+  index |= {
+    "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "text_proj": ["unclip", "UnCLIPTextProjModel"],
+  }
+  files = {f"{name}_scheduler/scheduler_config.json": how for name, how in schedulers.items()}
+  return Folder(networks, {"model_index.json": index, **files})
+
+
+def _upsampler(system: UnCLIPUpsampler) -> dict[str, Any]:
+  network = system.unet
+  fields.exportable("a Karlo", network, residual_resampling=True, middle_attention=False)
+  fields.exportable("a Karlo", network, attention_at=())
+  blocks = ("ResnetDownsampleBlock2D",) * 2 + ("ResnetUpsampleBlock2D",) * 2
+  return dict(
+    _class_name="UNet2DModel",
+    **_unet(network, system.image_size),
+    in_channels=6,
+    **_mirrored(network, *blocks),
+    add_attention=False,
+    downsample_type="resnet",
+    upsample_type="resnet",
+    resnet_time_scale_shift="scale_shift" if network.scale_shift else "default",
+  )
 
 
 def _index(pipeline: str, **parts: str) -> dict[str, Any]:
