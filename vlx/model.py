@@ -33,6 +33,7 @@ from vlx.core.capabilities import (
   FilmsSampling,
   GeneratesImages,
   GeneratesText,
+  MovesImages,
   Reconstructs,
   SamplesWithoutText,
   SeesImages,
@@ -232,6 +233,8 @@ class Model:
     seed: int = 0,
     image: AnyImage | None = None,
     mask: AnyImage | None = None,
+    towards: AnyImage | None = None,
+    from_prompt: str | None = None,
     **sampler: Any,
   ) -> np.ndarray:
     """Samples of a prompt, uint8 `[num, H, W, 3]`, of the seeds `seed`, `seed` + 1, …
@@ -242,13 +245,15 @@ class Model:
       seed: of the first.
       image: to start from, at a strength below 1, or that keeps a part of itself.
       mask: an image of the same size, white where something new is wanted.
+      towards: another image; the samples are on the way there, of one seed.
+      from_prompt: what the image shows; the samples are on the way from there to `prompt`, half of it, of one seed.
       **sampler: fields of the system's `Sampler`.
 
     Raises:
       UserError: for an empty prompt or one too long, fields that do not fit, an image of which nothing would be left.
     """
-    how = dict(seed=seed, image=image, mask=mask, **sampler)
-    return self._sampled("sample_images", prompt, num, **how)
+    how = dict(seed=seed, image=image, mask=mask, towards=towards, from_prompt=from_prompt)
+    return self._sampled("sample_images", prompt, num, **how, **sampler)
 
   def generate_film(self, prompt: str = "", num: int = 8, **how: Any) -> np.ndarray:
     """What it takes its samples for on the way, the last the samples: uint8 `[num, frames, H, W, 3]`; as
@@ -257,7 +262,19 @@ class Model:
     self.require(FilmsSampling)
     return self._sampled("sample_film", prompt, num, **how)
 
-  def _sampled(self, method, prompt, num, *, seed=0, image=None, mask=None, **fields):
+  def _sampled(
+    self,
+    method,
+    prompt,
+    num,
+    *,
+    seed=0,
+    image=None,
+    mask=None,
+    towards=None,
+    from_prompt=None,
+    **fields,
+  ):
     """What `sample_images` or `sample_film` gives."""
     sampler = self.sampler(**fields)
     name, changes = type(self.system).__name__, capabilities.has(self.system, ChangesImages)
@@ -278,9 +295,27 @@ class Model:
       if image is None:
         raise UserError("a mask needs an image")
       inputs["mask"] = self._prepare_mask(mask, image)
-    rows = {name: np.repeat(x[None], num, axis=0) for name, x in inputs.items()}
     seeds = (seed + np.arange(num)).astype(np.int32)
+    moved = self._move_inputs(image, towards, from_prompt)
+    rows = {name: np.repeat(x[None], num, axis=0) for name, x in {**inputs, **moved}.items()}
+    if moved:
+      seeds = np.full_like(seeds, seed)
+      rows["share"] = np.linspace(0, 0.5 if towards is None else 1, num, dtype=np.float32)
     return to_uint8(self.map(method, rows, seeds, sampler=sampler))
+
+  def _move_inputs(
+    self, image: AnyImage | None, towards: AnyImage | None, from_prompt: str | None
+  ) -> dict[str, np.ndarray]:
+    """What says where an image is to go; empty where nobody asks."""
+    if towards is None and from_prompt is None:
+      return {}
+    if not capabilities.has(self.system, MovesImages):
+      raise UserError(f"{type(self.system).__name__} does not move images towards something")
+    if image is None or (towards is not None and from_prompt is not None):
+      raise UserError("an image goes towards another one, or from one prompt to another")
+    if towards is not None:
+      return {"towards": self.prepare_images([towards])[0]}
+    return {f"from_{name}": x for name, x in self.prompt_inputs(from_prompt).items()}
 
   def _prepare_mask(self, mask: AnyImage, image: AnyImage) -> Float[np.ndarray, "height width 1"]:
     """1 where it is white, cut as the image is."""

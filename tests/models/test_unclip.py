@@ -7,8 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import vlx
 from tests import contract
+from vlx.core import partition
+from vlx.core.errors import UserError
 from vlx.inference.diffusion import Process
+from vlx.model import Model
 from vlx.models.contrastive.clip import CLIP, TextTransformer
 from vlx.models.generation.unclip import UnCLIP, UnCLIPSampler, slerp
 from vlx.models.generation.unclip_decoder import UnCLIPDecoder
@@ -261,3 +265,24 @@ def test_upsamplers_that_do_not_fit_are_told():
     UnCLIP(**parts, first=dataclasses.replace(SYSTEMS["upsampler"], low_size=4))
   with pytest.raises(ValueError, match="a second upsampler stands behind a first"):
     UnCLIP(**parts, second=SYSTEMS["upsampler"])
+
+
+def test_by_the_models_methods(pipeline):
+  system, variables = pipeline
+  mesh = partition.make_mesh(dict(data=-1, fsdp=1, tensor=1))
+  model = Model(system, variables, None, "decode|resize(16)|normalize", mesh)
+  one, other = (np.random.default_rng(i).integers(0, 255, (16, 16, 3), np.uint8) for i in (0, 1))
+  how = dict(num_steps=1, prior_steps=1, upsampler_steps=1)
+  moved = model.generate_images("", 3, image=one, towards=other, **how)
+  assert moved.shape == (3, 16, 16, 3)
+  varied = model.generate_images("", 2, image=one, **how)
+  np.testing.assert_array_equal(moved[0], varied[0])
+  with pytest.raises(UserError, match="an image goes towards another one, or from one prompt"):
+    model.generate_images("", 2, towards=other)
+
+
+def test_a_pipeline_that_reads_no_images_says_so():
+  model = vlx.load("tests/parity/karlo")
+  image = np.zeros((16, 16, 3), np.uint8)
+  with pytest.raises(UserError, match="to start from an image: CLIPTextTower lacks EmbedsImages"):
+    model.generate_images("", 1, image=image)

@@ -50,8 +50,7 @@ def test_a_pipeline_there_and_back(folder, parts, tmp_path):
     there, here = load_file(folder / part / file.name), load_file(file)
     if part == "text_encoder":  # transformers reads either name
       there = {
-        name if name.startswith("text_") else f"text_model.{name}": x
-        for name, x in there.items()
+        name if name.startswith("text_") else f"text_model.{name}": x for name, x in there.items()
       }
     there = {name: x for name, x in there.items() if not name.startswith("to_logits")}
     assert there.keys() == here.keys()

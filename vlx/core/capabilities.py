@@ -171,6 +171,15 @@ class ChangesImages(GeneratesImages, Protocol):
 
 
 @runtime_checkable
+class MovesImages(ChangesImages, Protocol):
+  """Samples on the way from an `image` to another, `towards`, or along a change of text, from `from_text` and
+  `from_text_mask` to `text`; `share` `[batch]`, 0 at the image, says how far.
+  """
+
+  moves_images: bool
+
+
+@runtime_checkable
 class SamplesWithoutText(GeneratesImages, Protocol):
   """Samples of a text, and of none."""
 
@@ -293,6 +302,7 @@ ALL = (
   Autoencodes,
   GeneratesImages,
   ChangesImages,
+  MovesImages,
   SamplesWithoutText,
   FilmsSampling,
   SamplesImageEmbeddings,

@@ -3,6 +3,8 @@ python -m vlx.generate --workdir=runs/captions --image=photo.png
 python -m vlx.generate --workdir=runs/dalle --prompt="a red apple" [--num=64 --rerank=runs/clip]
 python -m vlx.generate --workdir=runs/ldm --prompt="a red apple" --num_steps=30 --guidance_scale=3 [--film]
     [--image=photo.png --strength=0.6 | --image=photo.png --mask=mask.png] [--progress]
+python -m vlx.generate --workdir=runs/unclip --image=photo.png
+    [--towards=other.png | --from_prompt="a house" --prompt="a castle"]
 
 What a model gives: text after a prompt or an answer to a message, captions of an image, images of a
 prompt. Which of these, its capabilities say. A model is a run (--workdir), or a public checkpoint
@@ -71,6 +73,10 @@ STRENGTH = flags.DEFINE_float(
 MASK = flags.DEFINE_string(
   "mask", None, "Diffusion: an image as large as --image, white where something new is wanted."
 )
+TOWARDS = flags.DEFINE_string("towards", None, "unCLIP: an image that --image goes to.")
+FROM_PROMPT = flags.DEFINE_string(
+  "from_prompt", None, "unCLIP: what --image shows, from which it goes to --prompt."
+)
 FILM = flags.DEFINE_bool("film", False, "Diffusion: also how the images come about.")
 PROGRESS = flags.DEFINE_bool(
   "progress", False, "Diffusion: a bar over the steps; with it the program is compiled each time."
@@ -129,7 +135,7 @@ def write_captions(model):
 
 
 def write_images(model):
-  if "text" in model.system.sample_inputs() and PROMPT.value is None:
+  if "text" in model.system.sample_inputs() and PROMPT.value is None and IMAGE.value is None:
     raise UserError('give --prompt="…"')
   for flag in (TEMPERATURE, TOP_K, TOP_P, PENALTY):
     if flag.present:
@@ -138,6 +144,7 @@ def write_images(model):
     model.require(FilmsSampling)
   prompt, sampler = PROMPT.value or "", _sampler()
   how = dict(seed=SEED.value, image=IMAGE.value, mask=MASK.value, **sampler)
+  how |= dict(towards=TOWARDS.value, from_prompt=FROM_PROMPT.value)
   make = model.generate_film if FILM.value else model.generate_images
   with outputs.steps_bar() if PROGRESS.value else contextlib.nullcontext():
     made = make(prompt, NUM.value, **how)

@@ -8,6 +8,7 @@ lies between both; with a text that it shows and one that it should, the way alo
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vlx.core.capabilities import GeneratesImages, SamplesImageEmbeddings
@@ -91,6 +92,7 @@ class UnCLIP:
 
   Sampler = UnCLIPSampler
   takes_mask = False
+  moves_images = True
 
   def __post_init__(self):
     if self.second is not None and self.first is None:
@@ -118,6 +120,11 @@ class UnCLIP:
 
   def sample_inputs(self):
     return self.prior.sample_inputs()
+
+  def empty_inputs(self):
+    """What stands for no text."""
+    wanted = self.sample_inputs()
+    return {name: np.zeros(shape.shape, shape.dtype) for name, shape in wanted.items()}
 
   def sample_images(
     self, variables, inputs, seeds: Int[Array, " batch"], sampler: UnCLIPSampler

@@ -266,7 +266,7 @@ class AutoregressivePrior:
   def _text(self, variables, inputs, given: jax.Array | bool):
     """(unit embedding, tokens, their mask) of texts where they are `given`, and of none elsewhere."""
     text, mask = inputs["text"], inputs["text_mask"]
-    rows = jnp.broadcast_to(given, (len(text),))[:, None]
+    rows = (given & mask.any(axis=1))[:, None]  # an empty text is none
     clip = part(variables, "clip")
     embedding = unit(self.clip.embed_text(clip, text, mask))
     tokens = self.clip.encode_text(clip, text, mask)

@@ -15,6 +15,8 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+from vlx.core import capabilities
+from vlx.core.capabilities import EmbedsImages
 from vlx.core.system import image_input, part, text_inputs
 from vlx.models.generation.ddpm import DiffusionModel, PixelSampler
 from vlx.models.generation.unclip_prior import ReadsText, unit
@@ -144,7 +146,12 @@ class UnCLIPDecoder(DiffusionModel):
   def embed_image(
     self, variables, image: Float[Array, "batch height width 3"]
   ) -> Float[Array, "batch dim"]:
-    """The CLIP's."""
+    """The CLIP's.
+
+    Raises:
+      UserError: where there is its text tower alone.
+    """
+    capabilities.require(self.clip, EmbedsImages, what="to start from an image")
     return self.clip.embed_image(part(variables, "clip"), resized(image, self.clip_size))
 
   def _drawn(self, rng, rows):
@@ -158,10 +165,11 @@ class UnCLIPDecoder(DiffusionModel):
       jnp.broadcast_to(x, (len(text),))
       for x in (given if isinstance(given, tuple) else (given,) * 2)
     )
+    text_given = text_given & mask.any(axis=1)
     clip = part(variables, "clip")
     if "image_embedding" in inputs:
       image = inputs["image_embedding"]
-    elif "image" in inputs:
+    elif "image" in inputs:  # whose variations are wanted, or that is learned of
       image = self.embed_image(variables, inputs["image"])
     else:
       image = self.clip.embed_text(clip, text, mask)

@@ -219,7 +219,7 @@ class DiffusionPrior:
   def _text(self, variables, inputs, given: jax.Array | bool):
     """(embedding, tokens, their mask) of texts where they are `given`, and of none elsewhere."""
     text, mask = inputs["text"], inputs["text_mask"]
-    rows = jnp.broadcast_to(given, (len(text),))[:, None]
+    rows = (given & mask.any(axis=1))[:, None]  # an empty text is none
     if self.no_text:
       empty = np.zeros(text.shape[1], np.int32)
       empty[: len(self.no_text)] = self.no_text
