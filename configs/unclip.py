@@ -47,4 +47,11 @@ def emoji() -> ml_collections.ConfigDict:
   return config
 
 
-VARIANTS = dict(smoke=smoke, emoji=emoji)
+def folder() -> ml_collections.ConfigDict:
+  """Of stages that were trained on your own images: --config.data.source=folder:PATH."""
+  config = unclip.of_folder(emoji())
+  config.evaluators.generation.splits = ("val",)
+  return config
+
+
+VARIANTS = dict(smoke=smoke, folder=folder, emoji=emoji)

@@ -80,4 +80,9 @@ def emoji() -> ml_collections.ConfigDict:
   return config
 
 
-VARIANTS = dict(smoke=smoke, emoji=emoji)
+def folder() -> ml_collections.ConfigDict:
+  """Your own images and captions: --config.data.source=folder:PATH, above a run of configs/clip.py:folder in runs/clip_folder."""
+  return unclip.of_folder(emoji())
+
+
+VARIANTS = dict(smoke=smoke, folder=folder, emoji=emoji)

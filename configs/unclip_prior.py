@@ -89,4 +89,9 @@ def ar() -> ml_collections.ConfigDict:
   return config
 
 
-VARIANTS = dict(smoke=smoke, diffusion=diffusion, ar_smoke=ar_smoke, ar=ar)
+def folder() -> ml_collections.ConfigDict:
+  """Your own images and captions: --config.data.source=folder:PATH, above a run of configs/clip.py:folder in runs/clip_folder."""
+  return unclip.of_folder(diffusion())
+
+
+VARIANTS = dict(smoke=smoke, folder=folder, diffusion=diffusion, ar_smoke=ar_smoke, ar=ar)

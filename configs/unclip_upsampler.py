@@ -78,8 +78,19 @@ def emoji(size: int, degradation: str, width: int, steps: int) -> ml_collections
   return config
 
 
+def folder() -> ml_collections.ConfigDict:
+  """Your own images: --config.data.source=folder:PATH; 32x32 pixels to 64x64."""
+  config = emoji(64, "bsr", 24, 700)
+  config.data.source = "folder:."
+  config.data.image_transform = "decode|resize_small(64)|central_crop(64)|normalize"
+  config.data.preprocess = 'decode|resize_small(64)|random_crop(32)|flip_lr|normalize|keep("image")'
+  config.evaluators.reconstruction.splits = ("val",)
+  return config
+
+
 VARIANTS = dict(
   smoke=smoke,
+  folder=folder,
   emoji_first=functools.partial(emoji, 32, "blur", 32, 700),
   emoji_second=functools.partial(emoji, 64, "bsr", 24, 700),
 )

@@ -30,17 +30,29 @@ RUNS = {
   "runs/vqvae_ablation": "configs/vqvae.py:ablation",
   "runs/vqvae": "configs/vqvae.py:emoji",
   "runs/autoencoder": "configs/autoencoder.py:emoji",
+  "runs/clip": "configs/clip.py:demo",
+  "runs/unclip_prior": "configs/unclip_prior.py:diffusion",
+  "runs/unclip_decoder": "configs/unclip_decoder.py:emoji",
+  "runs/unclip_first": "configs/unclip_upsampler.py:emoji_first",
+  "runs/unclip_second": "configs/unclip_upsampler.py:emoji_second",
 }
 
 
 def resolved(config):
   """With what stands for the runs that its parts name."""
-  for field, value in config.model.to_dict().items():
-    if configs.is_part(value) and "system" not in value:
-      with config.unlocked():
-        path = next(path for run, path in RUNS.items() if value["source"].startswith(run))
-        config.model[field] = configs.part_from(path)
+  with config.unlocked():
+    config.model = _named(config.model.to_dict())
   return config
+
+
+def _named(section):
+  """The section of a system, or of a part, its own parts by their configs."""
+  if configs.is_part(section) and "system" not in section:
+    path = next(path for run, path in RUNS.items() if section["source"].startswith(run))
+    section = configs.part_from(path)
+  return {
+    field: _named(value) if configs.is_part(value) else value for field, value in section.items()
+  }
 
 
 @pytest.mark.parametrize("path", VARIANTS)
@@ -49,7 +61,7 @@ def test_variant_builds(path):
   run = Plan(config, pathlib.Path("nowhere"), tuple(jax.devices("cpu")))
   system, params = run.system, run.shapes["params"]
   assert all(path.startswith("vlx.") for path in trust.import_paths(config.to_dict()))
-  assert capabilities.has(system, Trains)
+  assert capabilities.has(system, Trains) or not config.steps
   assert run.players or not config.steps  # rules and schedule fit
   for name, i in flatten(partition.match(config.partition, params, "partition")).items():
     leaf = flatten(params)[name]
