@@ -75,7 +75,7 @@ def test_what_cannot_be_is_told(model, image):
     (dict(strength=0.5), "needs an image to start from"),
     (dict(num_steps=1001), "num_steps must be at most 1000"),
     (dict(strength=1.5), "strength must be in 0 … 1"),
-    (dict(temperature=1.0), "Sampler has no field sampler.temperature: valid names: eta,"),
+    (dict(temperature=1.0), "Sampler has no field sampler.temperature: valid names: bound, eta,"),
     (dict(numsteps=4), "sampler.numsteps: did you mean 'num_steps'"),
     (dict(num_steps="ten"), "sampler.num_steps is 'ten', not int"),
     (dict(guidance_interval=0.5), "sampler.guidance_interval is 0.5, not a list of float or int"),

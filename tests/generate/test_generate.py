@@ -109,7 +109,8 @@ def test_evaluators_measure_and_draw(runs):
   }
   assert (runs["vqvae"] / "figures" / "reconstruction_combo.png").is_file()
   results = json.loads((runs["dalle"] / "results.json").read_text())["measures"]
-  assert results.keys() == {"loss/combo/image", "loss/combo/text", "loss/combo/loss"}
+  borders = {f"generation/combo/{name}/border" for name in ("samples", "real")}
+  assert results.keys() == {"loss/combo/image", "loss/combo/text", "loss/combo/loss"} | borders
   assert (runs["dalle"] / "figures" / "generation_combo.png").is_file()
   # A decoder that has learned nothing gives 32 codes about the same chance.
   assert abs(results["loss/combo/image"] - np.log(32)) < 0.5
