@@ -10,8 +10,6 @@ import ml_collections
 from configs.common import unclip
 from vlx.core.config import finalize, part_from, select_variant
 
-GENERATION = "vlx.evaluate.tasks.generation.Generation"
-
 
 def get_config(variant: str = "emoji") -> ml_collections.ConfigDict:
   return finalize(select_variant(VARIANTS, variant)())

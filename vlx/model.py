@@ -264,9 +264,10 @@ class Model:
 
   def _sampled(
     self,
-    method,
+    how,
     prompt,
     num,
+    /,  # a sampler may have fields of these names
     *,
     seed=0,
     image=None,
@@ -301,7 +302,7 @@ class Model:
     if moved:
       seeds = np.full_like(seeds, seed)
       rows["share"] = np.linspace(0, 0.5 if towards is None else 1, num, dtype=np.float32)
-    return to_uint8(self.map(method, rows, seeds, sampler=sampler))
+    return to_uint8(self.map(how, rows, seeds, sampler=sampler))
 
   def _move_inputs(
     self, image: AnyImage | None, towards: AnyImage | None, from_prompt: str | None
@@ -334,6 +335,8 @@ class Model:
     if "label" in wanted:
       return {"label": np.int32(self._class_of(prompt))}
     if "text" not in wanted:
+      if wanted:
+        raise UserError(f"{name} samples of {', '.join(wanted)}, which no prompt gives")
       if prompt:
         raise UserError(f"{name} samples images without a prompt; leave it out")
       return {}

@@ -68,6 +68,13 @@ def test_outside_of_a_mask_an_image_stays(model, image):
   assert np.abs(made[4:12].astype(int) - image[4:12]).max() > 10
 
 
+def test_a_samplers_method_is_a_field_like_others(model):
+  one, other = (model.generate_images("a cab", 1, num_steps=2, method=m) for m in ("ddim", "euler"))
+  assert one.shape == other.shape
+  default = model.generate_images("a cab", 1, num_steps=2)
+  np.testing.assert_array_equal(one, default)
+
+
 def test_what_cannot_be_is_told(model, image):
   for how, message in (
     (dict(mask=image), "a mask needs an image"),

@@ -15,6 +15,7 @@ from vlx.inference.diffusion import Process
 from vlx.model import Model
 from vlx.models.contrastive.clip import CLIP, TextTransformer
 from vlx.models.generation.unclip import UnCLIP, UnCLIPSampler, slerp
+from vlx.models.generation.unclip_ar_prior import ARPriorSampler
 from vlx.models.generation.unclip_decoder import UnCLIPDecoder
 from vlx.models.generation.unclip_prior import DiffusionPrior, PriorNetwork, PriorSampler
 from vlx.models.generation.unclip_upsampler import UnCLIPUpsampler
@@ -279,6 +280,22 @@ def test_by_the_models_methods(pipeline):
   np.testing.assert_array_equal(moved[0], varied[0])
   with pytest.raises(UserError, match="an image goes towards another one, or from one prompt"):
     model.generate_images("", 2, towards=other)
+
+
+def test_either_prior_is_asked_by_its_own_sampler():
+  how = UnCLIPSampler(prior_steps=7, prior_guidance_scale=4.0, prior_bound=5.0, draws=3)
+  by_diffusion = how.prior(PriorSampler)
+  assert (by_diffusion.num_steps, by_diffusion.bound, by_diffusion.threshold) == (7, 5.0, "static")
+  in_turn = how.prior(ARPriorSampler)
+  assert in_turn == ARPriorSampler(guidance_scale=4.0, draws=3)
+
+
+def test_stages_by_themselves_are_asked_for_what_they_take(decoder, upsampler):
+  mesh = partition.make_mesh(dict(data=-1, fsdp=1, tensor=1))
+  model = lambda stage: Model(*stage, None, "decode|resize(16)|normalize", mesh)
+  assert model(decoder).generate_images("", 1, num_steps=1).shape == (1, 8, 8, 3)
+  with pytest.raises(UserError, match="samples of low_resolution, which no prompt gives"):
+    model(upsampler).generate_images("", 1)
 
 
 def test_a_pipeline_that_reads_no_images_says_so():

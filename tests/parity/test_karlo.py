@@ -118,6 +118,24 @@ def test_an_upsampler():
   assert_parity(said, recorded.outputs["sample"])
 
 
+def test_an_upsampler_of_the_published_size():
+  config = Recorded("unclip", "upsampler").config | dict(
+    block_out_channels=[320, 640, 960, 1280],
+    layers_per_block=3,
+    norm_num_groups=32,
+    down_block_types=["ResnetDownsampleBlock2D"] * 4,
+    up_block_types=["ResnetUpsampleBlock2D"] * 4,
+  )
+  network = diffusers_configs.unet_2d(config)
+  x = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+  t = jax.ShapeDtypeStruct((1,), jnp.float32)
+  init = lambda rng, x, t: network.init(rng, x, t, low_resolution=x)
+  wanted = {"params": jax.eval_shape(init, jax.random.key(0), x, t)["params"], "state": {}}
+  shapes = public_shapes(unet.diffusers_rows(network), wanted)
+  assert shapes == named_shapes("karlo_upsampler")
+  assert sum(np.prod(shape, dtype=int) for shape in shapes.values()) == 691_579_523
+
+
 def test_the_published_sizes():
   config = Recorded("unclip", "decoder").config
   full = dict(block_out_channels=[320, 640, 960, 1280], layers_per_block=3, norm_num_groups=32)
@@ -161,7 +179,9 @@ def test_karlos_pipeline_is_read_and_gives_its_images(monkeypatch):
   @jax.jit
   def run(v, inputs):
     prior = {kind: tree["prior"] for kind, tree in v.items()}
-    z = system.prior.sample_image_embeddings(prior, inputs, jnp.arange(2), how.prior)
+    z = system.prior.sample_image_embeddings(
+      prior, inputs, jnp.arange(2), how.prior(system.prior.Sampler)
+    )
     return z, system.sample_images(v, inputs, jnp.arange(2), how)
 
   z, images = run(model.variables, inputs)

@@ -155,7 +155,15 @@ def write_images(model):
   title = prompt + (", best first" if RERANK.value else "")
   # What tells two sheets apart: one may be to be laid beside another.
   fields = ",".join(f"{name}={value}" for name, value in sampler.items())
-  told = (prompt or "samples", fields, RERANK.value and "ranked", str(SEED.value or ""))
+  moved = [pathlib.Path(x).stem for x in (IMAGE.value, TOWARDS.value) if x]
+  told = (
+    prompt or "samples",
+    *moved,
+    FROM_PROMPT.value,
+    fields,
+    RERANK.value and "ranked",
+    str(SEED.value or ""),
+  )
   path = _path(" ".join(filter(None, told)))
   print(outputs.save(outputs.images_sheet(images, title or "samples"), path))
   if FILM.value:

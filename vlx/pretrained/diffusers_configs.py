@@ -118,35 +118,41 @@ def unet_2d(config: Mapping) -> UNet:
   return _checked(network)
 
 
+# Of UNet2DConditionModel, whatever its blocks.
+_CONDITION = dict(
+  center_input_sample=False,
+  only_cross_attention=False,
+  mid_block_scale_factor=1,
+  act_fn="silu",
+  encoder_hid_dim=None,
+  encoder_hid_dim_type=None,
+  num_attention_heads=None,
+  dual_cross_attention=False,
+  addition_embed_type=None,
+  num_class_embeds=None,
+  resnet_skip_time_act=False,
+  resnet_out_scale_factor=1.0,
+  time_embedding_type="positional",
+  time_embedding_dim=None,
+  time_embedding_act_fn=None,
+  timestep_post_act=None,
+  time_cond_proj_dim=None,
+  conv_in_kernel=3,
+  conv_out_kernel=3,
+  cross_attention_norm=None,
+)
+
+
 def unet_2d_condition(config: Mapping) -> UNet:
   """The network of `UNet2DConditionModel` in the form of latent diffusion and Stable Diffusion 1 and 2."""
   width, multipliers = _levels(config)
   for name, wanted in dict(
-    center_input_sample=False,
+    _CONDITION,
     mid_block_type="UNetMidBlock2DCrossAttn",
-    only_cross_attention=False,
-    mid_block_scale_factor=1,
-    act_fn="silu",
-    encoder_hid_dim=None,
-    encoder_hid_dim_type=None,
-    num_attention_heads=None,
-    dual_cross_attention=False,
     class_embed_type=None,
-    addition_embed_type=None,
-    num_class_embeds=None,
     resnet_time_scale_shift="default",
-    resnet_skip_time_act=False,
-    resnet_out_scale_factor=1.0,
-    time_embedding_type="positional",
-    time_embedding_dim=None,
-    time_embedding_act_fn=None,
-    timestep_post_act=None,
-    time_cond_proj_dim=None,
-    conv_in_kernel=3,
-    conv_out_kernel=3,
     attention_type="default",
     mid_block_only_cross_attention=None,
-    cross_attention_norm=None,
   ).items():
     fields.must_be(config, name, wanted)
   # Called the width of a head, it is the number of heads.
@@ -187,29 +193,10 @@ def unclip_decoder(config: Mapping) -> UNet:
   """The network of `UNet2DConditionModel` in the form of unCLIP's decoder: attention to text and image in one."""
   width, multipliers = _levels(config)
   for name, wanted in dict(
-    center_input_sample=False,
+    _CONDITION,
     mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-    only_cross_attention=False,
-    mid_block_scale_factor=1,
-    act_fn="silu",
-    encoder_hid_dim=None,
-    encoder_hid_dim_type=None,
-    num_attention_heads=None,
-    dual_cross_attention=False,
     class_embed_type="identity",
-    addition_embed_type=None,
-    num_class_embeds=None,
     resnet_time_scale_shift="scale_shift",
-    resnet_skip_time_act=False,
-    resnet_out_scale_factor=1.0,
-    time_embedding_type="positional",
-    time_embedding_dim=None,
-    time_embedding_act_fn=None,
-    timestep_post_act=None,
-    time_cond_proj_dim=None,
-    conv_in_kernel=3,
-    conv_out_kernel=3,
-    cross_attention_norm=None,
     downsample_padding=1,
   ).items():
     fields.must_be(config, name, wanted)

@@ -211,7 +211,7 @@ class DiffusionModel:
 
   def empty_inputs(self):
     """What stands for no text."""
-    if self.text_encoder is None:
+    if "text" not in self.sample_inputs():
       return {}
     ids = self.empty_text or (0,) * self.text_length
     return {

@@ -6,18 +6,18 @@ lies between both; with a text that it shows and one that it should, the way alo
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vlx.core.capabilities import GeneratesImages, SamplesImageEmbeddings
+from vlx.core.capabilities import SamplesImageEmbeddings
 from vlx.core.system import part
 from vlx.models.generation.ddpm import PixelSampler
 from vlx.models.generation.unclip_decoder import UnCLIPDecoder
-from vlx.models.generation.unclip_prior import PriorSampler, unit
-
-Embeddings = Float[Array, "batch dim"]
+from vlx.models.generation.unclip_prior import Embeddings, unit
+from vlx.models.generation.unclip_upsampler import UnCLIPUpsampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +30,9 @@ class UnCLIPSampler:
     eta: of the decoder; of variations, how free they are.
     method: of the decoder and the upsamplers (`vlx.inference.samplers.Sampler`).
     spacing: of all stages' steps (the same).
-    prior_steps: of the prior.
+    prior_steps: of a prior by diffusion.
     prior_guidance_scale: of the prior.
-    prior_bound: what the prior's numbers are kept below; 0: they are not.
+    prior_bound: what its numbers are kept below; 0: they are not.
     draws: of the prior, of which the nearest to the text is kept.
     upsampler_steps: of each upsampler.
   """
@@ -48,16 +48,18 @@ class UnCLIPSampler:
   draws: int = 2
   upsampler_steps: int = 15
 
-  @property
-  def prior(self) -> PriorSampler:
-    return PriorSampler(
-      self.prior_steps,
+  def prior(self, kind: type) -> Any:
+    """A prior's sampler, of what is said here and it has fields for: one that says numbers in turn has no steps."""
+    said = dict(
+      num_steps=self.prior_steps,
       spacing=self.spacing,
       guidance_scale=self.prior_guidance_scale,
       threshold="static" if self.prior_bound else "none",
       bound=self.prior_bound or 1.0,
       draws=self.draws,
     )
+    known = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in said.items() if name in known})
 
   @property
   def decoder(self) -> PixelSampler:
@@ -87,8 +89,8 @@ class UnCLIP:
 
   prior: SamplesImageEmbeddings
   decoder: UnCLIPDecoder
-  first: GeneratesImages | None = None
-  second: GeneratesImages | None = None
+  first: UnCLIPUpsampler | None = None
+  second: UnCLIPUpsampler | None = None
 
   Sampler = UnCLIPSampler
   takes_mask = False
@@ -139,7 +141,8 @@ class UnCLIP:
     if "image" in inputs:
       z = self._moved(decoder, inputs, text)
     else:
-      z = self.prior.sample_image_embeddings(part(variables, "prior"), text, seeds, sampler.prior)
+      how = sampler.prior(self.prior.Sampler)
+      z = self.prior.sample_image_embeddings(part(variables, "prior"), text, seeds, how)
     told = {**text, "image_embedding": z}
     image = self.decoder.sample_images(decoder, told, seeds, sampler.decoder)
     for name in ("first", "second"):

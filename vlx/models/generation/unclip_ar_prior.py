@@ -25,7 +25,14 @@ from vlx.inference.decoding import sample_first, sample_more
 from vlx.inference.sampling import Sampling
 from vlx.losses.sequence import cross_entropy
 from vlx.models.generation.dalle import Block, SequenceLayout
-from vlx.models.generation.unclip_prior import Embeddings, ReadsText, unit
+from vlx.models.generation.unclip_prior import (
+  Embeddings,
+  ReadsText,
+  draws,
+  nearest,
+  read_text,
+  unit,
+)
 from vlx.models.layers import apply
 from vlx.models.layers.cache import Cache
 
@@ -264,13 +271,7 @@ class AutoregressivePrior:
     return unit(self.clip.embed_image(part(variables, "clip"), image))
 
   def _text(self, variables, inputs, given: jax.Array | bool):
-    """(unit embedding, tokens, their mask) of texts where they are `given`, and of none elsewhere."""
-    text, mask = inputs["text"], inputs["text_mask"]
-    rows = (given & mask.any(axis=1))[:, None]  # an empty text is none
-    clip = part(variables, "clip")
-    embedding = unit(self.clip.embed_text(clip, text, mask))
-    tokens = self.clip.encode_text(clip, text, mask)
-    return jnp.where(rows, embedding, 0.0), tokens, mask & rows
+    return read_text(self.clip, part(variables, "clip"), inputs, given, scale=1.0)
 
   def prepare(self, variables, batches, rng):
     """Measures axes, buckets and products."""
@@ -310,10 +311,10 @@ class AutoregressivePrior:
   ) -> Float[Array, "batch dim"]:
     """Of `text` and `text_mask`; unit vectors nearly."""
     measured, network = Measured(**variables["state"]["measured"]), self.network
-    rows = jnp.repeat(jnp.arange(len(seeds)), sampler.draws)
-    drawn = seeds[rows] * sampler.draws + jnp.tile(jnp.arange(sampler.draws), len(seeds))
+    rows, drawn = draws(seeds, sampler.draws)
     repeated = {name: inputs[name][rows] for name in ("text", "text_mask")}
     told = self._text(variables, repeated, True)
+    text = told[0]
     # One of the nearer half of the products.
     half = network.products // 2
     nearer = jax.vmap(
@@ -354,8 +355,4 @@ class AutoregressivePrior:
     more = network.numbers - 1
     _, (codes, _) = sample_more(step, sampling, first, more, more, drawn, stops)
     codes = jnp.concatenate([first.last[:, None], codes], axis=1)
-    found = from_codes(measured, codes, network.buckets)
-    text, _, _ = self._text(variables, repeated, True)
-    products = (found * text).sum(axis=-1).reshape(-1, sampler.draws)
-    best = products.argmax(axis=1)
-    return found[jnp.arange(len(seeds)) * sampler.draws + best]
+    return nearest(from_codes(measured, codes, network.buckets), text, sampler.draws)

@@ -11,7 +11,6 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
@@ -19,10 +18,9 @@ from vlx.core import capabilities
 from vlx.core.capabilities import EmbedsImages
 from vlx.core.system import image_input, part, text_inputs
 from vlx.models.generation.ddpm import DiffusionModel, PixelSampler
-from vlx.models.generation.unclip_prior import ReadsText, unit
+from vlx.models.generation.unclip_prior import Embeddings, ReadsText, read_text, unit
 from vlx.models.layers.unet import Images, UNet
 
-Embeddings = Float[Array, "batch dim"]
 Tokens = Float[Array, "batch length features"]
 
 
@@ -119,6 +117,7 @@ class UnCLIPDecoder(DiffusionModel):
   no_text: tuple[int, ...] = ()
 
   Sampler = PixelSampler
+  takes_mask = False  # images are given at another size than they are sampled
 
   @property
   def x0_shape(self) -> tuple[int, int, int]:
@@ -160,31 +159,21 @@ class UnCLIPDecoder(DiffusionModel):
     return drawn(image, self.condition_dropout), drawn(text, self.text_dropout)
 
   def _condition(self, variables, inputs, given):
-    text, mask = inputs["text"], inputs["text_mask"]
-    image_given, text_given = (
-      jnp.broadcast_to(x, (len(text),))
-      for x in (given if isinstance(given, tuple) else (given,) * 2)
-    )
-    text_given = text_given & mask.any(axis=1)
-    clip = part(variables, "clip")
+    clip, mask = part(variables, "clip"), inputs["text_mask"]
+    pair = given if isinstance(given, tuple) else (given, given)
+    image_given, text_given = (jnp.broadcast_to(x, (len(mask),)) for x in pair)
     if "image_embedding" in inputs:
       image = inputs["image_embedding"]
     elif "image" in inputs:  # whose variations are wanted, or that is learned of
       image = self.embed_image(variables, inputs["image"])
     else:
-      image = self.clip.embed_text(clip, text, mask)
-    if self.no_text:
-      empty = np.zeros(text.shape[1], np.int32)
-      empty[: len(self.no_text)] = self.no_text
-      text = jnp.where(text_given[:, None], text, empty)
-      seen = np.arange(text.shape[1]) < len(self.no_text)
-      mask = jnp.where(text_given[:, None], mask, seen)
-    told = self.clip.embed_text(clip, text, mask)
-    tokens = self.clip.encode_text(clip, text, mask)
-    if self.normalised:
-      image, told = (math.sqrt(x.shape[-1]) * unit(x) for x in (image, told))
-    if not self.no_text:
-      told, mask = jnp.where(text_given[:, None], told, 0.0), mask & text_given[:, None]
+      image = self.clip.embed_text(clip, inputs["text"], mask)
+      image_given &= mask.any(axis=1)
+    scale = math.sqrt(image.shape[-1]) if self.normalised else 0.0
+    told, tokens, mask = read_text(
+      self.clip, clip, inputs, text_given, scale=scale, no_text=self.no_text
+    )
+    image = scale * unit(image) if scale else image
     return dict(image=image, given=image_given, text=told, tokens=tokens, mask=mask)
 
 

@@ -217,22 +217,8 @@ class DiffusionPrior:
     return x0 * standard["deviation"] + standard["mean"]
 
   def _text(self, variables, inputs, given: jax.Array | bool):
-    """(embedding, tokens, their mask) of texts where they are `given`, and of none elsewhere."""
-    text, mask = inputs["text"], inputs["text_mask"]
-    rows = (given & mask.any(axis=1))[:, None]  # an empty text is none
-    if self.no_text:
-      empty = np.zeros(text.shape[1], np.int32)
-      empty[: len(self.no_text)] = self.no_text
-      text = jnp.where(rows, text, empty)
-      mask = jnp.where(rows, mask, np.arange(text.shape[1]) < len(self.no_text))
     clip = part(variables, "clip")
-    embedding = self.clip.embed_text(clip, text, mask)
-    tokens = self.clip.encode_text(clip, text, mask)
-    if self.scale:
-      embedding = self.scale * unit(embedding)
-    if not self.no_text:
-      embedding, mask = jnp.where(rows, embedding, 0.0), mask & rows
-    return embedding, tokens, mask
+    return read_text(self.clip, clip, inputs, given, scale=self.scale, no_text=self.no_text)
 
   def loss(self, variables, batch, rng, *, step, train, frozen):
     """The mean square of the error at a step of each row."""
@@ -269,7 +255,7 @@ class DiffusionPrior:
     self, variables, inputs, seeds: Int[Array, " batch"], sampler: PriorSampler
   ) -> Float[Array, "batch dim"]:
     """Of `text` and `text_mask`; unit vectors nearly, where there is a scale."""
-    mine, rows = self._own(variables), jnp.repeat(jnp.arange(len(seeds)), sampler.draws)
+    mine, (rows, drawn) = self._own(variables), draws(seeds, sampler.draws)
     repeated = lambda tree: jax.tree.map(lambda x: x[rows], tree)
     condition = repeated(self._text(variables, inputs, True))
     nothing = condition
@@ -281,20 +267,67 @@ class DiffusionPrior:
     guided = guidance.classifier_free(
       network, self.process, condition, nothing, sampler.guidance_scale, sampler.guidance_rescale
     )
-    draws = jnp.tile(jnp.arange(sampler.draws), len(seeds))
     x0, _ = samplers.sample(
       lambda x, t: network(x, t, condition),
       guided,
       self.process,
       sampler,
-      seeds[rows] * sampler.draws + draws,
+      drawn,
       (1, 1, self.network.dim),
     )
-    found = self._embedding(variables, _as_vectors(x0))
-    text = self.clip.embed_text(part(variables, "clip"), inputs["text"], inputs["text_mask"])
-    products = jnp.einsum("bd,bd->b", found, text[rows])
-    best = products.reshape(-1, sampler.draws).argmax(axis=1)
-    return found[jnp.arange(len(seeds)) * sampler.draws + best]
+    return nearest(self._embedding(variables, _as_vectors(x0)), condition[0], sampler.draws)
+
+
+def read_text(
+  clip: ReadsText,
+  variables,
+  inputs,
+  given: jax.Array | bool,
+  *,
+  scale: float,
+  no_text: tuple[int, ...] = (),
+) -> tuple[Embeddings, Float[Array, "batch length features"], Bool[Array, "batch length"]]:
+  """(embedding, tokens, their mask) of texts where they are `given`, and of none elsewhere; an empty text is none.
+
+  Args:
+    clip: that reads them.
+    variables: its own.
+    inputs: `text` and `text_mask`.
+    given: in which rows.
+    scale: of embeddings of unit length; 0: they are as they come.
+    no_text: ids of a text that stands for none; (): its embedding is 0, and no token is seen.
+  """
+  text, mask = inputs["text"], inputs["text_mask"]
+  rows = (given & mask.any(axis=1))[:, None]
+  if no_text:
+    empty = np.zeros(text.shape[1], np.int32)
+    empty[: len(no_text)] = no_text
+    text = jnp.where(rows, text, empty)
+    mask = jnp.where(rows, mask, np.arange(text.shape[1]) < len(no_text))
+  embedding = clip.embed_text(variables, text, mask)
+  tokens = clip.encode_text(variables, text, mask)
+  embedding = scale * unit(embedding) if scale else embedding
+  if not no_text:
+    embedding, mask = jnp.where(rows, embedding, 0.0), mask & rows
+  return embedding, tokens, mask
+
+
+def draws(
+  seeds: Int[Array, " batch"], count: int
+) -> tuple[Int[Array, " draws"], Int[Array, " draws"]]:
+  """(the row of each draw, its seed), `count` of each seed one after another."""
+  rows = jnp.repeat(jnp.arange(len(seeds)), count)
+  return rows, seeds[rows] * count + jnp.tile(jnp.arange(count), len(seeds))
+
+
+def nearest(
+  found: Float[Array, "draws dim"], text: Float[Array, "draws dim"], count: int
+) -> Float[Array, "batch dim"]:
+  """Of each `count` draws the one whose product with the text's embedding is the largest."""
+  products = rearrange((found * text).sum(axis=-1), "(b n) -> b n", n=count)
+  best = products.argmax(axis=1)[:, None, None]
+  choices = rearrange(found, "(b n) d -> b n d", n=count)
+  return jnp.take_along_axis(choices, best, axis=1)[:, 0]
 
 
 def unit(x: Embeddings) -> Embeddings:
