@@ -50,7 +50,7 @@ def emoji() -> ml_collections.ConfigDict:
 def folder() -> ml_collections.ConfigDict:
   """Of stages that were trained on your own images: --config.data.source=folder:PATH."""
   config = unclip.of_folder(emoji())
-  config.evaluators.generation.splits = ("val",)
+  config.model = {name: dict(source=f"runs/unclip_{name}_folder") for name in config.model}
   return config
 
 

@@ -79,8 +79,13 @@ def emoji() -> ml_collections.ConfigDict:
 
 
 def folder() -> ml_collections.ConfigDict:
-  """Your own images and captions: --config.data.source=folder:PATH, above a run of configs/clip.py:folder in runs/clip_folder."""
-  return unclip.of_folder(emoji())
+  """Your own images and captions: --config.data.source=folder:PATH, above a run of configs/clip.py:folder in
+  runs/clip_folder; 16x16 pixels.
+  """
+  config = unclip.of_folder(emoji())
+  config.model.clip = dict(source="runs/clip_folder")
+  config.model.clip_size = 64
+  return config
 
 
 VARIANTS = dict(smoke=smoke, folder=folder, emoji=emoji)

@@ -90,8 +90,13 @@ def ar() -> ml_collections.ConfigDict:
 
 
 def folder() -> ml_collections.ConfigDict:
-  """Your own images and captions: --config.data.source=folder:PATH, above a run of configs/clip.py:folder in runs/clip_folder."""
-  return unclip.of_folder(diffusion())
+  """Your own images and captions: --config.data.source=folder:PATH, above a run of configs/clip.py:folder in
+  runs/clip_folder.
+  """
+  config = unclip.of_folder(diffusion())
+  config.model.clip = dict(source="runs/clip_folder")
+  config.model.image_size = 64
+  return config
 
 
 VARIANTS = dict(smoke=smoke, folder=folder, diffusion=diffusion, ar_smoke=ar_smoke, ar=ar)

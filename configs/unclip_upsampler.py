@@ -49,15 +49,13 @@ def smoke() -> ml_collections.ConfigDict:
   return config
 
 
-def emoji(size: int, degradation: str, width: int, steps: int) -> ml_collections.ConfigDict:
-  """Twice the size of what it is given; learned of crops of a quarter of the image."""
+def emoji(size: int, degradation: str, width: int) -> ml_collections.ConfigDict:
+  """Twice the size of what it is given; learned of quarters of images."""
   config = _emoji(size)
-  config.data.preprocess = (
-    f'decode|resize({size})|cache|random_crop({size // 2})|flip_lr|normalize|keep("image")'
-  )
   config.model = dict(
     image_size=size,
     low_size=size // 2,
+    crop_size=size // 2,
     degradation=degradation,
     unet=dict(
       channels=3,
@@ -73,17 +71,19 @@ def emoji(size: int, degradation: str, width: int, steps: int) -> ml_collections
     weighting="min_snr",
   )
   config.data.batch_size = 64
-  config.steps = steps
+  config.steps = 700
   config.optim.update(dict(lr=1e-3, warmup_steps=50, final_lr_ratio=0.05, b2=0.99, ema_decay=0.995))
   return config
 
 
-def folder() -> ml_collections.ConfigDict:
-  """Your own images: --config.data.source=folder:PATH; 32x32 pixels to 64x64."""
-  config = emoji(64, "bsr", 24, 700)
+def folder(size: int = 64, degradation: str = "bsr", width: int = 24) -> ml_collections.ConfigDict:
+  """Your own images: --config.data.source=folder:PATH; twice the size, to 64x64, by `folder_first` to 32x32."""
+  config = emoji(size, degradation, width)
   config.data.source = "folder:."
-  config.data.image_transform = "decode|resize_small(64)|central_crop(64)|normalize"
-  config.data.preprocess = 'decode|resize_small(64)|random_crop(32)|flip_lr|normalize|keep("image")'
+  config.data.image_transform = f"decode|resize_small({size})|central_crop({size})|normalize"
+  config.data.preprocess = (
+    f'decode|resize_small({size})|central_crop({size})|flip_lr|normalize|keep("image")'
+  )
   config.evaluators.reconstruction.splits = ("val",)
   return config
 
@@ -91,6 +91,7 @@ def folder() -> ml_collections.ConfigDict:
 VARIANTS = dict(
   smoke=smoke,
   folder=folder,
-  emoji_first=functools.partial(emoji, 32, "blur", 32, 700),
-  emoji_second=functools.partial(emoji, 64, "bsr", 24, 700),
+  folder_first=functools.partial(folder, 32, "blur", 32),
+  emoji_first=functools.partial(emoji, 32, "blur", 32),
+  emoji_second=functools.partial(emoji, 64, "bsr", 24),
 )

@@ -30,16 +30,19 @@ def emoji(size: int, clip: str) -> ml_collections.ConfigDict:
 
 
 def of_folder(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """The same of people's own images and captions."""
-  if "clip" in config.model:
-    config.model.clip = dict(source="runs/clip_folder")
-  size = 32
-  length = part_from("configs/clip.py:demo")["text"]["context_length"]
+  """The same of people's own images and captions, above a run of configs/clip.py:folder in runs/clip_folder."""
+  size = part_from("configs/clip.py:folder")["image"]["image_size"]
+  length = part_from("configs/clip.py:folder")["text"]["context_length"]
   tokenize = f'choose("caption")|tokenize("caption", {length})'
   config.data.source = "folder:."
   config.data.image_transform = f"decode|resize_small({size})|central_crop({size})|normalize"
-  config.data.preprocess = f'decode|resize_small({size})|central_crop({size})|normalize|{tokenize}|keep("image", "text", "text_mask")'
+  config.data.preprocess = (
+    f"decode|resize_small({size})|central_crop({size})|normalize|{tokenize}|"
+    'keep("image", "text", "text_mask")'
+  )
   config.tokenizer.fields = ("caption",)
+  for evaluator in config.evaluators.values():
+    evaluator.splits = ("val",)
   if "loss" in config.evaluators:
-    config.evaluators.loss.update(dict(splits=("val",), ops=tokenize))
+    config.evaluators.loss.ops = tokenize
   return config

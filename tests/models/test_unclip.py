@@ -18,7 +18,7 @@ from vlx.models.generation.unclip import UnCLIP, UnCLIPSampler, slerp
 from vlx.models.generation.unclip_ar_prior import ARPriorSampler
 from vlx.models.generation.unclip_decoder import UnCLIPDecoder
 from vlx.models.generation.unclip_prior import DiffusionPrior, PriorNetwork, PriorSampler
-from vlx.models.generation.unclip_upsampler import UnCLIPUpsampler
+from vlx.models.generation.unclip_upsampler import UnCLIPUpsampler, crops
 from vlx.models.layers.unet import UNet
 from vlx.models.vision.vit import VisionTransformer
 
@@ -47,7 +47,7 @@ SYSTEMS = {
     unet=dataclasses.replace(
       PLAIN, joint_attention=False, attention_at=(), middle_attention=False
     ),
-    image_size=16, low_size=8, degradation="bsr",
+    image_size=16, low_size=8, crop_size=8, degradation="bsr",
   ),
 }  # fmt: skip
 
@@ -303,3 +303,14 @@ def test_a_pipeline_that_reads_no_images_says_so():
   image = np.zeros((16, 16, 3), np.uint8)
   with pytest.raises(UserError, match="to start from an image: CLIPTextTower lacks EmbedsImages"):
     model.generate_images("", 1, image=image)
+
+
+def test_crops_are_squares_anywhere_in_each_image():
+  image = jnp.arange(3 * 6 * 5 * 1.0).reshape(3, 6, 5, 1)
+  drawn = [crops(jax.random.key(i), image, 4) for i in range(20)]
+  corners = {tuple(np.asarray(x[:, 0, 0, 0], int)) for x in drawn}
+  rows = [{c[i] - 30 * i for c in corners} for i in range(3)]
+  assert all(found == {0, 1, 5, 6, 10, 11} for found in rows)  # each of three by two
+  for x in drawn:
+    for made, first in zip(x[..., 0], x[:, 0, 0, 0]):
+      np.testing.assert_array_equal(made, first + 5 * np.arange(4)[:, None] + np.arange(4))

@@ -37,15 +37,17 @@ class WithLastStep(nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnCLIPUpsampler(DiffusionModel):
-  """The system. Batches hold `image`, whole or crops; it samples of `low_resolution`.
+  """The system. Batches hold `image`; it samples of `low_resolution`.
 
   Attributes:
     low_size: of the images that it enlarges to `image_size`.
+    crop_size: of the squares of images that it learns of, cut anew each time; 0: whole ones.
     degradation: how what it learns of is made worse: none, blur or bsr.
     separate_last: whether another network does the last step; it is not trained here.
   """
 
   low_size: int
+  crop_size: int = 0
   degradation: str = "blur"
   separate_last: bool = False
   condition_dropout: float = 0.0
@@ -74,6 +76,13 @@ class UnCLIPUpsampler(DiffusionModel):
 
   def _condition_inputs(self):
     return {"low_resolution": image_input(self.low_size)}
+
+  def loss(self, variables, batch, rng, *, step, train, frozen):
+    """As `DiffusionModel`'s, in training of crops."""
+    if train and self.crop_size:
+      rng, where = jax.random.split(rng)
+      batch = {"image": crops(where, batch["image"], self.crop_size)}
+    return super().loss(variables, batch, rng, step=step, train=train, frozen=frozen)
 
   def _drawn(self, rng, rows):
     """What an image is made worse by."""
@@ -107,3 +116,11 @@ class UnCLIPUpsampler(DiffusionModel):
     small = degradations.shrunk(image, self.image_size // self.low_size)
     seeds = jnp.zeros(len(image), jnp.int32)
     return self.sample_images(variables, {"low_resolution": small}, seeds, PixelSampler(8))
+
+
+def crops(rng: jax.Array, image: Images, side: int) -> Float[Array, "batch side side channels"]:
+  """A square of each image, anywhere in it."""
+  most = jnp.array(image.shape[1:3]) - side + 1
+  corners = jax.random.randint(rng, (len(image), 2), 0, most)
+  cut = lambda x, corner: jax.lax.dynamic_slice(x, (*corner, 0), (side, side, x.shape[-1]))
+  return jax.vmap(cut)(image, corners)
