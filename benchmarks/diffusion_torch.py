@@ -1,4 +1,5 @@
-"""The same as `benchmarks.diffusion` by diffusers: `python benchmarks/diffusion_torch.py [PART [RUNS]]`.
+"""The same as `benchmarks.diffusion` by diffusers: `python -P benchmarks/diffusion_torch.py [PART [RUNS]]`, for it imports a
+package that is called as a file here.
 
 pip install torch==2.13.0 diffusers==0.42.1 transformers==5.23.0
 """
