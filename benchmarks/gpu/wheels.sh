@@ -12,7 +12,7 @@ for package in ml-collections==1.1.0 grain==0.2.18 array_record==0.8.3 etils imp
 done
 python3 -m pip wheel --quiet --no-deps -w .whl promise  # comes as source alone
 rm -rf .data
-python3 -c 'import vlx.data.sources as s; s.open_source("tfds:emoji", "train")'
+"${VLX_PYTHON:-.venv/bin/python}" -c 'import vlx.data.sources as s; s.open_source("tfds:emoji", "train")'
 mkdir .data
 cp -r "${TFDS_DATA_DIR:-$HOME/tensorflow_datasets}/emoji" .data/
 du -sh .whl .data
