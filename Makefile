@@ -1,5 +1,5 @@
 # make demo    train a CLIP on real images in about five minutes, then look at runs/demo/report.html
-# make test    the test suite (under six minutes on two cores); make test-all adds the slow ones
+# make test    the test suite (nine to twelve minutes on two cores); make test-all adds the slow ones
 # make lint    ruff's rules and format; types of core and train by pyright
 # make docs    the pages of docs/ as a site, figures and API among them, in docs/_build/html
 PYTHON ?= python3
